@@ -1,0 +1,1 @@
+"""Cached tensors to scores. A file here is a stage and a command."""

@@ -1,0 +1,1 @@
+"""Manifests, labels and image files as users have them."""

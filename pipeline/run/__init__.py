@@ -1,0 +1,1 @@
+"""Run directories and the scorer that is loaded from one."""

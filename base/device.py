@@ -1,0 +1,61 @@
+"""Choose the device and the number format of a forward pass, with the reason.
+
+Knows what the processor and torch can do; torch is imported inside the functions. Must not know any model.
+PEERS section 1, traps 1 to 3: bf16 pays only where the processor has units for it; fp16 on a CPU never does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from deltaclip.base.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def choose_device(requested: str) -> str:
+    """Return a torch device name; `auto` takes a CUDA GPU where there is one.
+
+    Raises:
+        UserError: the requested device is not known or not present.
+    """
+    import torch  # noqa: PLC0415
+
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(requested)
+    except RuntimeError as error:
+        raise UserError(f"{requested!r} is no device", place="--device", remedy="give auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA GPU is present", place="--device", remedy="give cpu or auto")
+    return requested
+
+
+def cpu_has_bf16_units() -> bool:
+    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX); without, bf16 is slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def choose_precision(requested: PrecisionChoice, device: str) -> Precision:
+    """Return the precision of the forward pass; `auto` is the fastest one that keeps spec section 9's accuracy.
+
+    Raises:
+        UserError: fp16 was asked for on a CPU.
+    """
+    on_gpu = device.startswith("cuda")
+    if requested == "fp16" and not on_gpu:
+        raise UserError("fp16 does not work on a CPU", place="--precision", remedy="give bf16, fp32 or auto")
+    if requested != "auto":
+        return requested
+    if on_gpu:
+        import torch  # noqa: PLC0415
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_bf16_units() else "fp32"

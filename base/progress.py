@@ -1,0 +1,39 @@
+"""One progress bar: rate and time left on a terminal, nothing elsewhere.
+
+Knows tqdm. Must not know what is counted. Spec section 8.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Progress:
+    """Counts `total` things on stderr; quiet when stderr is not a terminal, so logs stay readable."""
+
+    def __init__(self, total: int, what: str, *, unit: str) -> None:
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm  # noqa: PLC0415 - not needed where nobody looks
+
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count on by `count`; `note` stands at the end of the line."""
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)

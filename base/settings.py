@@ -1,0 +1,93 @@
+"""Settings of a stage: one frozen dataclass whose fields carry default, range and help.
+
+Knows how a field is declared, checked and dumped. Must not know any stage or the command line, which
+builds its options from the same fields. STYLE section 5, rules 7 to 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from deltaclip.base.errors import UserError, did_you_mean
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,  # noqa: A002 - the word that typer and argparse use
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    argument: bool = False,
+) -> Any:
+    """Declare one setting.
+
+    Args:
+        default: value when not given; none means the setting is required.
+        help: one sentence for the help page, with the unit.
+        ge, gt, le: the allowed range, inclusive, exclusive below, inclusive above.
+        argument: a positional argument of the command instead of an option.
+    """
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "argument": argument}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the resolved annotation of every field of a settings class."""
+    return get_type_hints(cls)
+
+
+def option_name(field_name: str) -> str:
+    """Return the option that sets a field: `residual_scale_q` gives `--residual-scale-q`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field against its range and choices; called from `__post_init__`.
+
+    Raises:
+        UserError: names the option, the value and what is allowed.
+    """
+    hints = field_types(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value is None:
+            continue
+        place = field.name.upper() if field.metadata["argument"] else option_name(field.name)
+        _check_choice(value, hints[field.name], place)
+        _check_range(value, field.metadata, place)
+
+
+def _check_choice(value: Any, hint: Any, place: str) -> None:
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is Literal and value not in get_args(part):
+            raise UserError(f"{value!r} is not a choice", place=place, remedy=did_you_mean(str(value), get_args(part)))
+
+
+def _check_range(value: Any, limits: Any, place: str) -> None:
+    for name, holds, words in (
+        ("ge", lambda bound: value >= bound, "at least"),
+        ("gt", lambda bound: value > bound, "above"),
+        ("le", lambda bound: value <= bound, "at most"),
+    ):
+        bound = limits[name]
+        if bound is not None and not holds(bound):  # NaN fails every comparison and is refused
+            raise UserError(f"{value} is out of range", place=place, remedy=f"give a value {words} {bound}")
+
+
+def settings_to_json(settings: Any) -> dict[str, Any]:
+    """Dump settings as plain JSON values, paths as strings."""
+    return {
+        field.name: str(value) if isinstance(value := getattr(settings, field.name), Path) else value
+        for field in dataclasses.fields(settings)
+    }
+
+
+def is_optional(hint: Any) -> bool:
+    """Tell whether an annotation allows None."""
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)

@@ -1,0 +1,85 @@
+"""Open an image file as people made it: right, or refused with a reason.
+
+Knows Pillow's modes and limits. Must not know manifests or CLIP. Spec section 12.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; larger files are bombs or scans, not generated images
+MAX_ASPECT = 100  # CLIP resizes the short side: a longer strip would blow up to gigabytes and lose all but its middle
+
+
+class UnreadableImage(Exception):  # noqa: N818 - a reason to list, not an error to stop at
+    """Why a file cannot be used as an image; `str()` is the reason without the file's name."""
+
+
+def read_image_bytes(path: Path, root: Path | None) -> bytes:
+    """Return the bytes of an image file.
+
+    Args:
+        path: the file.
+        root: folder that it must lie in once symbolic links are followed; None permits every place.
+
+    Raises:
+        UnreadableImage: no such file, no right to read it, empty, or outside the root.
+    """
+    try:
+        if root is not None and not path.resolve(strict=True).is_relative_to(root.resolve()):
+            raise UnreadableImage("links to a file outside the image root")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage("no such file") from None
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+    if not content:
+        raise UnreadableImage("empty file")
+    return content
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Decode an image to RGB, 8 bits: upright (EXIF), first frame, transparency over white.
+
+    Raises:
+        UnreadableImage: not an image, truncated, over 100 million pixels, or a strip longer than 100:1.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above its own limit; ours below is the one that refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content))
+            _check_size(*image.size)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise UnreadableImage("not an image in a known format") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+        raise UnreadableImage(f"broken image data ({error})") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width} x {height} is over {MAX_PIXELS // 1_000_000} million pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnreadableImage(f"{width} x {height} is a strip longer than {MAX_ASPECT}:1")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a channel: Pillow's own conversion would clip instead of scale
+        scaled = np.asarray(image, dtype=np.float64) * (255.0 / 65535.0)
+        return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        page = Image.new("RGBA", image.size, "white")  # what a viewer shows; plain conversion would show hidden colours
+        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")

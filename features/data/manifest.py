@@ -1,0 +1,163 @@
+"""A manifest: which images, with which prompts, labels, groups and sources.
+
+Knows columns and their aliases, and which paths an image may have. Must not know CLIP, caches or scores.
+Spec sections 4 and 12.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaclip.base.errors import UserError, nearest
+from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
+from deltaclip.features.data.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# Field -> spellings seen in public copies, best first; compared without case.
+ALIASES = {
+    "image": ("image", "img", "image_path", "img_path", "image_name", "name", "filename", "file_name", "file", "path"),
+    "prompt": ("prompt", "caption", "text"),
+    "quality": ("quality", "mos_quality", "mos", "quality_mos"),
+    "consistency": ("consistency", "mos_align", "alignment", "mos_alignment", "correspondence", "mos_consistency"),
+    "quality_std": ("quality_std", "std_quality", "mos_quality_std", "sd"),
+    "consistency_std": ("consistency_std", "std_align", "std_alignment", "mos_align_std", "std_consistency"),
+    "explanation": ("explanation", "rationale", "reason"),
+    "group": ("group", "prompt_id"),
+    "source": ("source", "generator", "model"),
+    "split": ("split", "subset", "partition", "set"),
+}
+LABELS = ("quality", "consistency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """N rows; text columns are '' and numbers NaN where a cell is empty."""
+
+    name: str
+    path: Path
+    image_root: Path
+    images: list[str]  # relative to image_root, as the table has them
+    prompts: list[str]
+    labels: dict[str, NDArray[np.float64]]  # quality, consistency (mapped to [0, 1]) and their _std, each (N,)
+    explanations: list[str]
+    groups: list[str]
+    sources: list[str]
+    splits: list[str]
+    places: list[str]  # 'file, line' of each row, for messages
+    label_ranges: dict[str, LabelRange] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image_path(self, row: int) -> Path:
+        """Return the file of a row's image."""
+        return self.image_root / self.images[row]
+
+
+def manifest_from_table(
+    table: Table,
+    *,
+    name: str,
+    image_root: Path,
+    label_range: LabelRange | None = None,
+    source_of: Callable[[str], str] | None = None,
+    allow_outside: bool = False,
+) -> Manifest:
+    """Turn a table into a manifest.
+
+    Args:
+        table: columns as read.
+        name: short name of the data set, for tables and default file names.
+        image_root: folder that image paths are relative to and may not leave.
+        label_range: scale of both labels; None detects it per label.
+        source_of: gives the generator from an image name where no column does.
+        allow_outside: permit image paths that leave `image_root`.
+
+    Raises:
+        UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
+    """
+    found = _find_columns(table)
+    images = _required(table, found, "image")
+    prompts = _required(table, found, "prompt")
+    if not allow_outside:
+        _refuse_outside(table, found["image"], images, image_root)
+    labels, ranges = _read_labels(table, found, label_range)
+    empty = [""] * len(images)
+    sources = table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
+    groups = table.columns[found["group"]] if "group" in found else empty
+    return Manifest(
+        name=name,
+        path=table.path,
+        image_root=image_root,
+        images=images,
+        prompts=prompts,
+        labels=labels,
+        explanations=table.columns[found["explanation"]] if "explanation" in found else empty,
+        groups=[group or prompt_group(prompt) for group, prompt in zip(groups, prompts, strict=True)],
+        sources=sources,
+        splits=table.columns[found["split"]] if "split" in found else empty,
+        places=[f"{table.path}, {table.line_word} {line}" for line in table.lines],
+        label_ranges=ranges,
+    )
+
+
+def prompt_group(prompt: str) -> str:
+    """Return the group of a prompt: case and spacing do not make a new prompt, or near copies would leak."""
+    return " ".join(prompt.split()).casefold()
+
+
+def _find_columns(table: Table) -> dict[str, str]:
+    by_lower = {name.lower(): name for name in reversed(table.columns)}
+    return {
+        column: next(by_lower[alias] for alias in aliases if alias in by_lower)
+        for column, aliases in ALIASES.items()
+        if any(alias in by_lower for alias in aliases)
+    }
+
+
+def _required(table: Table, found: dict[str, str], column: str) -> list[str]:
+    if column not in found:
+        close = nearest(column, table.columns)
+        hint = f"rename {close!r} to {column!r}" if close else f"found: {', '.join(table.columns)}"
+        raise UserError(f"missing column {column!r}", place=table.path, remedy=hint)
+    cells = table.columns[found[column]]
+    row = next((row for row, cell in enumerate(cells) if not cell), None)
+    if row is not None:
+        raise UserError(f"empty {column}", place=table.place(row, found[column]), remedy="fill it in or remove the row")
+    return cells
+
+
+def _read_labels(
+    table: Table, found: dict[str, str], label_range: LabelRange | None
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, LabelRange]]:
+    num_rows = len(table.lines)
+    labels = {name: np.full(num_rows, np.nan) for label in LABELS for name in (label, f"{label}_std")}
+    ranges = {}
+    for label in LABELS:
+        if label in found:
+            labels[label], ranges[label] = read_label(table, found[label], label_range)
+            if f"{label}_std" in found:
+                labels[f"{label}_std"] = read_label_std(table, found[f"{label}_std"], ranges[label])
+    return labels, ranges
+
+
+def _refuse_outside(table: Table, column: str, images: list[str], root: Path) -> None:
+    # Textual first (cheap, every row), so that a manifest from elsewhere cannot read /etc through `..`;
+    # symbolic links that leave the root are caught when the file is opened (images.py).
+    for row, image in enumerate(images):
+        relative = os.path.normpath(image)
+        if relative.startswith("..") or (os.path.isabs(relative) and not relative.startswith(f"{os.path.abspath(root)}/")):  # noqa: PTH100, PTH117
+            raise UserError(
+                f"image {image!r} lies outside {root}",
+                place=table.place(row, column),
+                remedy="give --image-root, or --allow-outside to permit it",
+            )
