@@ -1,0 +1,170 @@
+"""Load a backbone: model, preprocessing, tokenizer and the facts that change an embedding.
+
+Knows open_clip. Must not know caches, manifests or heads. Spec sections 6 and 7; PEERS section 1, traps 1 to 5.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.checkpoint import (
+    WeightsSource,
+    fingerprint,
+    is_torchscript,
+    read_torchscript,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from deltaclip.base.device import Precision
+
+# open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
+# fused attention path, and a plain .bfloat16() breaks its LayerNormFp32 (PEERS traps 1 and 3).
+OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A loaded model, ready to encode.
+
+    `preprocess` maps a PIL image to float32 (3, H, W); `facts` says all that changes an embedding, as JSON values.
+    """
+
+    model: torch.nn.Module
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
+    device: str
+    precision: Precision
+    facts: dict[str, Any]
+
+    @property
+    def dim(self) -> int:
+        """Width D of both embeddings."""
+        return int(self.facts["dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt may have, begin and end marks included."""
+        return int(self.facts["context_length"])
+
+
+def request_facts(source: WeightsSource, precision: Precision, *, quick_gelu: bool | None) -> dict[str, Any]:
+    """Return what decides an embedding and is known without loading the model: equal requests, equal embeddings."""
+    return {**source.identity(), "precision": precision, "quick_gelu_asked": quick_gelu}
+
+
+def load_backbone(
+    source: WeightsSource, *, device: str, precision: Precision, quick_gelu: bool | None = None
+) -> Backbone:
+    """Load a model through open_clip, in evaluation mode.
+
+    Args:
+        source: resolved by `find_weights`.
+        device: a torch device.
+        precision: format of all weights and activations.
+        quick_gelu: force the activation on or refuse it; None takes the model's own, and OpenAI's archive as trained.
+
+    Raises:
+        UserError: the weights do not fit the model, are a pickle, or need the other activation.
+    """
+    import open_clip  # noqa: PLC0415
+
+    archive = is_torchscript(source.weights)
+    force = quick_gelu is True or (archive and quick_gelu is None)
+    with warnings.catch_warnings():
+        # Answered below with an error or by `facts`, not with a warning that scrolls away.
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                source.model,
+                pretrained=None if archive else source.pretrained,
+                precision=OPEN_CLIP_PRECISION[precision],
+                device=device,
+                force_quick_gelu=force,
+            )
+            if archive:
+                model.load_state_dict(read_torchscript(source.weights))
+        except pickle.UnpicklingError as error:
+            remedy = "convert it to safetensors where it comes from: a pickle can run code"
+            raise UserError("holds more than tensors", place=source.weights, remedy=remedy) from error
+        except (RuntimeError, KeyError) as error:
+            raise _misfit(source, error) from error
+    active = _uses_quick_gelu(model)
+    _check_quick_gelu(source, active=active, asked=quick_gelu)
+    tokenizer = open_clip.get_tokenizer(source.model)
+    return Backbone(
+        model=model.eval(),
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        device=device,
+        precision=precision,
+        facts=_facts(source, model, precision, quick_gelu=active),
+    )
+
+
+def _misfit(source: WeightsSource, error: Exception) -> UserError:
+    text = str(error)
+    if "vision_model." in text or "text_model." in text:
+        remedy = "pass the same model's open_clip weights (local-dir: or hf-hub: with open_clip_config.json)"
+        return UserError("is in the layout of transformers, which open_clip does not read", place=source.weights, remedy=remedy)
+    detail = next((line.strip() for line in text.splitlines()[1:] if line.strip()), text.splitlines()[0])
+    remedy = "check --backbone: the architecture must be the one the weights were saved from"
+    return UserError(f"does not fit {source.model} ({detail[:160]})", place=source.weights, remedy=remedy)
+
+
+def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gelu: bool) -> dict[str, Any]:
+    from open_clip.transform import PreprocessCfg  # noqa: PLC0415
+
+    preprocessing = dict(PreprocessCfg().__dict__) | model.visual.preprocess_cfg
+    text = getattr(model, "text", model)
+    return {
+        "model": source.model,
+        "pretrained": source.pretrained,
+        "weights_sha256": fingerprint(source.weights),
+        "quick_gelu": quick_gelu,
+        "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()},
+        "precision": precision,
+        "normalised": True,
+        "dim": _embedding_dim(model),
+        "context_length": int(text.context_length),
+    }
+
+
+def _embedding_dim(model: Any) -> int:
+    import torch  # noqa: PLC0415
+
+    text = getattr(model, "text", model)
+    parameter = next(model.parameters())
+    tokens = torch.zeros(1, int(text.context_length), dtype=torch.long, device=parameter.device)
+    with torch.inference_mode():
+        return int(model.encode_text(tokens).shape[-1])
+
+
+def _uses_quick_gelu(model: Any) -> bool:
+    from open_clip.transformer import QuickGELU  # noqa: PLC0415
+
+    return any(isinstance(module, QuickGELU) for module in model.modules())
+
+
+def _check_quick_gelu(source: WeightsSource, *, active: bool, asked: bool | None) -> None:
+    from open_clip.pretrained import get_pretrained_cfg  # noqa: PLC0415
+
+    if asked is not None:
+        if asked != active:
+            word = "has no" if asked else "is defined with"
+            remedy = "leave the option out or give another model name"
+            raise UserError(f"{source.model} {word} QuickGELU", place="--quick-gelu", remedy=remedy)
+        return
+    tag = get_pretrained_cfg(source.model, source.pretrained) if source.pretrained and not source.config else {}
+    trained = bool(tag.get("quick_gelu", False)) if tag else None
+    if trained is not None and trained != active:
+        word = "with" if trained else "without"
+        remedy = f"give --backbone {source.model}-quickgelu" if trained else f"give --backbone {source.model.removesuffix('-quickgelu')}"
+        raise UserError(f"{source.pretrained} was trained {word} QuickGELU", place=source.model, remedy=remedy)

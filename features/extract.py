@@ -1,0 +1,268 @@
+"""STAGE extract: images and prompts to a feature cache; computes only what is new. Spec sections 6 and 8."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from deltaclip.base.device import PrecisionChoice, choose_device
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import one_writer
+from deltaclip.base.progress import Progress
+from deltaclip.base.settings import check_settings, setting
+from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
+from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
+from deltaclip.features.data.adapters import read_manifest
+from deltaclip.features.data.content import hash_images
+from deltaclip.features.store.plan import make_plan
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.takeover import check_request, open_interrupted, open_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from deltaclip.features.backbone.load import Backbone
+    from deltaclip.features.data.manifest import Manifest
+    from deltaclip.features.store.schema import Plan
+    from deltaclip.features.store.writer import StoreWriter
+
+PROBE_IMAGES = 16
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Settings of `extract`."""
+
+    data: str = setting(help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL or Parquet manifest.", argument=True)
+    out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.")
+    backbone: str = setting("tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.")
+    pretrained: str | None = setting(None, help="For a model name: a tag of open_clip or a checkpoint file.")
+    quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+    precision: PrecisionChoice = setting("auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings.")
+    batch_size: int = setting(64, help="Images per forward pass.", ge=1)
+    workers: int | None = setting(None, help="Decoding threads; default one per processor.", ge=1)
+    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
+    allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
+    label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")
+    on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """What an extraction did; counts are of distinct images and texts, times in seconds."""
+
+    cache: Path
+    rows: int
+    usable_rows: int
+    images: int
+    new_images: int
+    texts: int
+    new_texts: int
+    truncated_texts: int
+    failed: list[tuple[str, str]]
+    label_ranges: dict[str, str]
+    facts: dict[str, Any]
+    seconds: float
+    images_per_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {"cache": str(self.cache)}
+
+
+def default_cache(data: str, backbone: str, pretrained: str | None) -> Path:
+    """Return where `extract` writes when not told: one file per data set and backbone."""
+    parts = [Path(part.rpartition(":")[2] or part).name for part in (data, backbone, pretrained) if part]
+    return Path("cache") / ("_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts) + ".h5")
+
+
+def extract(config: ExtractConfig) -> ExtractResult:
+    """Bring a feature cache up to date with a manifest.
+
+    Raises:
+        UserError: anything wrong with manifest, backbone, cache or disk; nothing half-written is left under the
+            cache's name, and what was computed is kept for the next run.
+    """
+    started = time.monotonic()
+    source = find_weights(config.backbone, config.pretrained)
+    manifest = read_manifest(
+        config.data,
+        image_root=config.image_root,
+        label_range=config.label_range,
+        allow_outside=config.allow_outside,
+    )
+    out = config.out or default_cache(config.data, config.backbone, config.pretrained)
+    with one_writer(out):
+        job = _Job(config, manifest, source, out)
+        done = job.nothing_to_do() or job.compute()
+    with FeatureStore.open(out) as store:
+        return _result(store, done, out, seconds=time.monotonic() - started)
+
+
+@dataclass
+class _Done:
+    new_images: int = 0
+    new_texts: int = 0
+    encode_seconds: float = 0.0
+
+
+class _Job:
+    """One extraction while it runs: the plan, and what is already on disk."""
+
+    def __init__(self, config: ExtractConfig, manifest: Manifest, source: WeightsSource, out: Path) -> None:
+        self.config, self.manifest, self.source, self.out = config, manifest, source, out
+        self.root = None if config.allow_outside else manifest.image_root
+        contents = hash_images([manifest.image_path(row) for row in range(len(manifest))], self.root)
+        if config.on_error == "fail":
+            for row, content in enumerate(contents):
+                if content.reason:
+                    raise _unreadable(manifest.images[row], content.reason, place=manifest.places[row])
+        self.plan: Plan = make_plan(manifest, contents)
+        if all(self.plan.image_reasons):
+            reason = f"none of the {self.plan.num_images} images can be read ({self.plan.image_reasons[0]})"
+            raise UserError(reason, place=manifest.path, remedy=f"check the paths or give --image-root (now {manifest.image_root})")
+
+    def nothing_to_do(self) -> _Done | None:
+        """Check what is on disk against the request; return at once if it is exactly what was asked for."""
+        for store in (FeatureStore.open(self.out) if self.out.exists() else None, open_interrupted(self.out)):
+            if store is None:
+                continue
+            with store:
+                request = self._request(self._known_precision(store))
+                check_request(store, request)
+                if store.path == self.out and store.header == {"request": request, "plan": self.plan.digest()}:
+                    return _Done()
+        return None
+
+    def compute(self) -> _Done:
+        """Encode all that no earlier run has left, then publish the cache."""
+        facts, backbone = self._previous_facts(), None
+        if facts is None:
+            backbone = self._load(self.config.precision)
+            facts = backbone.facts
+        request = self._request(facts["precision"])
+        writer = open_writer(self.out, self.plan, request=request, facts=facts)
+        done, started = _Done(), time.monotonic()
+        try:
+            if writer.todo("texts").size or writer.todo("images").size:
+                backbone = backbone or self._load(facts["precision"])
+                started = time.monotonic()
+                done.new_texts = _encode_texts(writer, backbone, self.plan.texts)
+                done.new_images = self._encode_images(writer, backbone)
+            done.encode_seconds = time.monotonic() - started
+            writer.finish(self.out)
+        finally:
+            writer.close()
+        return done
+
+    def _request(self, precision: Any) -> dict[str, Any]:
+        from deltaclip.features.backbone.load import request_facts  # noqa: PLC0415
+
+        return request_facts(self.source, precision, quick_gelu=self.config.quick_gelu)
+
+    def _known_precision(self, store: FeatureStore) -> str:
+        # `auto` goes on in the precision that a cache has, also on a machine that would choose another.
+        return str(store.header["request"]["precision"]) if self.config.precision == "auto" else self.config.precision
+
+    def _previous_facts(self) -> dict[str, Any] | None:
+        for store in (FeatureStore.open(self.out) if self.out.exists() else None, open_interrupted(self.out)):
+            if store is not None:
+                with store:
+                    return store.facts
+        return None
+
+    def _load(self, precision: Any) -> Backbone:
+        from deltaclip.features.backbone.choose import load_in_best_precision  # noqa: PLC0415
+
+        backbone, reason = load_in_best_precision(
+            self.source,
+            device=choose_device(self.config.device),
+            precision=precision,
+            quick_gelu=self.config.quick_gelu,
+            probe=self._probe,
+        )
+        libraries = ("deltaclip", "torch", "open_clip_torch", "pillow", "h5py")
+        backbone.facts["versions"] = {name: importlib.metadata.version(name) for name in libraries}
+        backbone.facts["precision_reason"] = reason
+        return backbone
+
+    def _files(self, entries: Any) -> list[ImageFile]:
+        plan, root = self.plan, self.manifest.image_root
+        return [ImageFile(int(i), root / plan.image_files[i], plan.image_keys[i].tobytes()) for i in entries]
+
+    def _batches(self, entries: Any, preprocess: Callable[[Any], torch.Tensor], batch_size: int) -> Any:
+        workers = self.config.workers or default_workers()
+        return pixel_batches(self._files(entries), preprocess, root=self.root, batch_size=batch_size, workers=workers)
+
+    def _probe(self, preprocess: Callable[[Any], torch.Tensor]) -> torch.Tensor | None:
+        readable = [entry for entry, reason in enumerate(self.plan.image_reasons) if not reason]
+        spread = np.linspace(0, len(readable) - 1, min(PROBE_IMAGES, len(readable))).astype(int)
+        batch = next(self._batches([readable[i] for i in spread], preprocess, PROBE_IMAGES))
+        pixels: torch.Tensor | None = batch.pixels_B3HW
+        return pixels
+
+    def _encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
+        from deltaclip.features.backbone.encode_images import encode_images  # noqa: PLC0415
+
+        todo = writer.todo("images")
+        with Progress(len(todo), "encoding images", unit="images") as progress:
+            for batch in self._batches(todo, backbone.preprocess, self.config.batch_size):
+                for entry, reason in batch.failed:
+                    if self.config.on_error == "fail":
+                        raise _unreadable(self.plan.image_files[entry], reason, place=self.manifest.path)
+                    writer.put_failure(entry, reason)
+                if batch.entries:
+                    unit_BD, norm_B = encode_images(backbone, batch.pixels_B3HW)
+                    writer.put("images", batch.entries, unit_BD, norm_B)
+                progress.advance(len(batch.entries) + len(batch.failed))
+        return len(todo)
+
+
+def _encode_texts(writer: StoreWriter, backbone: Backbone, texts: list[str]) -> int:
+    from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated  # noqa: PLC0415
+
+    todo = writer.todo("texts")
+    with Progress(len(todo), "encoding prompts", unit="prompts") as progress:
+        for start in range(0, len(todo), TEXT_BATCH):
+            entries = todo[start : start + TEXT_BATCH]
+            batch = [texts[entry] for entry in entries]
+            writer.put_truncated(entries, find_truncated(backbone, batch))
+            writer.put("texts", entries, *encode_texts(backbone, batch))
+            progress.advance(len(entries))
+    return len(todo)
+
+
+def _unreadable(image: str, reason: str, *, place: Path | str) -> UserError:
+    return UserError(f"image {image!r}: {reason}", place=place, remedy="repair or remove it, or give --on-error skip")
+
+
+def _result(store: FeatureStore, done: _Done, out: Path, *, seconds: float) -> ExtractResult:
+    failed = store.failed()
+    return ExtractResult(
+        cache=out,
+        rows=store.num_rows,
+        usable_rows=len(store.rows()),
+        images=len(store.group("images")["status"]),
+        new_images=done.new_images,
+        texts=len(store.truncated()),
+        new_texts=done.new_texts,
+        truncated_texts=int(store.truncated().sum()),
+        failed=failed,
+        label_ranges=store.dataset["label_ranges"],
+        facts=store.facts,
+        seconds=round(seconds, 3),
+        images_per_s=round(done.new_images / done.encode_seconds, 2) if done.new_images else None,
+    )

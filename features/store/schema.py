@@ -1,0 +1,84 @@
+"""Names, types and versions of the feature cache: `docs/cache.md` as code. Spec section 6.
+
+N rows, I distinct images, T distinct texts, D width. Everything has its full size from the start and is
+contiguous: a killed writer then leaves a readable file, and the status bytes say what in it counts (PEERS section 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "deltaclip-features"
+SCHEMA_VERSION = 1
+VIEW = "center"
+KEY_BYTES = 32  # SHA-256
+REASON_BYTES = 96  # fixed, so that a failure is recorded without touching HDF5's heap
+
+TODO, DONE, FAILED = 0, 1, 2
+
+NUMBER_COLUMNS = ("quality", "consistency", "quality_std", "consistency_std")
+CODE_COLUMNS = ("group", "source", "split")
+MISSING_KEY = bytes(KEY_BYTES)  # of an image file that could not be read at all
+
+
+def text_key(text: str) -> bytes:
+    """Return the content address of a text."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a cache is to hold, all but the embeddings.
+
+    `image_keys` (I, 32) and `text_keys` (T, 32) are uint8 SHA-256; `row_image`, `row_prompt`, `row_explanation`
+    (N,) int64 index images and texts, -1 where a row has no explanation; `numbers` holds (N,) float32 labels, NaN
+    where missing; `codes` holds (N,) int32 into `names`, -1 where a cell is empty.
+    """
+
+    image_keys: NDArray[np.uint8]
+    image_files: list[str]
+    image_reasons: list[str]  # why a file could not be read, '' where it could
+    text_keys: NDArray[np.uint8]
+    texts: list[str]
+    row_files: list[str]
+    row_image: NDArray[np.int64]
+    row_prompt: NDArray[np.int64]
+    row_explanation: NDArray[np.int64]
+    numbers: dict[str, NDArray[np.float32]]
+    codes: dict[str, NDArray[np.int32]]
+    names: dict[str, list[str]]
+    dataset: dict[str, Any]  # name, label ranges
+
+    @property
+    def num_images(self) -> int:
+        """Number of distinct images I."""
+        return len(self.image_files)
+
+    def digest(self) -> str:
+        """Return a fingerprint of everything here: equal digests, equal caches but for the backbone."""
+        state = hashlib.sha256()
+        for field in fields(self):
+            _feed(state, field.name, getattr(self, field.name))
+        return state.hexdigest()
+
+
+def _feed(state: Any, name: str, value: Any) -> None:
+    # Each part goes in with its name and length, so that no two different plans give one byte stream.
+    if isinstance(value, dict):
+        for key in sorted(value):
+            _feed(state, f"{name}.{key}", value[key])
+        return
+    if isinstance(value, np.ndarray):
+        content = value.tobytes()
+    elif isinstance(value, list):
+        parts = [str(item).encode() for item in value]
+        content = b"".join(len(part).to_bytes(8) + part for part in parts)
+    else:
+        content = str(value).encode()
+    state.update(f"{name}:{len(content)}:".encode())
+    state.update(content)

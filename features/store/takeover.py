@@ -1,0 +1,71 @@
+"""Start or go on writing a cache, taking over all that is already there: a finished cache, an interrupted run.
+
+Spec section 6: extracting again computes only what is new; another backbone is another cache, never a silent mix.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import publish
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.writer import StoreWriter, part_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.features.store.schema import Plan
+
+
+def open_writer(path: Path, plan: Plan, *, request: dict[str, Any], facts: dict[str, Any]) -> StoreWriter:
+    """Return a writer for `plan` that already holds every embedding found in the cache or in an interrupted run."""
+    part = part_path(path)
+    interrupted = open_interrupted(path)
+    header = {"request": request, "plan": plan.digest()}
+    if interrupted is not None and interrupted.header == header:
+        interrupted.close()
+        return StoreWriter.resume(part)
+    # A new layout is made beside the old one and replaces it when it holds all that the old one held.
+    draft = part.with_name(part.name + ".new")
+    writer = StoreWriter.create(draft, plan, request=request, facts=facts)
+    if interrupted is not None:
+        writer.reuse(interrupted)
+        interrupted.close()
+    if path.exists():
+        with FeatureStore.open(path) as finished:
+            writer.reuse(finished)
+    writer.close()
+    publish(draft, part)
+    return StoreWriter.resume(part)
+
+
+def open_interrupted(path: Path) -> FeatureStore | None:
+    """Open what an interrupted run left beside `path`; None where it left nothing."""
+    part = part_path(path)
+    return FeatureStore.open(part, unfinished=True) if part.exists() else None
+
+
+def check_request(store: FeatureStore, request: dict[str, Any]) -> None:
+    """Refuse a cache that another backbone, preprocessing or precision made.
+
+    Raises:
+        UserError: with every difference.
+    """
+    theirs = store.header["request"]
+    differences = [
+        f"{name} {_short(theirs.get(name))} there, {_short(request[name])} here"
+        for name in request
+        if theirs.get(name) != request[name]
+    ]
+    if differences:
+        raise UserError(
+            f"was made by another backbone: {'; '.join(differences)}",
+            place=store.path,
+            remedy="give another --out, or the backbone that made it",
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
