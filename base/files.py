@@ -76,6 +76,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors writes private files
                 sync_file(file)
         temporary.rename(path)
         sync_folder(path.parent)

@@ -22,6 +22,7 @@ def setting(
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
+    lt: float | None = None,
     argument: bool = False,
 ) -> Any:
     """Declare one setting.
@@ -29,10 +30,10 @@ def setting(
     Args:
         default: value when not given; none means the setting is required.
         help: one sentence for the help page, with the unit.
-        ge, gt, le: the allowed range, inclusive, exclusive below, inclusive above.
+        ge, gt, le, lt: the allowed range: at least, above, at most, below.
         argument: a positional argument of the command instead of an option.
     """
-    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "argument": argument}
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "argument": argument}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -74,6 +75,7 @@ def _check_range(value: Any, limits: Any, place: str) -> None:
         ("ge", lambda bound: value >= bound, "at least"),
         ("gt", lambda bound: value > bound, "above"),
         ("le", lambda bound: value <= bound, "at most"),
+        ("lt", lambda bound: value < bound, "below"),
     ):
         bound = limits[name]
         if bound is not None and not holds(bound):  # NaN fails every comparison and is refused

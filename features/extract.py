@@ -7,15 +7,14 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltaclip.base.device import PrecisionChoice, choose_device
+from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.progress import Progress
-from deltaclip.base.settings import check_settings, setting
 from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
 from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
 from deltaclip.features.data.adapters import read_manifest
@@ -31,33 +30,13 @@ if TYPE_CHECKING:
 
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.data.manifest import Manifest
+    from deltaclip.features.settings import ExtractConfig
     from deltaclip.features.store.schema import Plan
     from deltaclip.features.store.writer import StoreWriter
 
 PROBE_IMAGES = 16
 TEXT_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """Settings of `extract`."""
-
-    data: str = setting(help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL or Parquet manifest.", argument=True)
-    out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.")
-    backbone: str = setting("tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.")
-    pretrained: str | None = setting(None, help="For a model name: a tag of open_clip or a checkpoint file.")
-    quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
-    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
-    precision: PrecisionChoice = setting("auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings.")
-    batch_size: int = setting(64, help="Images per forward pass.", ge=1)
-    workers: int | None = setting(None, help="Decoding threads; default one per processor.", ge=1)
-    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
-    allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
-    label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")
-    on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+FAILURES_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +60,28 @@ class ExtractResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self) | {"cache": str(self.cache)}
+
+    def summary(self) -> str:
+        """Return what is in the cache now, what was computed, and what could not be read."""
+        facts = self.facts
+        rate = f", {self.images_per_s:,.1f} images/s" if self.images_per_s else ""
+        lines = [
+            f"{self.cache}: {self.usable_rows:,} rows of {self.images - len(self.failed):,} images and {self.texts:,} texts",
+            f"computed: {self.new_images:,} images and {self.new_texts:,} texts in {self.seconds:.1f} s{rate}",
+            f"backbone: {facts['backbone']}, {facts['precision']} ({facts['precision_reason']}), D = {facts['dim']}, weights {facts['weights_sha256'][:12]}, "
+            + ("QuickGELU" if facts["quick_gelu"] else "GELU"),
+            *(f"{label}: range {words}" for label, words in self.label_ranges.items()),
+        ]
+        if self.new_images + self.new_texts == 0:
+            lines[1] = f"nothing to compute, {self.seconds:.1f} s"
+        if self.truncated_texts:
+            lines.append(f"{self.truncated_texts:,} texts were cut at {facts['context_length']} tokens")
+        if self.failed:
+            lines.append(f"{len(self.failed):,} images could not be read:")
+            lines += [f"  {file}: {reason}" for file, reason in self.failed[:FAILURES_SHOWN]]
+            if len(self.failed) > FAILURES_SHOWN:
+                lines.append(f"  ... and {len(self.failed) - FAILURES_SHOWN:,} more, all listed in the cache")
+        return "\n".join(lines)
 
 
 def default_cache(data: str, backbone: str, pretrained: str | None) -> Path:

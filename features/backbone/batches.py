@@ -26,11 +26,11 @@ BATCHES_AHEAD = 2  # enough to hide one slow file, little enough to bound memory
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image to encode: its entry in the cache, where it lies, and the content that is expected there."""
+    """One image to encode: the entry it belongs to, where it lies, and the content expected there (None: any)."""
 
     entry: int
     path: Path
-    sha256: bytes
+    sha256: bytes | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def pixel_batches(
 
 def _pixels(file: ImageFile, preprocess: Callable[[Any], torch.Tensor], root: Path | None) -> torch.Tensor:
     content = read_image_bytes(file.path, root)
-    if hashlib.sha256(content).digest() != file.sha256:
+    if file.sha256 is not None and hashlib.sha256(content).digest() != file.sha256:
         raise UnreadableImage("changed while the run was reading it")
     return preprocess(open_image(content))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,10 +29,11 @@ CONFIG_NAME = "open_clip_config.json"
 class WeightsSource:
     """A backbone as open_clip is to be asked for it.
 
-    `model` and `pretrained` are open_clip's arguments; `weights` the file they stand for; `config` the
-    configuration of a `local-dir:` or `hf-hub:` model, None for a model that open_clip has built in.
+    `name` is how a user names it on any machine; `model` and `pretrained` are open_clip's arguments; `weights` the
+    file they stand for; `config` the configuration of a `local-dir:` or `hf-hub:` model, None for a built-in one.
     """
 
+    name: str
     model: str
     pretrained: str | None
     weights: Path
@@ -60,7 +61,7 @@ def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
         UserError: unknown name or tag (with the nearest), missing file, no weights named, no network.
     """
     if backbone == "tiny":
-        backbone = f"{LOCAL_DIR}{TINY}"
+        return replace(_in_folder(f"{LOCAL_DIR}{TINY}"), name=backbone)
     if backbone.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained:
             remedy = f"leave --pretrained out: {backbone.partition(':')[0]}: names the weights already"
@@ -69,7 +70,7 @@ def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
     if pretrained and Path(pretrained).is_file():
         _check_model_name(backbone)
         path = Path(pretrained).resolve()
-        return WeightsSource(model=backbone, pretrained=str(path), weights=path, config=None)
+        return WeightsSource(name=backbone, model=backbone, pretrained=str(path), weights=path, config=None)
     return _by_tag(backbone, pretrained)
 
 
@@ -89,7 +90,8 @@ def _in_folder(backbone: str) -> WeightsSource:
     weights = _weights_in(folder)
     if weights is None:
         raise UserError("has no weights", place=folder, remedy="put open_clip_model.safetensors into it")
-    return WeightsSource(model=f"{LOCAL_DIR}{folder.resolve()}", pretrained=None, weights=weights, config=config)
+    model = f"{LOCAL_DIR}{folder.resolve()}"
+    return WeightsSource(name=model, model=model, pretrained=None, weights=weights, config=config)
 
 
 def _weights_in(folder: Path) -> Path | None:
@@ -115,7 +117,7 @@ def _on_hub(backbone: str) -> WeightsSource:
     except (OSError, ValueError) as error:  # hub errors are OSErrors, a malformed name a ValueError
         files = f"{CONFIG_NAME} and open_clip_model.safetensors of {repo}"
         raise _not_fetched(backbone, files, "--backbone local-dir:FOLDER") from error
-    return WeightsSource(model=backbone, pretrained=None, weights=weights, config=config)
+    return WeightsSource(name=backbone, model=backbone, pretrained=None, weights=weights, config=config)
 
 
 def _by_tag(model: str, tag: str | None) -> WeightsSource:
@@ -137,7 +139,7 @@ def _by_tag(model: str, tag: str | None) -> WeightsSource:
     except (OSError, ValueError, RuntimeError) as error:
         files = config.get("hf_hub") or config.get("url")
         raise _not_fetched(f"{model} ({tag})", f"{files}", "--pretrained FILE") from error
-    return WeightsSource(model=model, pretrained=tag, weights=weights, config=None)
+    return WeightsSource(name=model, model=model, pretrained=tag, weights=weights, config=None)
 
 
 def _stay_offline_without_hub() -> None:

@@ -125,7 +125,7 @@ def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gel
     preprocessing = dict(PreprocessCfg().__dict__) | model.visual.preprocess_cfg
     text = getattr(model, "text", model)
     return {
-        "model": source.model,
+        "backbone": source.name,
         "pretrained": source.pretrained,
         "weights_sha256": fingerprint(source.weights),
         "quick_gelu": quick_gelu,

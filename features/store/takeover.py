@@ -46,24 +46,27 @@ def open_interrupted(path: Path) -> FeatureStore | None:
     return FeatureStore.open(part, unfinished=True) if part.exists() else None
 
 
-def check_request(store: FeatureStore, request: dict[str, Any]) -> None:
-    """Refuse a cache that another backbone, preprocessing or precision made.
+def check_request(
+    store: FeatureStore, request: dict[str, Any], *, remedy: str = "give another --out, or the backbone that made it"
+) -> None:
+    """Refuse a cache that another backbone, preprocessing or precision made than `request` says.
 
     Raises:
         UserError: with every difference.
     """
-    theirs = store.header["request"]
-    differences = [
-        f"{name} {_short(theirs.get(name))} there, {_short(request[name])} here"
-        for name in request
-        if theirs.get(name) != request[name]
+    wrong = differences(store.header["request"], request)
+    if wrong:
+        raise UserError(f"was made by another backbone: {'; '.join(wrong)}", place=store.path, remedy=remedy)
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return what differs between the identities of two backbones, one phrase each."""
+    names = dict.fromkeys([*there, *here])
+    return [
+        f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here"
+        for name in names
+        if there.get(name) != here.get(name)
     ]
-    if differences:
-        raise UserError(
-            f"was made by another backbone: {'; '.join(differences)}",
-            place=store.path,
-            remedy="give another --out, or the backbone that made it",
-        )
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,69 @@
+"""STAGE evaluate: metrics, floors and diagnostics of a run on a cache. Spec sections 5 and 8.
+
+On the run's own cache the rows keep the sides that they had in training; in another cache every row is test.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_file
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.takeover import check_request
+from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.measure import measure, present_labels
+from deltaclip.pipeline.run.predictions import score
+from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.sides import split_of_run
+from deltaclip.pipeline.run.tables import metrics_table
+
+if TYPE_CHECKING:
+    from deltaclip.pipeline.settings import EvaluateConfig
+
+SCORE_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Metrics of a run on a cache."""
+
+    run: Path
+    cache: Path
+    metrics: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics in the shape of `metrics.json`, with run and cache."""
+        return {**self.metrics, "run": str(self.run), "cache": str(self.cache)}
+
+    def summary(self) -> str:
+        """Return the metrics table."""
+        return f"{self.run} on {self.cache}\n{metrics_table(self.metrics)}"
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Score a cache with the heads of a run.
+
+    Raises:
+        UserError: the cache is of another backbone than the run, has no labels, or cannot be read.
+    """
+    run = open_run(config.run)
+    cache = config.cache or Path(run.config["cache"]["path"])
+    with FeatureStore.open(cache) as store:
+        check_request(store, run.config["request"], remedy="extract the data with the run's backbone, or train on this cache")
+    rows = load_rows(cache, "cpu")
+    if not present_labels(rows):
+        raise UserError("has no labels to compare with", place=cache, remedy="use `deltaclip predict` for scores alone")
+    split = split_of_run(run, rows)
+    scores = score(run.heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
+    scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
+    metrics = measure(rows, scores, split, scales=scales)
+    if config.out:
+        with whole_file(config.out) as temporary:
+            temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return EvaluateResult(run=config.run, cache=cache, metrics=metrics)
+

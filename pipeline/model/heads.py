@@ -1,0 +1,158 @@
+"""Residual heads: a base from CLIP plus a bounded learned correction.
+
+Knows the formulas of spec section 2 and the three ways a scale may behave. Must not know data, files or the
+training loop.
+
+Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and t_ND prompt embedding
+(L2-normalised), s_N their cosine, q quality, c consistency, dq and dc the corrections in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from deltaclip.pipeline.model.scores import HeadScores, cosine
+from torch import Tensor, nn
+
+ScaleMode = Literal["fixed", "learned", "curriculum"]
+
+# A learned scale starts at most at this share of its upper bound; beyond, the sigmoid is too flat to move it.
+_LEARNED_START_MAX = 0.99
+
+
+def learned_upper(given: float) -> float:
+    """Return the bound of a learned scale: 0.5 when it starts below (still a small correction), else 1."""
+    return 0.5 if given < 0.5 else 1.0
+
+
+class Scale(nn.Module):
+    """The factor of one correction, `given` in [0, 1]; calling it returns the scalar in force.
+
+    `learned` is upper * sigmoid(theta) and starts at `given`; a start of 0 stays 0 (pure base), as theta is
+    then -inf. `fixed` and `curriculum` hold the value in a buffer, so a checkpoint carries the scale of the
+    epoch it was taken at.
+    """
+
+    value: Tensor
+
+    def __init__(self, given: float, mode: ScaleMode) -> None:
+        super().__init__()
+        if not 0 <= given <= 1:
+            raise ValueError(f"a scale must lie in [0, 1], not {given}")
+        self.given, self.mode, self.upper = given, mode, learned_upper(given)
+        if mode == "learned":
+            share = torch.tensor(min(given / self.upper, _LEARNED_START_MAX), dtype=torch.float64)
+            self.theta = nn.Parameter(torch.logit(share).float())
+        else:
+            self.register_buffer("value", torch.tensor(float(given)))
+
+    def forward(self) -> Tensor:
+        """Return the scale in force, a scalar tensor."""
+        return self.upper * torch.sigmoid(self.theta) if self.mode == "learned" else self.value
+
+
+class ResidualHeads(nn.Module):
+    """q = clamp(q_base + scale_q * dq, 0, 1) and c = clamp(c_base + scale_c * dc, 0, 1); spec section 2.
+
+    |q - q_base| <= scale_q and |c - c_base| <= scale_c hold for every input and every state of the weights.
+    A new module is the `identity` start: q_base = 0.5, c_base = (s + 1)/2, no correction.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        scale_q: float = 0.2,
+        scale_c: float = 0.2,
+        scale_mode: ScaleMode = "fixed",
+        dropout: float = 0.1,
+        hidden_q: int = 128,
+        hidden_c: tuple[int, int] = (256, 64),
+    ) -> None:
+        super().__init__()
+        self.dim, self.scale_mode = dim, scale_mode
+        self.q_base = nn.Linear(dim, 1)
+        self.q_mlp = quality_mlp(dim, hidden_q, dropout)
+        self.c_slope = nn.Parameter(torch.tensor(1.0))
+        self.c_offset = nn.Parameter(torch.tensor(0.0))
+        self.c_fusion = fusion_mlp(dim, hidden_c, dropout)
+        self.scale_q = Scale(scale_q, scale_mode)
+        self.scale_c = Scale(scale_c, scale_mode)
+        # The last layers of both corrections start at zero, so that training starts exactly at the
+        # (calibrated) base and the first steps only improve on it; a random correction would first have to be
+        # unlearned. The base itself is a logistic regression: convex, no symmetry to break, so it starts at
+        # zero as well.
+        for module in (self.q_base, self.q_mlp[-1], self.c_fusion[-1]):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, v_ND: Tensor, t_ND: Tensor) -> HeadScores:
+        """Score rows of embeddings; returns the unclamped sums with their parts."""
+        s_N = cosine(v_ND, t_ND)
+        scale_q, scale_c = self.scale_q(), self.scale_c()
+
+        # q_base = sigmoid(w . v + b0);  q_sum = q_base + scale_q * tanh(MLP(v))
+        q_base_N = torch.sigmoid(self.q_base(v_ND).squeeze(-1))
+        dq_N = torch.tanh(self.q_mlp(v_ND).squeeze(-1))
+
+        # c_base = clamp(a (s + 1)/2 + b, 0, 1);  c_sum = c_base + scale_c * tanh(Fusion([v, t, s]))
+        c_base_N = _clamp_straight(self.c_slope * ((s_N + 1) / 2) + self.c_offset)
+        vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
+        dc_N = torch.tanh(self.c_fusion(vts_NM).squeeze(-1))
+
+        return HeadScores(
+            q_sum_N=q_base_N + scale_q * dq_N,
+            c_sum_N=c_base_N + scale_c * dc_N,
+            q_base_N=q_base_N,
+            c_base_N=c_base_N,
+            dq_N=dq_N,
+            dc_N=dc_N,
+            scale_q=scale_q,
+            scale_c=scale_c,
+        )
+
+    def scales(self) -> tuple[float, float]:
+        """Return (scale_q, scale_c) in force."""
+        return float(self.scale_q().detach()), float(self.scale_c().detach())
+
+    def set_scale_fraction(self, fraction: float) -> None:
+        """Put `fraction` in [0, 1] of the given scales in force; only curriculum heads may be told."""
+        if self.scale_mode != "curriculum":
+            raise ValueError(f"only curriculum scales follow the epochs, these are {self.scale_mode}")
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
+        for scale in (self.scale_q, self.scale_c):
+            scale.value.fill_(fraction * scale.given)
+
+
+def quality_mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    """Return D -> hidden, GELU, dropout, -> 1."""
+    wide = nn.Linear(dim, hidden)
+    return nn.Sequential(
+        OrderedDict(wide=wide, gelu=nn.GELU(), dropout=nn.Dropout(dropout), out=nn.Linear(hidden, 1))
+    )
+
+
+def fusion_mlp(dim: int, hidden: tuple[int, int], dropout: float) -> nn.Sequential:
+    """Return LayerNorm, 2D+1 -> hidden[0], GELU, dropout, -> hidden[1], GELU, -> 1."""
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.LayerNorm(2 * dim + 1),
+            wide=nn.Linear(2 * dim + 1, hidden[0]),
+            gelu=nn.GELU(),
+            dropout=nn.Dropout(dropout),
+            narrow=nn.Linear(hidden[0], hidden[1]),
+            gelu_2=nn.GELU(),
+            out=nn.Linear(hidden[1], 1),
+        )
+    )
+
+
+def _clamp_straight(x_N: Tensor) -> Tensor:
+    # The value is clamp(x, 0, 1) to the last bit (x - x is exactly 0), the gradient is that of x. With the
+    # plain clamp, rows whose base lies outside [0, 1] would never move a and b, and with scale_c = 0 not
+    # learn at all. Leaving the clamp out of the loss instead would train dc against a base other than the
+    # reported one.
+    return x_N.detach().clamp(0, 1) + (x_N - x_N.detach())

@@ -1,0 +1,152 @@
+"""STAGE predict: scores of new images, one pair, a folder or a manifest. Spec section 8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.data.adapters import read_manifest
+from deltaclip.features.data.manifest import manifest_from_table
+from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
+from deltaclip.features.data.table import read_table
+from deltaclip.pipeline.run.predictions import check_suffix, write_table
+from deltaclip.pipeline.run.scorer import Scorer
+
+if TYPE_CHECKING:
+    from deltaclip.pipeline.run.scorer import FileScores
+    from deltaclip.pipeline.settings import PredictConfig
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+ROWS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    names: list[str]
+    paths: list[Path]
+    prompts: list[str]
+    root: Path | None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictResult:
+    """Scores of N pairs; failed rows have NaN scores and a reason in `error`."""
+
+    out: Path | None
+    columns: dict[str, Any]
+    failed: int
+    truncated_prompts: int
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object a row, with counts."""
+        names = list(self.columns)
+        cells = zip(*(_plain(self.columns[name]) for name in names), strict=True)
+        counts = {"failed": self.failed, "truncated_prompts": self.truncated_prompts, "note": self.note}
+        return {"rows": [dict(zip(names, row, strict=True)) for row in cells], **counts, "out": str(self.out) if self.out else None}
+
+    def summary(self) -> str:
+        """Return the scores, or where they were written, and what could not be scored."""
+        images, errors = self.columns["image"], self.columns["error"]
+        lines = []
+        if self.out is None:
+            width = max(len(name) for name in images[:ROWS_SHOWN])
+            lines.append(f"{'image':{width}}  quality  consistency")
+            for row, name in enumerate(images[:ROWS_SHOWN]):
+                q, c = (f"{self.columns[x][row]:.3f}" if np.isfinite(self.columns[x][row]) else "-" for x in ("q", "c"))
+                lines.append(f"{name:{width}}  {q:>7}  {c:>11}")
+            if len(images) > ROWS_SHOWN:
+                lines.append(f"... {len(images) - ROWS_SHOWN:,} more: give --out FILE.csv for all")
+        else:
+            lines.append(f"{self.out}: {len(images):,} rows")
+        if self.failed:
+            first = next(row for row, error in enumerate(errors) if error)
+            lines.append(f"{self.failed:,} images could not be read, the first: {images[first]}: {errors[first]}")
+        if self.truncated_prompts:
+            lines.append(f"{self.truncated_prompts:,} prompts were cut at the context length")
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Score images against prompts with a run.
+
+    Raises:
+        UserError: nothing to score, a missing prompt, a backbone that is not the run's; with `--on-error fail` also
+            an image that cannot be read.
+    """
+    if config.out:
+        check_suffix(config.out)
+    pairs = _pairs(config)
+    scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
+    found = scorer.score_files(pairs.paths, pairs.prompts, root=pairs.root, batch_size=config.batch_size)
+    _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
+    columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
+    columns["error"] = [found.failed.get(row, "") for row in range(len(pairs.names))]
+    if config.out:
+        write_table(config.out, columns)
+    return PredictResult(
+        out=config.out,
+        columns=columns,
+        failed=len(found.failed),
+        truncated_prompts=found.truncated_prompts,
+        note=pairs.note,
+    )
+
+
+def _check_failures(found: FileScores, pairs: _Pairs, *, strict: bool) -> None:
+    if found.failed and (strict or len(found.failed) == len(pairs.paths)):
+        row, reason = next(iter(found.failed.items()))
+        raise UserError(reason, place=pairs.paths[row], remedy="give an image that can be read")
+
+
+def _pairs(config: PredictConfig) -> _Pairs:
+    path = Path(config.target)
+    if path.is_dir():
+        return _folder_pairs(config, path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        if not config.prompt:
+            raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
+        return _Pairs([path.name], [path], [config.prompt], None)
+    manifest = read_manifest(config.target, image_root=config.image_root, allow_outside=config.allow_outside)
+    root = None if config.allow_outside else manifest.image_root
+    paths = [manifest.image_path(row) for row in range(len(manifest))]
+    return _Pairs(manifest.images, paths, manifest.prompts, root)
+
+
+def _folder_pairs(config: PredictConfig, folder: Path) -> _Pairs:
+    root = None if config.allow_outside else folder
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if config.prompts:
+        table = read_table(config.prompts)
+        manifest = manifest_from_table(table, name=folder.name, image_root=folder, allow_outside=config.allow_outside)
+        paths = [manifest.image_path(row) for row in range(len(manifest))]
+        left = len(set(images) - set(paths))
+        note = f"{left:,} images of the folder have no row in {config.prompts} and were not scored" if left else ""
+        return _Pairs(manifest.images, paths, manifest.prompts, root, note)
+    if not images:
+        raise UserError("holds no images", place=folder, remedy=f"known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}")
+    prompts = [config.prompt or _prompt_beside(image) for image in images]
+    return _Pairs([str(image.relative_to(folder)) for image in images], images, prompts, root)
+
+
+def _prompt_beside(image: Path) -> str:
+    beside = image.with_suffix(".txt")
+    try:
+        prompt = beside.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        prompt = ""
+    if not prompt:
+        tables = "/".join(TABLE_SUFFIXES)
+        raise UserError(f"no prompt in {beside.name}", place=image, remedy=f"give --prompts TABLE ({tables}) or --prompt 'TEXT'")
+    return prompt
+
+
+def _plain(values: Any) -> list[Any]:
+    if isinstance(values, np.ndarray):
+        return [float(value) if np.isfinite(value) else None for value in values]
+    return list(values)

@@ -1,0 +1,68 @@
+"""What a training is about to do, in words: settings, freeze strategy, formulas; and what looks unwise.
+
+Spec section 3: printed before training and stored in the run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltaclip.pipeline.run.measure import present_labels
+from deltaclip.pipeline.run.rows import LABELS
+
+if TYPE_CHECKING:
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.settings import TrainConfig
+
+LR_RANGE = (1e-3, 5e-3)  # spec section 3, frozen mode
+LARGE_SCALE = 0.5  # beyond, the correction is no longer small: spec section 2
+
+
+def describe(config: TrainConfig, rows: CacheRows, weights: tuple[float, float]) -> list[str]:
+    """Return the configuration of a training, one line a topic.
+
+    Args:
+        config: settings of the stage.
+        rows: the cache.
+        weights: loss weights of quality and consistency that are in force.
+    """
+    clip = f"gradients clipped to {config.max_grad_norm:g}" if config.max_grad_norm else "gradients not clipped"
+    stop = f", stops after {config.patience} epochs without gain" if config.patience else ""
+    return [
+        f"data          {rows.dataset['name']}: {len(rows.rows):,} rows, D = {rows.dim}, {rows.facts['precision']} embeddings of {rows.facts['backbone']}",
+        f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{stop}",
+        f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
+        f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
+        f"loss          {weights[0]:g} {config.loss}(q) + {weights[1]:g} {config.loss}(c); no explanations",
+        "freezing      image tower: all frozen; text tower: all frozen (cached embeddings)",
+        *_formulas(config),
+    ]
+
+
+def _formulas(config: TrainConfig) -> list[str]:
+    if not config.residual_learning:
+        return ["quality       q = sigmoid(Linear(v))", "consistency   c = sigmoid(MLP([v, t, s])), s = v . t"]
+    scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
+    return [
+        f"quality       q = clamp(sigmoid(w . v + b0) + {config.residual_scale_q:g}{scale} tanh(MLP(v)), 0, 1)",
+        f"consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + {config.residual_scale_c:g}{scale} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
+        f"bases         {config.base_init}" + (" on the training rows" if config.base_init == "calibrated" else ""),
+    ]
+
+
+def warnings_of(config: TrainConfig, rows: CacheRows) -> list[str]:
+    """Return one line for each setting that is unwise, or that changes nothing here."""
+    found = []
+    if not LR_RANGE[0] <= config.lr <= LR_RANGE[1]:
+        found.append(f"--lr {config.lr:g} is outside {LR_RANGE[0]:g} to {LR_RANGE[1]:g}, the sane range for heads on a frozen backbone")
+    for head in ("q", "c"):
+        scale = getattr(config, f"residual_scale_{head}")
+        if config.residual_learning and scale > LARGE_SCALE:
+            found.append(f"--residual-scale-{head} {scale:g} is above {LARGE_SCALE}: the correction is no longer small")
+    if not config.residual_learning:
+        unused = [("--residual-scale-q", config.residual_scale_q != 0.2), ("--residual-scale-c", config.residual_scale_c != 0.2)]
+        unused += [("--scale-mode", config.scale_mode != "fixed"), ("--base-init", config.base_init != "calibrated")]
+        found += [f"{option} is not used: direct heads have neither base nor scale" for option, given in unused if given]
+    missing = [label for label in LABELS if label not in present_labels(rows)]
+    found += [f"the cache has no {label} labels: that head is not trained and its scores mean nothing" for label in missing]
+    return [f"warning: {line}" for line in found]

@@ -1,0 +1,115 @@
+"""A run directory: made whole or not at all, and read again. Spec section 8.
+
+`config.json`, `history.csv`, `metrics.json`, `predictions.csv` and `<mode>_best.safetensors`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_folder
+from deltaclip.pipeline.run.checkpoint import load_heads, save_heads
+from deltaclip.pipeline.run.predictions import write_table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deltaclip.pipeline.model.spec import HeadSpec
+
+LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContents:
+    """All that goes into a run directory; `history` and `predictions` are columns of tables."""
+
+    mode: str
+    heads: nn.Module
+    spec: HeadSpec
+    config: dict[str, Any]
+    history: dict[str, Any]
+    metrics: dict[str, Any]
+    predictions: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A finished run: its heads in evaluation mode and what was recorded."""
+
+    path: Path
+    heads: nn.Module
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def free_run_path(out: Path | None, name: str) -> Path:
+    """Return where a run may go: `out` if given, else runs/NAME with the next free number.
+
+    Raises:
+        UserError: `out` exists already; found out before anything is trained.
+    """
+    if out is not None:
+        if out.exists():
+            raise UserError("already exists", place=out, remedy="give another --out or remove it first")
+        return out
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def write_run(path: Path, contents: RunContents) -> None:
+    """Write a run directory; it appears with everything in it or not at all."""
+    with whole_folder(path) as folder:
+        about = {"backbone": contents.config["backbone"], "request": contents.config["request"], "mode": contents.mode}
+        save_heads(folder / f"{contents.mode}_best.safetensors", contents.heads, contents.spec, about)
+        write_table(folder / "history.csv", contents.history)
+        write_table(folder / "predictions.csv", contents.predictions)
+        for name, values in (("metrics.json", contents.metrics), ("config.json", contents.config)):
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def open_run(path: Path) -> RunFolder:
+    """Read a run directory.
+
+    Raises:
+        UserError: no such directory, or something in it is missing or damaged.
+    """
+    if not path.is_dir():
+        raise UserError("no such run directory", place=path, remedy="make one with `deltaclip train`")
+    checkpoints = sorted(path.glob("*_best.safetensors"))
+    if len(checkpoints) != 1:
+        raise UserError(f"holds {len(checkpoints)} checkpoints, not one", place=path, remedy="give a directory made by `deltaclip train`")
+    heads, _ = load_heads(checkpoints[0])
+    return RunFolder(path=path, heads=heads, config=_read_json(path / "config.json"), metrics=_read_json(path / "metrics.json"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
+
+
+def surroundings() -> dict[str, Any]:
+    """Return versions and git state, for `config.json`."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"versions": versions | {"python": platform.python_version()}, "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and dirtiness of the working directory, None outside a repository or without git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S607
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S607
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

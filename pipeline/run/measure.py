@@ -1,0 +1,100 @@
+"""Scores and labels to the metrics of a run: every side of the split, floors, per source, diagnostics.
+
+Knows the shape of `metrics.json`. Must not know caches, heads or files. Spec sections 5 and 8.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.pipeline.run.rows import LABELS
+from deltaclip.pipeline.scoring.bootstrap import srocc_interval
+from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
+from deltaclip.pipeline.scoring.floors import cosine_floor, no_image_floor
+from deltaclip.pipeline.scoring.metrics import agreement, agreement_by, json_number, srocc
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from deltaclip.pipeline.run.predictions import Scores
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.splits import Split
+
+
+def present_labels(rows: CacheRows) -> list[str]:
+    """Return the labels that at least one row has."""
+    return [label for label in LABELS if not np.isnan(rows.label(label)).all()]
+
+
+def measure(rows: CacheRows, scores: Scores, split: Split, *, scales: tuple[float | None, float | None]) -> dict[str, Any]:
+    """Compute everything that stands in `metrics.json`.
+
+    Args:
+        rows: N rows with labels.
+        scores: N scores.
+        split: sides of the N rows; train may be empty (a foreign cache), and there is then no no-image floor.
+        scales: quality and consistency scale of residual heads, None for direct ones.
+    """
+    labels = present_labels(rows)
+    metrics: dict[str, Any] = {"split": split.to_json()}
+    for side in ("test", "val", "train"):
+        chosen = getattr(split, side)
+        metrics[side] = {label: _side(rows, scores, label, chosen, interval=side == "test") for label in labels}
+    metrics["floors"] = _floors(rows, split, labels)
+    metrics["per_source"] = {label: _per_source(rows, scores, label, split.test) for label in labels}
+    metrics["diagnostics"] = [
+        entry
+        for label, scale in zip(LABELS, scales, strict=True)
+        if label in labels and scale is not None and split.val.size
+        for entry in _diagnose(rows, scores, split, label, scale)
+    ]
+    return metrics
+
+
+def _side(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64], *, interval: bool) -> dict[str, Any]:
+    predicted, truth = scores.of(label)[chosen], rows.label(label)[chosen]
+    figures: dict[str, Any] = agreement(predicted, truth).to_json()
+    if interval:
+        # Groups are resampled, not rows: images of one prompt are not independent.
+        bounds = srocc_interval(predicted, truth, seed=0, groups=rows.rows.text["group"][chosen])
+        figures["srocc_ci"] = [json_number(bound) for bound in bounds]
+    return figures
+
+
+def _floors(rows: CacheRows, split: Split, labels: list[str]) -> dict[str, Any]:
+    sources = rows.rows.text["source"]
+    known = sources if any(sources) else None
+    cosine = rows.cosine()
+    floors: dict[str, Any] = {"no_image": {}, "cosine": {}}
+    for label in labels:
+        truth = rows.label(label)
+        if split.train.size:
+            floor = no_image_floor(truth, groups=rows.rows.text["group"], train=split.train, test=split.test, sources=known)
+            floors["no_image"][label] = floor.agreement.to_json()
+        floors["cosine"][label] = cosine_floor(cosine[split.test], truth[split.test]).to_json()
+    return floors
+
+
+def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    sources = rows.rows.text["source"][chosen]
+    if not any(sources):
+        return {}
+    found = agreement_by(scores.of(label)[chosen], rows.label(label)[chosen], groups_N=sources.astype(str))
+    return {source: figures.to_json() for source, figures in found.items()}
+
+
+def _diagnose(rows: CacheRows, scores: Scores, split: Split, label: str, scale: float) -> list[dict[str, Any]]:
+    base, delta = (scores.q_base, scores.q_delta) if label == "quality" else (scores.c_base, scores.c_delta)
+    predicted, truth = scores.of(label), rows.label(label)
+    found = diagnose_residual(
+        base[split.val],
+        delta[split.val],
+        label_N=truth[split.val],
+        scale=scale,
+        head="quality" if label == "quality" else "consistency",
+        train_srocc=srocc(predicted[split.train], truth[split.train]),
+        val_srocc=srocc(predicted[split.val], truth[split.val]),
+    )
+    return [entry.to_json() for entry in found]

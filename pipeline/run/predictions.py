@@ -1,0 +1,108 @@
+"""Scores with their parts, row by row, and tables of them on disk. Spec section 8."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_file
+from deltaclip.pipeline.model.scores import score_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from deltaclip.pipeline.model.scores import Batch, HeadScores
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of N rows, each (N,) float32: `q`, `c` in [0, 1]; bases and corrections NaN for direct heads."""
+
+    q: NDArray[np.float32]
+    c: NDArray[np.float32]
+    q_base: NDArray[np.float32]
+    c_base: NDArray[np.float32]
+    q_delta: NDArray[np.float32]
+    c_delta: NDArray[np.float32]
+
+    def of(self, label: str) -> NDArray[np.float32]:
+        """Return the scores that predict a label, 'quality' or 'consistency'."""
+        return self.q if label == "quality" else self.c
+
+    def columns(self) -> dict[str, NDArray[np.float32]]:
+        """Return the columns of a table by name."""
+        return dict(self.__dict__)
+
+
+def score(heads: nn.Module, batches: Iterable[Batch]) -> Scores:
+    """Score batches in order."""
+    found: HeadScores = score_rows(heads, batches)
+    missing = np.full(len(found.q_sum_N), np.nan, dtype=np.float32)
+
+    def column(value: Any) -> NDArray[np.float32]:
+        return missing if value is None else np.asarray(value.cpu().numpy(), dtype=np.float32)
+
+    return Scores(
+        q=column(found.q),
+        c=column(found.c),
+        q_base=column(found.q_base_N),
+        c_base=column(found.c_base_N),
+        q_delta=column(None if found.dq_N is None else found.scale_q * found.dq_N),
+        c_delta=column(None if found.dc_N is None else found.scale_c * found.dc_N),
+    )
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a table format that we do not write, before anything is computed.
+
+    Raises:
+        UserError: unknown suffix.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(SUFFIXES)}")
+
+
+def write_table(path: Path, columns: dict[str, Any]) -> None:
+    """Write columns of equal length as CSV, JSONL or Parquet, by suffix; whole or not at all. NaN is an empty cell."""
+    check_suffix(path)
+    with whole_file(path) as temporary:
+        if path.suffix.lower() == ".parquet":
+            _write_parquet(temporary, columns)
+            return
+        rows = zip(*(_cells(values) for values in columns.values()), strict=True)
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            if path.suffix.lower() == ".csv":
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(columns)
+                writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+            else:
+                file.writelines(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    arrays = {
+        name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) and values.dtype.kind == "f" else pa.array(list(values))
+        for name, values in columns.items()
+    }
+    pq.write_table(pa.table(arrays), path)
+
+
+def _cells(values: Any) -> list[Any]:
+    # Six digits: below the noise of float32 scores, and a diff of two tables stays readable.
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        return [None if np.isnan(value) else round(float(value), 6) for value in values]
+    return list(values)

@@ -1,0 +1,85 @@
+"""Rows of a cache as tensors, ready to train on or to score.
+
+Knows caches and tensors. Must not know heads or run directories. Spec section 6.
+
+Shapes: N rows, I distinct images, T distinct texts, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deltaclip.features.store.store import FeatureStore, Rows
+from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+LABELS = ("quality", "consistency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRows:
+    """A cache in memory: embeddings as stored (float32 or float16), labels in [0, 1] with NaN where missing."""
+
+    path: Path
+    header: dict[str, Any]
+    facts: dict[str, Any]
+    dataset: dict[str, Any]
+    rows: Rows
+    v_ID: Tensor
+    t_TD: Tensor
+
+    @property
+    def dim(self) -> int:
+        """Width D of the embeddings."""
+        return int(self.v_ID.shape[1])
+
+    def label(self, name: str) -> NDArray[np.float32]:
+        """Return a label column, (N,) float32 in [0, 1], NaN where missing."""
+        return self.rows.numbers[name]
+
+    def cosine(self) -> NDArray[np.float32]:
+        """Return s = v . t of every row, (N,) float32 in [-1, 1]."""
+        parts = [(batch.v_BD * batch.t_BD).sum(dim=1) for batch in self.batches(None, batch_size=1).in_order()]
+        return torch.cat(parts).cpu().numpy()
+
+    def batches(self, rows: NDArray[np.int64] | None, *, batch_size: int, seed: int = 0) -> MemoryBatches:
+        """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet."""
+        chosen = slice(None) if rows is None else rows
+        device = self.v_ID.device
+        return memory_batches(
+            self.v_ID,
+            self.t_TD,
+            torch.from_numpy(self.label("quality")[chosen]).to(device),
+            torch.from_numpy(self.label("consistency")[chosen]).to(device),
+            image_index_N=torch.from_numpy(self.rows.image[chosen]).to(device),
+            text_index_N=torch.from_numpy(self.rows.prompt[chosen]).to(device),
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+
+def load_rows(path: Path, device: str) -> CacheRows:
+    """Read a cache into memory.
+
+    Raises:
+        UserError: see `FeatureStore.open`.
+    """
+    with FeatureStore.open(path) as store:
+        return CacheRows(
+            path=path,
+            header=store.header,
+            facts=store.facts,
+            dataset=store.dataset,
+            rows=store.rows(),
+            v_ID=torch.from_numpy(store.embeddings("images")).to(device),
+            t_TD=torch.from_numpy(store.embeddings("texts")).to(device),
+        )

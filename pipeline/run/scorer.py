@@ -1,0 +1,127 @@
+"""A trained run as a scorer of new images: backbone and heads together. Spec sections 8 and 11.
+
+Shapes: N pairs of image and prompt, B images of a batch, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deltaclip.base.device import choose_device
+from deltaclip.base.errors import UserError
+from deltaclip.base.progress import Progress
+from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
+from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.backbone.encode_images import encode_images
+from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
+from deltaclip.features.backbone.load import load_backbone, request_facts
+from deltaclip.features.store.takeover import differences
+from deltaclip.features.store.writer import STORED_DTYPE
+from deltaclip.pipeline.model.scores import Batch
+from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.predictions import Scores, score
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from deltaclip.features.backbone.load import Backbone
+
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileScores:
+    """Scores of N files; NaN in the rows of `failed`, which maps a row to the reason."""
+
+    scores: Scores
+    failed: dict[int, str]
+    truncated_prompts: int
+
+
+class Scorer:
+    """Heads of a run with the backbone that they were trained on."""
+
+    def __init__(self, heads: nn.Module, backbone: Backbone, labels: Sequence[str]) -> None:
+        self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
+
+    @classmethod
+    def load(cls, run: Path | str, *, device: str = "auto", backbone: str | None = None, pretrained: str | None = None) -> Scorer:
+        """Load a run directory.
+
+        Args:
+            run: made by `deltaclip train`.
+            device: auto, cpu, cuda or cuda:N.
+            backbone: where the backbone lies now, if it has moved; `pretrained` likewise.
+
+        Raises:
+            UserError: a damaged run, or a backbone whose weights are not those of the run.
+        """
+        folder = open_run(Path(run))
+        facts, request = folder.config["backbone"], folder.config["request"]
+        source = find_weights(backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"])
+        found = request_facts(source, request["precision"], quick_gelu=request["quick_gelu_asked"])
+        if wrong := differences(request, found):
+            remedy = "give --backbone and --pretrained of the run's own backbone"
+            raise UserError(f"was trained on another backbone: {'; '.join(wrong)}", place=run, remedy=remedy)
+        chosen = choose_device(device)
+        loaded = load_backbone(source, device=chosen, precision=request["precision"], quick_gelu=request["quick_gelu_asked"])
+        return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
+
+    def score_files(
+        self, paths: Sequence[Path], prompts: Sequence[str], *, root: Path | None = None, batch_size: int = 64
+    ) -> FileScores:
+        """Score image files against prompts, N of each.
+
+        Args:
+            paths: image files; what cannot be read is listed in the result, never dropped.
+            prompts: longer ones are cut at the context length and counted.
+            root: folder that the files may not leave through links; None permits every place.
+            batch_size: images per forward pass.
+        """
+        texts = list(dict.fromkeys(prompts))
+        t_TD, truncated = self._embed_texts(texts)
+        text_entry = {text: entry for entry, text in enumerate(texts)}
+        columns = {name: np.full(len(paths), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
+        failed: dict[int, str] = {}
+        files = [ImageFile(row, path, None) for row, path in enumerate(paths)]
+        batches = pixel_batches(files, self.backbone.preprocess, root=root, batch_size=batch_size, workers=default_workers())
+        with Progress(len(paths), "scoring", unit="images") as progress:
+            for batch in batches:
+                failed.update(batch.failed)
+                if batch.entries:
+                    v_BD = self._as_cached(encode_images(self.backbone, batch.pixels_B3HW).unit_BD)
+                    t_BD = t_TD[[text_entry[prompts[row]] for row in batch.entries]]
+                    for name, values in self._score(v_BD, t_BD).columns().items():
+                        columns[name][batch.entries] = values
+                progress.advance(len(batch.entries) + len(batch.failed))
+        return FileScores(scores=Scores(**columns), failed=failed, truncated_prompts=truncated)
+
+    def _score(self, v_BD: Tensor, t_BD: Tensor) -> Scores:
+        unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)
+        found = score(self.heads, [Batch(v_BD, t_BD, unlabelled, unlabelled)])
+        # A head that had no labels to learn from says nothing, so it prints nothing.
+        nothing = np.full(len(v_BD), np.nan, dtype=np.float32)
+        for label, letter in (("quality", "q"), ("consistency", "c")):
+            if label not in self.labels:
+                found = replace(found, **{name: nothing for name in (letter, f"{letter}_base", f"{letter}_delta")})
+        return found
+
+    def _embed_texts(self, texts: list[str]) -> tuple[Tensor, int]:
+        parts, truncated = [], 0
+        for start in range(0, len(texts), TEXT_BATCH):
+            batch = texts[start : start + TEXT_BATCH]
+            truncated += int(find_truncated(self.backbone, batch).sum())
+            parts.append(self._as_cached(encode_texts(self.backbone, batch).unit_BD))
+        return torch.cat(parts), truncated
+
+    def _as_cached(self, unit_BD: Any) -> Tensor:
+        # Through the cache's number format, so that a picture scores here what it scores from a cache.
+        stored = unit_BD.astype(STORED_DTYPE[self.backbone.precision]).astype(np.float32)
+        return torch.from_numpy(stored).to(self.backbone.device)

@@ -1,0 +1,66 @@
+"""The sides of a run's rows: as it trained with them, or all test where it did not. Spec section 5."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.scoring.splits import Split, split_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.run.rows import CacheRows
+
+
+def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Split:
+    """Split the rows of a cache.
+
+    Args:
+        rows: the cache.
+        kind: grouped, random or column.
+        fractions: `train,val,test` as text.
+        seed: of the split.
+
+    Raises:
+        UserError: the fractions are no numbers, or the split is not possible.
+    """
+    try:
+        shares = tuple(float(part) for part in fractions.split(","))
+    except ValueError:
+        remedy = "give train,val,test such as 0.7,0.1,0.2"
+        raise UserError(f"{fractions!r} are no numbers", place="--fractions", remedy=remedy) from None
+    text = rows.rows.text
+    column = text["split"] if kind == "column" else None
+    return split_rows(kind, groups=text["group"].astype(str), seed=seed, fractions=shares, column=column)
+
+
+def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
+    """Return the sides that a run trained with if this is its cache, else all rows as test.
+
+    In another cache, rows of a prompt that the run has trained on count as a leak and are said so.
+    """
+    if rows.header["plan"] == run.config["cache"]["plan"]:
+        settings = run.config["settings"]
+        return split_cache(rows, settings["split"], fractions=settings["fractions"], seed=settings["seed"])
+    trained = _trained_groups(run.path / "predictions.csv")
+    seen = np.array([group in trained for group in rows.rows.text["group"]])
+    none = np.empty(0, dtype=np.int64)
+    return Split(
+        kind="all",
+        train=none,
+        val=none,
+        test=np.arange(len(seen), dtype=np.int64),
+        leaks_groups=bool(seen.any()),
+        seeds=(),
+        note=f"{int(seen.sum()):,} rows have a prompt that the run trained on" if seen.any() else "",
+    )
+
+
+def _trained_groups(predictions: Path) -> set[str]:
+    with predictions.open(newline="", encoding="utf-8") as file:
+        return {row["group"] for row in csv.DictReader(file) if row["split"] != "test"}

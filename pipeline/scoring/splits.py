@@ -1,0 +1,198 @@
+"""Which rows train, choose and test: grouped by default, and honest about leaks.
+
+Knows how rows are divided by group, at random or by a column. Must not know labels, files or heads.
+Spec section 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.pipeline.scoring.deal import TEST, TRAIN, VAL, deal
+from deltaclip.pipeline.scoring.groups import group_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    from deltaclip.pipeline.scoring.groups import KeyArray
+    from deltaclip.pipeline.scoring.ranks import FloatArray, IntArray
+
+SplitKind = Literal["grouped", "random", "column"]
+
+# Train, validation, test. Train and validation together are 80 %: published results on AGIQA-3K test on 20 %,
+# and 10 % is enough to choose an epoch.
+FRACTIONS = (0.7, 0.1, 0.2)
+SPELLINGS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Sorted row indices (int64) of the three sides; every row is on exactly one.
+
+    `leaks_groups` is found in the rows themselves: some group has rows on two sides. `note` tells what was
+    done beyond what was asked.
+    """
+
+    kind: str
+    train: IntArray
+    val: IntArray
+    test: IntArray
+    leaks_groups: bool
+    seeds: tuple[int, ...]
+    note: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return kind, leak, seeds and row counts, the shape of `split` in metrics.json."""
+        rows = {"train": self.train.size, "val": self.val.size, "test": self.test.size}
+        return {
+            "kind": self.kind,
+            "leaks_groups": self.leaks_groups,
+            "seeds": list(self.seeds),
+            "rows": rows,
+            "note": self.note,
+        }
+
+
+def split_rows(
+    kind: str,
+    *,
+    groups: npt.ArrayLike,
+    seed: int,
+    fractions: Sequence[float] = FRACTIONS,
+    column: npt.ArrayLike | None = None,
+) -> Split:
+    """Split rows into train, validation and test.
+
+    `grouped` orders groups by a hash of value and seed and deals whole groups until each side has its share
+    of the rows, so that neither labels nor the order of rows matter; `random` shuffles rows, so their order
+    does; `column` takes the sides from `column` and cuts a missing validation side from train by groups.
+
+    Args:
+        kind: grouped, random or column.
+        groups: (N,) strings or integers, the group (prompt) of each row.
+        seed: any integer of at least 0.
+        fractions: shares of train, val, test in [0, 1] that sum to 1; val and test may be 0, train not.
+        column: (N,) strings train/val/test in any case, or validation, valid, dev, training, testing.
+
+    Raises:
+        UserError: unknown kind or column value, fractions that do not fit, too few rows or groups.
+    """
+    shares = _checked_fractions(fractions)
+    keys_G, code_N, sizes_G = np.unique(group_keys(groups), return_inverse=True, return_counts=True)
+    note = ""
+    if kind == "grouped":
+        side_N = deal(keys_G, sizes_G, shares, seed=seed)[code_N]
+    elif kind == "random":
+        side_N = _shuffle(code_N.size, shares, seed=seed)
+    elif kind == "column":
+        side_N = _read_column(column, num_rows=code_N.size)
+        if shares[VAL] and not (side_N == VAL).any():
+            side_N, note = _cut_val(side_N, (keys_G, code_N), shares, seed=seed)
+    else:
+        raise UserError(
+            f"unknown split {kind!r}", place="--split", remedy=did_you_mean(kind, get_args(SplitKind))
+        )
+    train, val, test = (np.flatnonzero(side_N == side).astype(np.int64) for side in (TRAIN, VAL, TEST))
+    leaky = leaks(side_N, code_N)
+    return Split(kind=kind, train=train, val=val, test=test, leaks_groups=leaky, seeds=(seed,), note=note)
+
+
+def leaks(side_N: IntArray, code_N: IntArray) -> bool:
+    """Tell whether any group code has rows on more than one side (sides 0, 1, 2)."""
+    seen = np.zeros((3, int(code_N.max(initial=-1)) + 1), dtype=bool)
+    seen[side_N, code_N] = True
+    return bool((seen.sum(axis=0) > 1).any())
+
+
+def repeat_seeds(seed: int, k: int) -> tuple[int, ...]:
+    """Return the k split seeds of `--repeats k`: seed, seed + 1, ..., so that any one can be run alone."""
+    if k < 1:
+        raise UserError(f"{k} repeats", place="--repeats", remedy="give 1 or more")
+    return tuple(range(seed, seed + k))
+
+
+def _checked_fractions(fractions: Sequence[float]) -> FloatArray:
+    shares = np.asarray(fractions, dtype=np.float64)
+    fits = shares.shape == (3,) and bool(((shares >= 0) & (shares <= 1)).all())
+    if not fits or abs(float(shares.sum()) - 1) > 1e-6 or shares[TRAIN] == 0:
+        shown = ",".join(f"{share:g}" for share in shares.ravel())
+        raise UserError(
+            f"fractions {shown} do not fit",
+            place="--fractions",
+            remedy="give train,val,test that sum to 1, train above 0, for example 0.7,0.1,0.2",
+        )
+    return shares
+
+
+def _shuffle(num_rows: int, shares: FloatArray, *, seed: int) -> IntArray:
+    needed = int((shares > 0).sum())
+    if num_rows < needed:
+        raise UserError(
+            f"{num_rows} rows cannot fill {needed} sides", place="--split random", remedy="add rows"
+        )
+    counts = [0, 0, 0]
+    for side in (TEST, VAL):
+        if shares[side]:
+            needed -= 1  # the sides still to come keep a row each
+            most = num_rows - sum(counts) - needed
+            counts[side] = min(max(1, round(float(shares[side]) * num_rows)), most)
+    counts[TRAIN] = num_rows - sum(counts)
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(3), counts))
+
+
+def _read_column(column: npt.ArrayLike | None, *, num_rows: int) -> IntArray:
+    """Return each row's side, as the column says."""
+    if column is None:
+        raise UserError(
+            "the data has no split column", place="--split column", remedy="add one, or use --split grouped"
+        )
+    value_N = np.asarray(column)
+    _, first, inverse = np.unique(group_keys(value_N), return_index=True, return_inverse=True)
+    if inverse.size != num_rows:
+        message = f"{inverse.size} split values for {num_rows} rows"
+        raise ValueError(message)
+    side_of_value = np.empty(first.size, dtype=np.int64)
+    for place in np.argsort(first):
+        value = str(value_N[first[place]])
+        side = SPELLINGS.get(value.strip().lower())
+        if side is None:
+            raise UserError(
+                f"unknown split {value!r} in row {first[place] + 1}",
+                place="--split column",
+                remedy=did_you_mean(value, ("train", "val", "test")),
+            )
+        side_of_value[place] = side
+    for name in ("train", "test"):
+        if SPELLINGS[name] not in side_of_value:
+            raise UserError(
+                f"no row is marked {name}", place="--split column", remedy="mark some, or use --split grouped"
+            )
+    return side_of_value[inverse]
+
+
+def _cut_val(
+    side_N: IntArray, groups: tuple[KeyArray, IntArray], shares: FloatArray, *, seed: int
+) -> tuple[IntArray, str]:
+    """Move whole groups from train to validation; `groups` is (unique keys (G,), code of each row (N,))."""
+    keys_G, code_N = groups
+    is_train = side_N == TRAIN
+    sizes_G = np.bincount(code_N[is_train], minlength=keys_G.size)
+    present = np.flatnonzero(sizes_G)
+    kept = np.array([shares[TRAIN], shares[VAL], 0.0]) / (shares[TRAIN] + shares[VAL])
+    side_G = np.full(keys_G.size, TRAIN, dtype=np.int64)
+    side_G[present] = deal(keys_G[present], sizes_G[present], kept, seed=seed, place="--split column")
+    cut_N = np.where(is_train, side_G[code_N], side_N)
+    moved = int((cut_N == VAL).sum())
+    note = (
+        f"no row is marked val: {moved} of {int(is_train.sum())} train rows, in whole groups, "
+        f"became validation with seed {seed}"
+    )
+    return cut_N, note

@@ -1,0 +1,120 @@
+"""Batches of rows that lie in memory.
+
+Knows how rows are shuffled, once per epoch, from a seed. Must not know files: a streaming source gives the
+same seam, a callable from the epoch (counted from 1) to its batches, with the number of steps. Spec section
+9.
+
+Shapes: N rows, I distinct images, M distinct texts, D embedding width, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from deltaclip.pipeline.model.scores import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+
+class TrainBatches(Protocol):
+    """Where a training loop takes its batches from."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches that every epoch gives."""
+
+    def __call__(self, epoch: int) -> Iterable[Batch]:
+        """Return the batches of one epoch; the same epoch gives the same batches again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBatches:
+    """Rows in memory: see `memory_batches`."""
+
+    v_ID: Tensor
+    t_MD: Tensor
+    q_N: Tensor
+    c_N: Tensor
+    image_index_N: Tensor | None
+    text_index_N: Tensor | None
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch; the last rows are used too."""
+        return math.ceil(len(self.q_N) / self.batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """Return every row once, in an order drawn from (seed, epoch)."""
+        order_N = np.random.default_rng((self.seed, epoch)).permutation(len(self.q_N))
+        # Equal parts: a last batch of one row would have the weight of a full one.
+        for rows_B in torch.from_numpy(order_N).to(self.q_N.device).tensor_split(self.steps_per_epoch):
+            yield self._rows(rows_B)
+
+    def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
+        """Return every row once as it lies, in blocks: for calibration and for scoring."""
+        num_rows = len(self.q_N)
+        for start in range(0, num_rows, batch_size):
+            yield self._rows(torch.arange(start, min(start + batch_size, num_rows), device=self.q_N.device))
+
+    def _rows(self, rows_B: Tensor) -> Batch:
+        images_B = rows_B if self.image_index_N is None else self.image_index_N.index_select(0, rows_B)
+        texts_B = rows_B if self.text_index_N is None else self.text_index_N.index_select(0, rows_B)
+        return Batch(
+            v_BD=self.v_ID.index_select(0, images_B).float(),
+            t_BD=self.t_MD.index_select(0, texts_B).float(),
+            q_B=self.q_N.index_select(0, rows_B),
+            c_B=self.c_N.index_select(0, rows_B),
+        )
+
+
+def memory_batches(
+    v_ID: Tensor,
+    t_MD: Tensor,
+    q_N: Tensor,
+    c_N: Tensor,
+    *,
+    image_index_N: Tensor | None = None,
+    text_index_N: Tensor | None = None,
+    batch_size: int = 64,
+    seed: int = 42,
+) -> MemoryBatches:
+    """Return shuffled batches, float32 whatever the embeddings are stored in; labels in [0, 1], NaN = missing.
+
+    With an index (int64) the embeddings come deduplicated: row n has v_ID[image_index_N[n]] and
+    t_MD[text_index_N[n]]; without, they have one row per row. Nothing is copied here, and only one batch at a
+    time later.
+    """
+    num_rows = len(q_N)
+    lengths = {
+        "image rows": len(v_ID) if image_index_N is None else len(image_index_N),
+        "text rows": len(t_MD) if text_index_N is None else len(text_index_N),
+        "consistency labels": len(c_N),
+    }
+    for what, length in lengths.items():
+        if length != num_rows:
+            raise ValueError(f"{num_rows} quality labels but {length} {what}")
+    if num_rows == 0:
+        raise ValueError("there is no row to train on")
+    if v_ID.shape[1] != t_MD.shape[1]:
+        raise ValueError(f"image embeddings have width {v_ID.shape[1]}, text embeddings {t_MD.shape[1]}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    return MemoryBatches(
+        v_ID=v_ID.contiguous(),
+        t_MD=t_MD.contiguous(),
+        q_N=q_N,
+        c_N=c_N,
+        image_index_N=image_index_N,
+        text_index_N=text_index_N,
+        batch_size=batch_size,
+        seed=seed,
+    )

@@ -1,0 +1,72 @@
+"""Batches in memory: every row once, in an order that (seed, epoch) decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from deltaclip.pipeline.training.batches import memory_batches
+
+
+def rows(num_rows, batch_size, seed=0):
+    number = torch.arange(num_rows, dtype=torch.float32)
+    v = number[:, None].expand(num_rows, 3)
+    return memory_batches(v, v + 0.5, number, number + 0.25, batch_size=batch_size, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size"), [(1, 64), (63, 64), (64, 64), (65, 64), (2100, 64), (7, 1)]
+)
+def test_every_row_once(num_rows, batch_size):
+    batches = rows(num_rows, batch_size)
+    epoch = list(batches(1))
+    assert len(epoch) == batches.steps_per_epoch
+    sizes = [len(batch.q_B) for batch in epoch]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(torch.cat([batch.q_B for batch in epoch]).tolist()) == list(range(num_rows))
+    for batch in epoch:
+        assert torch.equal(batch.v_BD[:, 0], batch.q_B)
+        assert torch.equal(batch.t_BD[:, 2], batch.q_B + 0.5)
+        assert torch.equal(batch.c_B, batch.q_B + 0.25)
+
+
+def test_order_depends_on_seed_and_epoch():
+    def order(seed, epoch):
+        return [int(x) for batch in rows(100, 16, seed)(epoch) for x in batch.q_B]
+
+    assert order(1, 1) == order(1, 1)
+    assert order(1, 1) != order(1, 2)
+    assert order(1, 1) != order(2, 1)
+    assert order(1, 2) != order(2, 1)
+
+
+@pytest.mark.parametrize("block", [1, 9, 10, 11, 4096])
+def test_in_order(block):
+    assert [int(x) for batch in rows(10, 4).in_order(block) for x in batch.q_B] == list(range(10))
+
+
+def test_deduplicated_texts():
+    t_MD = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    index = torch.tensor([2, 0, 1, 1, 2])
+    number = torch.arange(5.0)
+    batches = memory_batches(
+        torch.zeros(5, 2), t_MD, number, number, text_index_N=index, batch_size=2, seed=0
+    )
+    for batch in [*batches(1), *batches.in_order(3)]:
+        assert torch.equal(batch.t_BD[:, 0], index[batch.q_B.long()].float())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "batch_size", "message"),
+    [
+        (((5, 2), (4, 2), 5, 5), 2, "5 image rows but 4 text rows"),
+        (((5, 2), (5, 2), 5, 6), 2, "5 image rows but 6 consistency labels"),
+        (((0, 2), (0, 2), 0, 0), 2, "there is no row to train on"),
+        (((5, 2), (5, 3), 5, 5), 2, "image embeddings have width 2, text embeddings 3"),
+        (((5, 2), (5, 2), 5, 5), 0, "batch_size must be at least 1, not 0"),
+    ],
+)
+def test_refusals(shapes, batch_size, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole text is compared
+        memory_batches(*(torch.zeros(shape) for shape in shapes), batch_size=batch_size)
+    assert str(caught.value) == message
