@@ -31,10 +31,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Score AI-generated images for quality and prompt consistency: embeddings cached once, heads trained in seconds.",
+    help="Score AI-generated images for quality and prompt consistency, with CLIP embeddings that are cached once.",
     epilog="A first run on bundled data: `deltaclip extract demo`, then `deltaclip train cache/demo_tiny.h5`.",
     # --residual_scale_q is --residual-scale-q
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
 )
 
 
@@ -75,9 +78,15 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     words = field.metadata["help"]
-    info: Any = typer.Argument(help=words) if field.metadata["argument"] else typer.Option(help=words, show_default=not is_optional(hint))
+    info: Any = (
+        typer.Argument(help=words)
+        if field.metadata["argument"]
+        else typer.Option(help=words, show_default=not is_optional(hint))
+    )
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
+    )
 
 
 def _flag(name: str, option: str, words: str) -> inspect.Parameter:
@@ -89,9 +98,15 @@ def _fail(error: BaseException) -> NoReturn:
     if isinstance(error, UserError):
         line, code = str(error), 2
     elif isinstance(error, OSError):  # the disk or the rights on it: nothing the input could have said
-        line, code = f"{error.filename or 'input/output'}: {error.strerror or error}; check the disk and your rights on it", 1
+        line, code = (
+            f"{error.filename or 'input/output'}: {error.strerror or error}; check the disk and your rights on it",
+            1,
+        )
     else:
-        line, code = "interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED
+        line, code = (
+            "interrupted; what was finished is kept, the same command goes on from there",
+            INTERRUPTED,
+        )
     typer.echo(f"deltaclip: {line}", err=True)
     raise typer.Exit(code)
 
@@ -99,7 +114,7 @@ def _fail(error: BaseException) -> NoReturn:
 @command(ExtractConfig, example="deltaclip extract agiqa-3k:DIR --backbone ViT-L-14 --pretrained openai")
 def extract(config: ExtractConfig) -> StageResult:
     """Embed the images and prompts of a data set once, into a cache; only what is new is computed."""
-    from deltaclip.features.extract import extract as stage  # noqa: PLC0415
+    from deltaclip.features.extract import extract as stage
 
     return stage(config)
 
@@ -107,7 +122,7 @@ def extract(config: ExtractConfig) -> StageResult:
 @command(TrainConfig, example="deltaclip train cache/demo_tiny.h5 --residual-scale-q 0.1 --epochs 30")
 def train(config: TrainConfig) -> StageResult:
     """Train quality and consistency heads on a cache, in seconds; print metrics beside their floors."""
-    from deltaclip.pipeline.train import train as stage  # noqa: PLC0415
+    from deltaclip.pipeline.train import train as stage
 
     return stage(config)
 
@@ -115,15 +130,18 @@ def train(config: TrainConfig) -> StageResult:
 @command(EvaluateConfig, example="deltaclip evaluate runs/demo_tiny_residual_frozen --cache cache/other_tiny.h5")
 def evaluate(config: EvaluateConfig) -> StageResult:
     """Score a cache with a trained run and print its metrics beside their floors."""
-    from deltaclip.pipeline.evaluate import evaluate as stage  # noqa: PLC0415
+    from deltaclip.pipeline.evaluate import evaluate as stage
 
     return stage(config)
 
 
-@command(PredictConfig, example="deltaclip predict runs/demo_tiny_residual_frozen picture.png --prompt 'a red circle'")
+@command(
+    PredictConfig,
+    example="deltaclip predict runs/demo_tiny_residual_frozen picture.png --prompt 'a red circle'",
+)
 def predict(config: PredictConfig) -> StageResult:
     """Score new images: one image and prompt, a folder, or a manifest."""
-    from deltaclip.pipeline.predict import predict as stage  # noqa: PLC0415
+    from deltaclip.pipeline.predict import predict as stage
 
     return stage(config)
 

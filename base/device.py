@@ -21,14 +21,16 @@ def choose_device(requested: str) -> str:
     Raises:
         UserError: the requested device is not known or not present.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(requested)
     except RuntimeError as error:
-        raise UserError(f"{requested!r} is no device", place="--device", remedy="give auto, cpu, cuda or cuda:N") from error
+        raise UserError(
+            f"{requested!r} is no device", place="--device", remedy="give auto, cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA GPU is present", place="--device", remedy="give cpu or auto")
     return requested
@@ -55,7 +57,7 @@ def choose_precision(requested: PrecisionChoice, device: str) -> Precision:
     if requested != "auto":
         return requested
     if on_gpu:
-        import torch  # noqa: PLC0415
+        import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if cpu_has_bf16_units() else "fp32"

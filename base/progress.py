@@ -18,7 +18,7 @@ class Progress:
     def __init__(self, total: int, what: str, *, unit: str) -> None:
         self._bar: Any = None
         if sys.stderr.isatty():
-            from tqdm import tqdm  # noqa: PLC0415 - not needed where nobody looks
+            from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 

@@ -7,7 +7,6 @@ builds its options from the same fields. STYLE section 5, rules 7 to 10.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -30,15 +29,17 @@ def setting(
     Args:
         default: value when not given; none means the setting is required.
         help: one sentence for the help page, with the unit.
-        ge, gt, le, lt: the allowed range: at least, above, at most, below.
+        ge: at least this.
+        gt: above this.
+        le: at most this.
+        lt: below this.
         argument: a positional argument of the command instead of an option.
     """
     metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "argument": argument}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type[Any]) -> dict[str, Any]:
     """Return the resolved annotation of every field of a settings class."""
     return get_type_hints(cls)
 

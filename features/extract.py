@@ -64,16 +64,18 @@ class ExtractResult:
     def summary(self) -> str:
         """Return what is in the cache now, what was computed, and what could not be read."""
         facts = self.facts
-        rate = f", {self.images_per_s:,.1f} images/s" if self.images_per_s else ""
+        images, activation = self.images - len(self.failed), "QuickGELU" if facts["quick_gelu"] else "GELU"
+        work = f"nothing to compute, {self.seconds:.1f} s"
+        if self.new_images or self.new_texts:
+            rate = f", {self.images_per_s:,.1f} images/s" if self.images_per_s else ""
+            work = f"computed {self.new_images:,} images and {self.new_texts:,} texts in {self.seconds:.1f} s{rate}"
         lines = [
-            f"{self.cache}: {self.usable_rows:,} rows of {self.images - len(self.failed):,} images and {self.texts:,} texts",
-            f"computed: {self.new_images:,} images and {self.new_texts:,} texts in {self.seconds:.1f} s{rate}",
-            f"backbone: {facts['backbone']}, {facts['precision']} ({facts['precision_reason']}), D = {facts['dim']}, weights {facts['weights_sha256'][:12]}, "
-            + ("QuickGELU" if facts["quick_gelu"] else "GELU"),
+            f"{self.cache}: {self.usable_rows:,} rows of {images:,} images and {self.texts:,} texts",
+            work,
+            f"backbone: {facts['backbone']}, D = {facts['dim']}, {activation}, weights {facts['weights_sha256'][:12]}",
+            f"precision: {facts['precision']} ({facts['precision_reason']})",
             *(f"{label}: range {words}" for label, words in self.label_ranges.items()),
         ]
-        if self.new_images + self.new_texts == 0:
-            lines[1] = f"nothing to compute, {self.seconds:.1f} s"
         if self.truncated_texts:
             lines.append(f"{self.truncated_texts:,} texts were cut at {facts['context_length']} tokens")
         if self.failed:
@@ -134,7 +136,11 @@ class _Job:
         self.plan: Plan = make_plan(manifest, contents)
         if all(self.plan.image_reasons):
             reason = f"none of the {self.plan.num_images} images can be read ({self.plan.image_reasons[0]})"
-            raise UserError(reason, place=manifest.path, remedy=f"check the paths or give --image-root (now {manifest.image_root})")
+            raise UserError(
+                reason,
+                place=manifest.path,
+                remedy=f"check the paths or give --image-root (now {manifest.image_root})",
+            )
 
     def nothing_to_do(self) -> _Done | None:
         """Check what is on disk against the request; return at once if it is exactly what was asked for."""
@@ -144,7 +150,10 @@ class _Job:
             with store:
                 request = self._request(self._known_precision(store))
                 check_request(store, request)
-                if store.path == self.out and store.header == {"request": request, "plan": self.plan.digest()}:
+                if store.path == self.out and store.header == {
+                    "request": request,
+                    "plan": self.plan.digest(),
+                }:
                     return _Done()
         return None
 
@@ -170,7 +179,7 @@ class _Job:
         return done
 
     def _request(self, precision: Any) -> dict[str, Any]:
-        from deltaclip.features.backbone.load import request_facts  # noqa: PLC0415
+        from deltaclip.features.backbone.load import request_facts
 
         return request_facts(self.source, precision, quick_gelu=self.config.quick_gelu)
 
@@ -186,7 +195,7 @@ class _Job:
         return None
 
     def _load(self, precision: Any) -> Backbone:
-        from deltaclip.features.backbone.choose import load_in_best_precision  # noqa: PLC0415
+        from deltaclip.features.backbone.choose import load_in_best_precision
 
         backbone, reason = load_in_best_precision(
             self.source,
@@ -216,7 +225,7 @@ class _Job:
         return pixels
 
     def _encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
-        from deltaclip.features.backbone.encode_images import encode_images  # noqa: PLC0415
+        from deltaclip.features.backbone.encode_images import encode_images
 
         todo = writer.todo("images")
         with Progress(len(todo), "encoding images", unit="images") as progress:
@@ -225,7 +234,7 @@ class _Job:
                     if self.config.on_error == "fail":
                         raise _unreadable(self.plan.image_files[entry], reason, place=self.manifest.path)
                     writer.put_failure(entry, reason)
-                if batch.entries:
+                if batch.pixels_B3HW is not None:
                     unit_BD, norm_B = encode_images(backbone, batch.pixels_B3HW)
                     writer.put("images", batch.entries, unit_BD, norm_B)
                 progress.advance(len(batch.entries) + len(batch.failed))
@@ -233,7 +242,7 @@ class _Job:
 
 
 def _encode_texts(writer: StoreWriter, backbone: Backbone, texts: list[str]) -> int:
-    from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated  # noqa: PLC0415
+    from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
 
     todo = writer.todo("texts")
     with Progress(len(todo), "encoding prompts", unit="prompts") as progress:

@@ -17,13 +17,17 @@ from deltaclip.base.settings import check_settings, setting
 class ExtractConfig:
     """Settings of `extract`."""
 
-    data: str = setting(help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL or Parquet manifest.", argument=True)
+    data: str = setting(
+        help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL or Parquet manifest.", argument=True
+    )
     out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.")
     backbone: str = setting("tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.")
     pretrained: str | None = setting(None, help="For a model name: a tag of open_clip or a checkpoint file.")
     quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
-    precision: PrecisionChoice = setting("auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings.")
+    precision: PrecisionChoice = setting(
+        "auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings."
+    )
     batch_size: int = setting(64, help="Images per forward pass.", ge=1)
     workers: int | None = setting(None, help="Decoding threads; default one per processor.", ge=1)
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")

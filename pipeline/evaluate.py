@@ -54,7 +54,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     run = open_run(config.run)
     cache = config.cache or Path(run.config["cache"]["path"])
     with FeatureStore.open(cache) as store:
-        check_request(store, run.config["request"], remedy="extract the data with the run's backbone, or train on this cache")
+        check_request(
+            store,
+            run.config["request"],
+            remedy="extract the data with the run's backbone, or train on this cache",
+        )
     rows = load_rows(cache, "cpu")
     if not present_labels(rows):
         raise UserError("has no labels to compare with", place=cache, remedy="use `deltaclip predict` for scores alone")
@@ -66,4 +70,3 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         with whole_file(config.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return EvaluateResult(run=config.run, cache=cache, metrics=metrics)
-

@@ -48,7 +48,11 @@ class PredictResult:
         names = list(self.columns)
         cells = zip(*(_plain(self.columns[name]) for name in names), strict=True)
         counts = {"failed": self.failed, "truncated_prompts": self.truncated_prompts, "note": self.note}
-        return {"rows": [dict(zip(names, row, strict=True)) for row in cells], **counts, "out": str(self.out) if self.out else None}
+        return {
+            "rows": [dict(zip(names, row, strict=True)) for row in cells],
+            **counts,
+            "out": str(self.out) if self.out else None,
+        }
 
     def summary(self) -> str:
         """Return the scores, or where they were written, and what could not be scored."""
@@ -142,7 +146,11 @@ def _prompt_beside(image: Path) -> str:
         prompt = ""
     if not prompt:
         tables = "/".join(TABLE_SUFFIXES)
-        raise UserError(f"no prompt in {beside.name}", place=image, remedy=f"give --prompts TABLE ({tables}) or --prompt 'TEXT'")
+        raise UserError(
+            f"no prompt in {beside.name}",
+            place=image,
+            remedy=f"give --prompts TABLE ({tables}) or --prompt 'TEXT'",
+        )
     return prompt
 
 

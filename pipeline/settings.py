@@ -20,9 +20,16 @@ class TrainConfig:
     cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
     out: Path | None = setting(None, help="Run directory to make; default runs/CACHE_MODE, numbered if taken.")
     residual_learning: bool = setting(True, help="Bounded corrections of a base, or direct heads (for ablation).")
-    base_init: Literal["calibrated", "identity"] = setting("calibrated", help="Start of the bases: fitted in closed form, or plain.")
-    scale_mode: Literal["fixed", "learned", "curriculum"] = setting("fixed", help="Scales of the corrections: as given, learned within a bound, or ramped up over the epochs.")
-    residual_scale_q: float = setting(0.2, help="Largest correction of quality; 0.1 for little data, 0.3 to 0.5 for much.", ge=0, le=1)
+    base_init: Literal["calibrated", "identity"] = setting(
+        "calibrated", help="Start of the bases: fitted in closed form, or plain."
+    )
+    scale_mode: Literal["fixed", "learned", "curriculum"] = setting(
+        "fixed",
+        help="Scales of the corrections: as given, learned within a bound, or ramped up over the epochs.",
+    )
+    residual_scale_q: float = setting(
+        0.2, help="Largest correction of quality; 0.1 for little data, 0.3 to 0.5 for much.", ge=0, le=1
+    )
     residual_scale_c: float = setting(0.2, help="Largest correction of consistency.", ge=0, le=1)
     loss: Literal["mse"] = setting("mse", help="Loss of both heads.")
     w_q: float = setting(0.5, help="Weight of the quality loss.", ge=0)
@@ -35,8 +42,13 @@ class TrainConfig:
     weight_decay: float = setting(1e-4, help="AdamW weight decay; none on biases, norms and scales.", ge=0)
     max_grad_norm: float = setting(1.0, help="Gradients are clipped to this norm; 0 never clips.", ge=0)
     dropout: float = setting(0.1, help="Dropout in the heads.", ge=0, lt=1)
-    patience: int = setting(0, help="Stop after this many epochs without a better validation score; 0 never stops early.", ge=0)
-    split: Literal["grouped", "random", "column"] = setting("grouped", help="grouped keeps all images of a prompt on one side; random leaks prompts; column reads the cache's split.")
+    patience: int = setting(
+        0, help="Stop after this many epochs without a better validation score; 0 never stops early.", ge=0
+    )
+    split: Literal["grouped", "random", "column"] = setting(
+        "grouped",
+        help="grouped keeps all images of a prompt on one side; random leaks prompts; column reads the cache's split.",
+    )
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
     seed: int = setting(42, help="Seed of the split, of the initial weights, of batch order and dropout.", ge=0)
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
@@ -50,7 +62,10 @@ class EvaluateConfig:
     """Settings of `evaluate`."""
 
     run: Path = setting(help="Run directory made by `deltaclip train`.", argument=True)
-    cache: Path | None = setting(None, help="Cache to score; default the run's own, with the run's split. In another one every row is test.")
+    cache: Path | None = setting(
+        None,
+        help="Cache to score; default the run's own, with the run's split. In another one every row is test.",
+    )
     out: Path | None = setting(None, help="Also write the metrics to this JSON file.")
 
     def __post_init__(self) -> None:
@@ -64,9 +79,14 @@ class PredictConfig:
     run: Path = setting(help="Run directory made by `deltaclip train`.", argument=True)
     target: str = setting(help="An image, a folder of images, a manifest, demo or ADAPTER:DIR.", argument=True)
     prompt: str | None = setting(None, help="Prompt of the image, or of every image of the folder.")
-    prompts: Path | None = setting(None, help="For a folder: table with the columns image and prompt; default NAME.txt beside each image.")
+    prompts: Path | None = setting(
+        None,
+        help="For a folder: table with the columns image and prompt; default NAME.txt beside each image.",
+    )
     out: Path | None = setting(None, help="Write the scores to this .csv, .jsonl or .parquet file.")
-    backbone: str | None = setting(None, help="Where the run's backbone lies now, if it has moved; checked by fingerprint.")
+    backbone: str | None = setting(
+        None, help="Where the run's backbone lies now, if it has moved; checked by fingerprint."
+    )
     pretrained: str | None = setting(None, help="Where its checkpoint lies now, if it has moved.")
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
     batch_size: int = setting(64, help="Images per forward pass.", ge=1)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
@@ -34,6 +32,7 @@ from deltaclip.pipeline.training.fit import EpochRow, FitPlan, FitResult, Valida
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import nn
@@ -56,12 +55,19 @@ class TrainResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics in the shape of `metrics.json`, with the run and its times."""
-        about = {"run": str(self.run), "best_epoch": self.best_epoch, "fit_seconds": self.fit_seconds, "seconds": self.seconds}
+        about = {
+            "run": str(self.run),
+            "best_epoch": self.best_epoch,
+            "fit_seconds": self.fit_seconds,
+            "seconds": self.seconds,
+        }
         return {**self.metrics, **about}
 
     def summary(self) -> str:
         """Return the metrics table and where the run lies."""
-        where = f"run: {self.run} (best epoch {self.best_epoch}, fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s)"
+        where = (
+            f"run: {self.run} (best epoch {self.best_epoch}, fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s)"
+        )
         return f"{metrics_table(self.metrics)}\n\n{where}"
 
 
@@ -78,7 +84,7 @@ def train(config: TrainConfig) -> TrainResult:
     weights = _loss_weights(config, rows)
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.seed)
     for line in (*warnings_of(config, rows), *describe(config, rows, weights)):
-        print(line, file=sys.stderr)  # noqa: T201 - the configuration stands before the progress bar, off stdout
+        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
     spec, heads, calibration, fitted = _fit(config, rows, split, weights)
     scores = score(heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
     scales = heads.scales() if isinstance(heads, ResidualHeads) else (None, None)
@@ -121,9 +127,16 @@ def _loss_weights(config: TrainConfig, rows: CacheRows) -> tuple[float, float]:
         remedy = "give the manifest a quality or consistency column and extract again"
         raise UserError("has no labels", place=config.cache, remedy=remedy)
     # A label that no row has cannot weigh anything; warnings_of says so.
-    w_q, w_c = (config.w_q if "quality" in present else 0.0), (config.w_c if "consistency" in present else 0.0)
+    w_q, w_c = (
+        (config.w_q if "quality" in present else 0.0),
+        (config.w_c if "consistency" in present else 0.0),
+    )
     if w_q == w_c == 0:
-        raise UserError("every loss weight is 0 for the labels that the cache has", place="--w-q, --w-c", remedy="give one above 0")
+        raise UserError(
+            "every loss weight is 0 for the labels that the cache has",
+            place="--w-q, --w-c",
+            remedy="give one above 0",
+        )
     return w_q, w_c
 
 
@@ -185,14 +198,19 @@ def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Cal
 
 
 def _epoch_note(row: EpochRow) -> str:
-    shown = [f"{name.removeprefix('val_')} {value:.3f}" for name, value in row.figures.items() if name.endswith("srocc")]
+    shown = [
+        f"{name.removeprefix('val_')} {value:.3f}" for name, value in row.figures.items() if name.endswith("srocc")
+    ]
     return ", ".join([f"loss {row.train_loss:.4f}", *shown])
 
 
 def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
     """Return the columns of `history.csv`, one row per epoch."""
     columns = {
-        name: np.array([np.nan if getattr(row, name) is None else getattr(row, name) for row in history], dtype=np.float64)
+        name: np.array(
+            [np.nan if getattr(row, name) is None else getattr(row, name) for row in history],
+            dtype=np.float64,
+        )
         for name in ("train_loss", "val_score", "lr", "scale_q", "scale_c", "seconds")
     }
     figures = {name: np.array([row.figures[name] for row in history]) for name in history[0].figures}
@@ -205,5 +223,11 @@ def _predictions(rows: CacheRows, scores: Scores, split: Split) -> dict[str, Any
     for name in ("train", "val", "test"):
         side[getattr(split, name)] = name
     text = rows.rows.text
-    about = {"image": text["file"], "prompt": text["prompt"], "group": text["group"], "source": text["source"], "split": side}
+    about = {
+        "image": text["file"],
+        "prompt": text["prompt"],
+        "group": text["group"],
+        "source": text["source"],
+        "split": side,
+    }
     return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}

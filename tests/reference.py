@@ -54,9 +54,7 @@ def logistic_map(x, y):
 
     start = [y.max(), y.min(), x.mean(), x.std() / 4]
     scale = [y.std(), y.std(), x.std(), x.std()]
-    fit = least_squares(
-        lambda b: curve(b) - y, start, x_scale=scale, xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=5000
-    )
+    fit = least_squares(lambda b: curve(b) - y, start, x_scale=scale, xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=5000)
     return curve(fit.x)
 
 

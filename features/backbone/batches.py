@@ -81,7 +81,7 @@ def _pixels(file: ImageFile, preprocess: Callable[[Any], torch.Tensor], root: Pa
 
 
 def _collect(files: Sequence[ImageFile], futures: list[Future[torch.Tensor]]) -> PixelBatch:
-    import torch  # noqa: PLC0415
+    import torch
 
     entries, pixels, failed = [], [], []
     for file, future in zip(files, futures, strict=True):

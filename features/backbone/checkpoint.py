@@ -108,7 +108,7 @@ def _weights_in(folder: Path) -> Path | None:
 
 def _on_hub(backbone: str) -> WeightsSource:
     _stay_offline_without_hub()
-    from open_clip.pretrained import download_pretrained_from_hf  # noqa: PLC0415
+    from open_clip.pretrained import download_pretrained_from_hf
 
     repo = backbone.removeprefix(HF_HUB)
     try:
@@ -122,7 +122,7 @@ def _on_hub(backbone: str) -> WeightsSource:
 
 def _by_tag(model: str, tag: str | None) -> WeightsSource:
     _check_model_name(model)
-    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model  # noqa: PLC0415
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
     tags = list_pretrained_tags_by_model(model)
     if tag is None:
@@ -145,7 +145,7 @@ def _by_tag(model: str, tag: str | None) -> WeightsSource:
 def _stay_offline_without_hub() -> None:
     # Where the hub's name does not resolve, its client would retry for 20 s a file and log each try; told to stay
     # offline it answers at once, from its cache where the file lies there.
-    import huggingface_hub.constants as hub  # noqa: PLC0415
+    import huggingface_hub.constants as hub
 
     host = urlsplit(hub.ENDPOINT).hostname
     try:
@@ -161,10 +161,11 @@ def _not_fetched(what: str, files: str, option: str) -> UserError:
 
 def _check_model_name(model: str) -> None:
     # The configuration files are read from the package's folder: open_clip itself takes seconds to import.
-    import importlib.util  # noqa: PLC0415
+    import importlib.util
 
     spec = importlib.util.find_spec("open_clip")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None, "open_clip is a dependency"
+    assert spec.origin is not None, "open_clip is an ordinary package"
     names = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
     if model.replace("/", "-") not in names:
         known = [*names, "tiny"]
@@ -202,7 +203,7 @@ def read_torchscript(weights: Path) -> dict[str, torch.Tensor]:
     Returns:
         state dict, float16 or float32, without the three numbers that are no weights.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     state: dict[str, Any] = dict(torch.jit.load(str(weights), map_location="cpu").state_dict())
     for key in ("input_resolution", "context_length", "vocab_size"):

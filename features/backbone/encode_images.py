@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -33,7 +32,7 @@ def encode_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
     Returns:
         unit_BD float32 (B, D), L2 norm 1; norm_B float32 (B,), the length of open_clip's own output.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     with torch.inference_mode():
         pixels = pixels_B3HW.to(backbone.device, next(backbone.model.parameters()).dtype, non_blocking=True)
@@ -42,7 +41,7 @@ def encode_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
 
 def to_unit_length(features_BD: torch.Tensor) -> Embeddings:
     """Normalise in float32, whatever the model's precision: bf16 division alone would cost three digits."""
-    import torch  # noqa: PLC0415
+    import torch
 
     features = features_BD.float()
     norm_B = features.norm(dim=-1)

@@ -27,7 +27,7 @@ def encode_texts(backbone: Backbone, texts: list[str]) -> Embeddings:
     Returns:
         unit_BD float32 (B, D), L2 norm 1; norm_B float32 (B,).
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     tokens_BL = backbone.tokenizer(texts, context_length=backbone.context_length)
     with torch.inference_mode():

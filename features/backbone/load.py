@@ -74,7 +74,7 @@ def load_backbone(
     Raises:
         UserError: the weights do not fit the model, are a pickle, or need the other activation.
     """
-    import open_clip  # noqa: PLC0415
+    import open_clip
 
     archive = is_torchscript(source.weights)
     force = quick_gelu is True or (archive and quick_gelu is None)
@@ -113,14 +113,18 @@ def _misfit(source: WeightsSource, error: Exception) -> UserError:
     text = str(error)
     if "vision_model." in text or "text_model." in text:
         remedy = "pass the same model's open_clip weights (local-dir: or hf-hub: with open_clip_config.json)"
-        return UserError("is in the layout of transformers, which open_clip does not read", place=source.weights, remedy=remedy)
+        return UserError(
+            "is in the layout of transformers, which open_clip does not read",
+            place=source.weights,
+            remedy=remedy,
+        )
     detail = next((line.strip() for line in text.splitlines()[1:] if line.strip()), text.splitlines()[0])
     remedy = "check --backbone: the architecture must be the one the weights were saved from"
     return UserError(f"does not fit {source.model} ({detail[:160]})", place=source.weights, remedy=remedy)
 
 
 def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gelu: bool) -> dict[str, Any]:
-    from open_clip.transform import PreprocessCfg  # noqa: PLC0415
+    from open_clip.transform import PreprocessCfg
 
     preprocessing = dict(PreprocessCfg().__dict__) | model.visual.preprocess_cfg
     text = getattr(model, "text", model)
@@ -138,7 +142,7 @@ def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gel
 
 
 def _embedding_dim(model: Any) -> int:
-    import torch  # noqa: PLC0415
+    import torch
 
     text = getattr(model, "text", model)
     parameter = next(model.parameters())
@@ -148,13 +152,13 @@ def _embedding_dim(model: Any) -> int:
 
 
 def _uses_quick_gelu(model: Any) -> bool:
-    from open_clip.transformer import QuickGELU  # noqa: PLC0415
+    from open_clip.transformer import QuickGELU
 
     return any(isinstance(module, QuickGELU) for module in model.modules())
 
 
 def _check_quick_gelu(source: WeightsSource, *, active: bool, asked: bool | None) -> None:
-    from open_clip.pretrained import get_pretrained_cfg  # noqa: PLC0415
+    from open_clip.pretrained import get_pretrained_cfg
 
     if asked is not None:
         if asked != active:
@@ -166,5 +170,9 @@ def _check_quick_gelu(source: WeightsSource, *, active: bool, asked: bool | None
     trained = bool(tag.get("quick_gelu", False)) if tag else None
     if trained is not None and trained != active:
         word = "with" if trained else "without"
-        remedy = f"give --backbone {source.model}-quickgelu" if trained else f"give --backbone {source.model.removesuffix('-quickgelu')}"
+        remedy = (
+            f"give --backbone {source.model}-quickgelu"
+            if trained
+            else f"give --backbone {source.model.removesuffix('-quickgelu')}"
+        )
         raise UserError(f"{source.pretrained} was trained {word} QuickGELU", place=source.model, remedy=remedy)

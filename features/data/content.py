@@ -32,7 +32,10 @@ def hash_images(paths: Sequence[Path], root: Path | None) -> list[ImageContent]:
         root: folder that they must lie in once symbolic links are followed; None permits every place.
     """
     found: list[ImageContent] = []
-    with Progress(len(paths), "hashing images", unit="files") as progress, ThreadPoolExecutor(WORKERS) as pool:
+    with (
+        Progress(len(paths), "hashing images", unit="files") as progress,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
         for start in range(0, len(paths), CHUNK):
             found += pool.map(lambda path: _hash(path, root), paths[start : start + CHUNK])
             progress.advance(len(found) - start)

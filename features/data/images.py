@@ -64,7 +64,12 @@ def open_image(content: bytes) -> Image.Image:
         raise UnreadableImage("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+    ) as error:  # what Pillow's decoders raise on broken data
         raise UnreadableImage(f"broken image data ({error})") from error
 
 

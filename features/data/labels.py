@@ -76,7 +76,11 @@ def read_label_std(table: Table, column: str, label_range: LabelRange) -> NDArra
     negative_N = raw_N < 0
     if negative_N.any():
         row = int(np.flatnonzero(negative_N)[0])
-        raise UserError(f"standard deviation {raw_N[row]:g} is negative", place=table.place(row, column), remedy="correct it")
+        raise UserError(
+            f"standard deviation {raw_N[row]:g} is negative",
+            place=table.place(row, column),
+            remedy="correct it",
+        )
     return raw_N / (label_range.hi - label_range.lo)
 
 
@@ -87,11 +91,17 @@ def _numbers(table: Table, column: str) -> NDArray[np.float64]:
         try:
             values_N[row] = float(cell) if cell else np.nan
         except ValueError:
-            raise UserError(f"{cell!r} is no number", place=table.place(row, column), remedy="leave a missing label empty") from None
+            raise UserError(
+                f"{cell!r} is no number", place=table.place(row, column), remedy="leave a missing label empty"
+            ) from None
     infinite_N = np.isinf(values_N)
     if infinite_N.any():
         row = int(np.flatnonzero(infinite_N)[0])
-        raise UserError(f"{cells[row]!r} is not finite", place=table.place(row, column), remedy="leave a missing label empty")
+        raise UserError(
+            f"{cells[row]!r} is not finite",
+            place=table.place(row, column),
+            remedy="leave a missing label empty",
+        )
     return values_N
 
 
@@ -104,5 +114,7 @@ def _detect(values_N: NDArray[np.float64], table: Table, column: str) -> LabelRa
             return LabelRange(lo, hi, "detected")
     row = int(np.nanargmin(values_N) if present.min() < 0 else np.nanargmax(values_N))
     raise UserError(
-        f"label {values_N[row]:g} fits none of the usual ranges", place=table.place(row, column), remedy="give --label-range LO,HI"
+        f"label {values_N[row]:g} fits none of the usual ranges",
+        place=table.place(row, column),
+        remedy="give --label-range LO,HI",
     )

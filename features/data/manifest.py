@@ -14,7 +14,6 @@ import numpy as np
 
 from deltaclip.base.errors import UserError, nearest
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
-from deltaclip.features.data.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +21,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deltaclip.features.data.table import Table
+
 # Field -> spellings seen in public copies, best first; compared without case.
 ALIASES = {
-    "image": ("image", "img", "image_path", "img_path", "image_name", "name", "filename", "file_name", "file", "path"),
+    "image": (
+        "image",
+        "img",
+        "image_path",
+        "img_path",
+        "image_name",
+        "name",
+        "filename",
+        "file_name",
+        "file",
+        "path",
+    ),
     "prompt": ("prompt", "caption", "text"),
     "quality": ("quality", "mos_quality", "mos", "quality_mos"),
-    "consistency": ("consistency", "mos_align", "alignment", "mos_alignment", "correspondence", "mos_consistency"),
+    "consistency": (
+        "consistency",
+        "mos_align",
+        "alignment",
+        "mos_alignment",
+        "correspondence",
+        "mos_consistency",
+    ),
     "quality_std": ("quality_std", "std_quality", "mos_quality_std", "sd"),
     "consistency_std": ("consistency_std", "std_align", "std_alignment", "mos_align_std", "std_consistency"),
     "explanation": ("explanation", "rationale", "reason"),
@@ -92,7 +111,9 @@ def manifest_from_table(
         _refuse_outside(table, found["image"], images, image_root)
     labels, ranges = _read_labels(table, found, label_range)
     empty = [""] * len(images)
-    sources = table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
+    sources = (
+        table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
+    )
     groups = table.columns[found["group"]] if "group" in found else empty
     return Manifest(
         name=name,
@@ -151,11 +172,12 @@ def _read_labels(
 
 
 def _refuse_outside(table: Table, column: str, images: list[str], root: Path) -> None:
-    # Textual first (cheap, every row), so that a manifest from elsewhere cannot read /etc through `..`;
+    # By the text alone (cheap, every row), so that a manifest from elsewhere cannot name /etc through `..`;
     # symbolic links that leave the root are caught when the file is opened (images.py).
+    base = os.path.normpath(root.absolute()) + os.sep
     for row, image in enumerate(images):
-        relative = os.path.normpath(image)
-        if relative.startswith("..") or (os.path.isabs(relative) and not relative.startswith(f"{os.path.abspath(root)}/")):  # noqa: PTH100, PTH117
+        joined = os.path.join(base, image)  # noqa: PTH118 - Path objects cost five times as much, on every row
+        if not os.path.normpath(joined).startswith(base):
             raise UserError(
                 f"image {image!r} lies outside {root}",
                 place=table.place(row, column),

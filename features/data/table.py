@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -70,7 +72,9 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
         raise UserError(f"is not UTF-8 text ({error.reason})", place=path, remedy="save it as UTF-8") from error
     except csv.Error as error:
         where = f"{path}, line {reader.line_num if reader else 1}"
-        raise UserError(f"broken CSV ({error})", place=where, remedy="quote fields that hold commas or quotes") from error
+        raise UserError(
+            f"broken CSV ({error})", place=where, remedy="quote fields that hold commas or quotes"
+        ) from error
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             message = f"{len(row)} fields where the header has {len(header)}"
@@ -90,9 +94,15 @@ def _read_jsonl(path: Path) -> Table:
             try:
                 record = json.loads(text)
             except json.JSONDecodeError as error:
-                raise UserError(f"broken JSON ({error.msg})", place=f"{path}, line {line}", remedy="one object a line") from error
+                raise UserError(
+                    f"broken JSON ({error.msg})", place=f"{path}, line {line}", remedy="one object a line"
+                ) from error
             if not isinstance(record, dict):
-                raise UserError(f"{text.strip()[:40]!r} is no JSON object", place=f"{path}, line {line}", remedy="one object a line")
+                raise UserError(
+                    f"{text.strip()[:40]!r} is no JSON object",
+                    place=f"{path}, line {line}",
+                    remedy="one object a line",
+                )
             records.append(record)
             lines.append(line)
     names = list(dict.fromkeys(name for record in records for name in record))
@@ -101,18 +111,20 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow as pa  # noqa: PLC0415 - a quarter of a second that CSV users need not pay
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"is no readable Parquet file ({str(error).splitlines()[0]})", place=path, remedy="write it again") from error
+        raise UserError(
+            f"is no readable Parquet file ({str(error).splitlines()[0]})", place=path, remedy="write it again"
+        ) from error
     columns = {name: [_cell(value) for value in table.column(name).to_pylist()] for name in table.column_names}
     return Table(path, columns, list(range(1, table.num_rows + 1)), "row")
 
 
 def _cell(value: object) -> str:
-    if value is None or value != value:  # noqa: PLR0124 - NaN is how Parquet tables say 'missing'
+    if value is None or value != value:  # noqa: PLR0124 - NaN: how Parquet tables say missing
         return ""
     return repr(value) if isinstance(value, float) else str(value).strip()

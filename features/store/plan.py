@@ -32,7 +32,11 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent]) -> Plan:
     texts = list(dict.fromkeys([*manifest.prompts, *explanations]))
     text_index = {text: entry for entry, text in enumerate(texts)}
     codes, names = {}, {}
-    for column, values in (("group", manifest.groups), ("source", manifest.sources), ("split", manifest.splits)):
+    for column, values in (
+        ("group", manifest.groups),
+        ("source", manifest.sources),
+        ("split", manifest.splits),
+    ):
         names[column] = sorted(set(values) - {""})
         code_of = {name: code for code, name in enumerate(names[column])} | {"": -1}
         codes[column] = np.array([code_of[value] for value in values], dtype=np.int32)
@@ -49,12 +53,15 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent]) -> Plan:
         numbers={column: manifest.labels[column].astype(np.float32) for column in NUMBER_COLUMNS},
         codes=codes,
         names=names,
-        dataset={"name": manifest.name, "label_ranges": {k: str(v) for k, v in manifest.label_ranges.items()}},
+        dataset={
+            "name": manifest.name,
+            "label_ranges": {k: str(v) for k, v in manifest.label_ranges.items()},
+        },
     )
 
 
 def _first_seen(keys: Sequence[bytes | str]) -> tuple[NDArray[np.int64], list[int]]:
-    """Number distinct keys in order of appearance; return the number of each row and the first row of each number."""
+    """Return the number of each row's key, in order of appearance, and the first row of each number."""
     entry_of: dict[bytes | str, int] = {}
     first_rows: list[int] = []
     numbers = np.empty(len(keys), dtype=np.int64)

@@ -13,7 +13,15 @@ import h5py
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, FORMAT, NUMBER_COLUMNS, SCHEMA_VERSION, VIEW
+from deltaclip.features.store.schema import (
+    CODE_COLUMNS,
+    DONE,
+    FAILED,
+    FORMAT,
+    NUMBER_COLUMNS,
+    SCHEMA_VERSION,
+    VIEW,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +84,9 @@ class FeatureStore:
     def __enter__(self) -> FeatureStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -148,7 +158,10 @@ class FeatureStore:
         image = np.asarray(rows["image"])
         usable = np.flatnonzero(self.group("images")["status"][:][image] == DONE)
         prompt = np.asarray(rows["prompt"])[usable]
-        text = {"file": np.asarray(rows["file"].asstr()[:], dtype=object)[usable], "prompt": self.texts()[prompt]}
+        text = {
+            "file": np.asarray(rows["file"].asstr()[:], dtype=object)[usable],
+            "prompt": self.texts()[prompt],
+        }
         for column in CODE_COLUMNS:
             names = np.array([*self._file[f"names/{column}"].asstr()[:], ""], dtype=object)  # code -1 is the last one
             text[column] = names[np.asarray(rows[column])[usable]]

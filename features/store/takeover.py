@@ -47,7 +47,10 @@ def open_interrupted(path: Path) -> FeatureStore | None:
 
 
 def check_request(
-    store: FeatureStore, request: dict[str, Any], *, remedy: str = "give another --out, or the backbone that made it"
+    store: FeatureStore,
+    request: dict[str, Any],
+    *,
+    remedy: str = "give another --out, or the backbone that made it",
 ) -> None:
     """Refuse a cache that another backbone, preprocessing or precision made than `request` says.
 

@@ -95,7 +95,13 @@ class StoreWriter:
         """Return the images or texts that have neither an embedding nor a reason, in order, (K,) int64."""
         return np.flatnonzero(self._groups[kind]["status"][:] == TODO)
 
-    def put(self, kind: Kind, entries: Sequence[int] | NDArray[np.int64], unit_BD: NDArray[Any], norm_B: NDArray[Any]) -> None:
+    def put(
+        self,
+        kind: Kind,
+        entries: Sequence[int] | NDArray[np.int64],
+        unit_BD: NDArray[Any],
+        norm_B: NDArray[Any],
+    ) -> None:
         """Store a batch of embeddings, float (B, D) and (B,), at rising `entries`; durable when this returns."""
         group, where = self._groups[kind], _selection(np.asarray(entries))
         group["embedding"][where], group["norm"][where] = unit_BD, norm_B
@@ -185,7 +191,10 @@ def _selection(entries: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 
 def _matches(
-    keys: NDArray[np.uint8], todo: NDArray[np.int64], old_keys: NDArray[np.uint8], old_status: NDArray[np.uint8]
+    keys: NDArray[np.uint8],
+    todo: NDArray[np.int64],
+    old_keys: NDArray[np.uint8],
+    old_status: NDArray[np.uint8],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the entries to fill, rising, and for each the entry of the old cache that has its content."""
     by_key = {old_keys[entry].tobytes(): entry for entry in np.flatnonzero(old_status == DONE)}

@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.scores import Batch, cosine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from deltaclip.pipeline.model.heads import ResidualHeads
     from torch import Tensor
+
+    from deltaclip.pipeline.model.heads import ResidualHeads
 
 # Labels at the ends of the range have infinite logits. One hundredth is the step of a 0-100 opinion score,
 # and keeps logits within +-4.6, where one row cannot pull the fit.

@@ -9,9 +9,10 @@ Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s].
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from deltaclip.pipeline.model.heads import fusion_mlp
 from deltaclip.pipeline.model.scores import HeadScores, cosine
-from torch import Tensor, nn
 
 
 class DirectHeads(nn.Module):

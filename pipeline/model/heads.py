@@ -13,8 +13,9 @@ from collections import OrderedDict
 from typing import Literal
 
 import torch
-from deltaclip.pipeline.model.scores import HeadScores, cosine
 from torch import Tensor, nn
+
+from deltaclip.pipeline.model.scores import HeadScores, cosine
 
 ScaleMode = Literal["fixed", "learned", "curriculum"]
 
@@ -130,9 +131,7 @@ class ResidualHeads(nn.Module):
 def quality_mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     """Return D -> hidden, GELU, dropout, -> 1."""
     wide = nn.Linear(dim, hidden)
-    return nn.Sequential(
-        OrderedDict(wide=wide, gelu=nn.GELU(), dropout=nn.Dropout(dropout), out=nn.Linear(hidden, 1))
-    )
+    return nn.Sequential(OrderedDict(wide=wide, gelu=nn.GELU(), dropout=nn.Dropout(dropout), out=nn.Linear(hidden, 1)))
 
 
 def fusion_mlp(dim: int, hidden: tuple[int, int], dropout: float) -> nn.Sequential:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from deltaclip.base.errors import did_you_mean
 from deltaclip.pipeline.model.scores import Batch, HeadScores
-from torch import Tensor
 
 # (prediction_B, label_B with NaN where the row lacks it) -> scalar; 0 with a zero gradient when all are
 # missing.

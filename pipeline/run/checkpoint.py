@@ -18,7 +18,7 @@ HEADER_KEY = "deltaclip"
 
 def save_heads(path: Path, heads: nn.Module, spec: HeadSpec, about: dict[str, Any]) -> None:
     """Write heads; `about` (JSON values) goes into the header beside the spec."""
-    from safetensors.torch import save_file  # noqa: PLC0415
+    from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
     save_file(state, path, metadata={HEADER_KEY: json.dumps({"spec": spec.to_json(), **about})})
@@ -33,7 +33,7 @@ def load_heads(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UserError: not a checkpoint of ours, or damaged.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:

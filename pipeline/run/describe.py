@@ -29,7 +29,8 @@ def describe(config: TrainConfig, rows: CacheRows, weights: tuple[float, float])
     clip = f"gradients clipped to {config.max_grad_norm:g}" if config.max_grad_norm else "gradients not clipped"
     stop = f", stops after {config.patience} epochs without gain" if config.patience else ""
     return [
-        f"data          {rows.dataset['name']}: {len(rows.rows):,} rows, D = {rows.dim}, {rows.facts['precision']} embeddings of {rows.facts['backbone']}",
+        f"data          {rows.dataset['name']}: {len(rows.rows):,} rows",
+        f"embeddings    {rows.facts['backbone']}, {rows.facts['precision']}, D = {rows.dim}",
         f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{stop}",
         f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
@@ -41,11 +42,15 @@ def describe(config: TrainConfig, rows: CacheRows, weights: tuple[float, float])
 
 def _formulas(config: TrainConfig) -> list[str]:
     if not config.residual_learning:
-        return ["quality       q = sigmoid(Linear(v))", "consistency   c = sigmoid(MLP([v, t, s])), s = v . t"]
+        return [
+            "quality       q = sigmoid(Linear(v))",
+            "consistency   c = sigmoid(MLP([v, t, s])), s = v . t",
+        ]
     scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
+    scale_q, scale_c = f"{config.residual_scale_q:g}{scale}", f"{config.residual_scale_c:g}{scale}"
     return [
-        f"quality       q = clamp(sigmoid(w . v + b0) + {config.residual_scale_q:g}{scale} tanh(MLP(v)), 0, 1)",
-        f"consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + {config.residual_scale_c:g}{scale} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
+        f"quality       q = clamp(sigmoid(w . v + b0) + {scale_q} tanh(MLP(v)), 0, 1)",
+        f"consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + {scale_c} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
         f"bases         {config.base_init}" + (" on the training rows" if config.base_init == "calibrated" else ""),
     ]
 
@@ -54,15 +59,25 @@ def warnings_of(config: TrainConfig, rows: CacheRows) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
     found = []
     if not LR_RANGE[0] <= config.lr <= LR_RANGE[1]:
-        found.append(f"--lr {config.lr:g} is outside {LR_RANGE[0]:g} to {LR_RANGE[1]:g}, the sane range for heads on a frozen backbone")
+        found.append(f"--lr {config.lr:g} is outside {LR_RANGE[0]:g} to {LR_RANGE[1]:g}, the sane range of this mode")
     for head in ("q", "c"):
         scale = getattr(config, f"residual_scale_{head}")
         if config.residual_learning and scale > LARGE_SCALE:
             found.append(f"--residual-scale-{head} {scale:g} is above {LARGE_SCALE}: the correction is no longer small")
     if not config.residual_learning:
-        unused = [("--residual-scale-q", config.residual_scale_q != 0.2), ("--residual-scale-c", config.residual_scale_c != 0.2)]
-        unused += [("--scale-mode", config.scale_mode != "fixed"), ("--base-init", config.base_init != "calibrated")]
-        found += [f"{option} is not used: direct heads have neither base nor scale" for option, given in unused if given]
+        unused = [
+            ("--residual-scale-q", config.residual_scale_q != 0.2),
+            ("--residual-scale-c", config.residual_scale_c != 0.2),
+        ]
+        unused += [
+            ("--scale-mode", config.scale_mode != "fixed"),
+            ("--base-init", config.base_init != "calibrated"),
+        ]
+        found += [
+            f"{option} is not used: direct heads have neither base nor scale" for option, given in unused if given
+        ]
     missing = [label for label in LABELS if label not in present_labels(rows)]
-    found += [f"the cache has no {label} labels: that head is not trained and its scores mean nothing" for label in missing]
+    found += [
+        f"the cache has no {label} labels: that head is not trained and its scores mean nothing" for label in missing
+    ]
     return [f"warning: {line}" for line in found]

@@ -69,7 +69,11 @@ def free_run_path(out: Path | None, name: str) -> Path:
 def write_run(path: Path, contents: RunContents) -> None:
     """Write a run directory; it appears with everything in it or not at all."""
     with whole_folder(path) as folder:
-        about = {"backbone": contents.config["backbone"], "request": contents.config["request"], "mode": contents.mode}
+        about = {
+            "backbone": contents.config["backbone"],
+            "request": contents.config["request"],
+            "mode": contents.mode,
+        }
         save_heads(folder / f"{contents.mode}_best.safetensors", contents.heads, contents.spec, about)
         write_table(folder / "history.csv", contents.history)
         write_table(folder / "predictions.csv", contents.predictions)
@@ -87,9 +91,18 @@ def open_run(path: Path) -> RunFolder:
         raise UserError("no such run directory", place=path, remedy="make one with `deltaclip train`")
     checkpoints = sorted(path.glob("*_best.safetensors"))
     if len(checkpoints) != 1:
-        raise UserError(f"holds {len(checkpoints)} checkpoints, not one", place=path, remedy="give a directory made by `deltaclip train`")
+        raise UserError(
+            f"holds {len(checkpoints)} checkpoints, not one",
+            place=path,
+            remedy="give a directory made by `deltaclip train`",
+        )
     heads, _ = load_heads(checkpoints[0])
-    return RunFolder(path=path, heads=heads, config=_read_json(path / "config.json"), metrics=_read_json(path / "metrics.json"))
+    return RunFolder(
+        path=path,
+        heads=heads,
+        config=_read_json(path / "config.json"),
+        metrics=_read_json(path / "metrics.json"),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -108,8 +121,10 @@ def surroundings() -> dict[str, Any]:
 def _git_state() -> dict[str, Any] | None:
     """Return commit and dirtiness of the working directory, None outside a repository or without git."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S607
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S607
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

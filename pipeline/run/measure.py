@@ -28,7 +28,9 @@ def present_labels(rows: CacheRows) -> list[str]:
     return [label for label in LABELS if not np.isnan(rows.label(label)).all()]
 
 
-def measure(rows: CacheRows, scores: Scores, split: Split, *, scales: tuple[float | None, float | None]) -> dict[str, Any]:
+def measure(
+    rows: CacheRows, scores: Scores, split: Split, *, scales: tuple[float | None, float | None]
+) -> dict[str, Any]:
     """Compute everything that stands in `metrics.json`.
 
     Args:
@@ -48,7 +50,7 @@ def measure(rows: CacheRows, scores: Scores, split: Split, *, scales: tuple[floa
         entry
         for label, scale in zip(LABELS, scales, strict=True)
         if label in labels and scale is not None and split.val.size
-        for entry in _diagnose(rows, scores, split, label, scale)
+        for entry in _diagnose(rows, scores, split, label=label, scale=scale)
     ]
     return metrics
 
@@ -71,7 +73,9 @@ def _floors(rows: CacheRows, split: Split, labels: list[str]) -> dict[str, Any]:
     for label in labels:
         truth = rows.label(label)
         if split.train.size:
-            floor = no_image_floor(truth, groups=rows.rows.text["group"], train=split.train, test=split.test, sources=known)
+            floor = no_image_floor(
+                truth, groups=rows.rows.text["group"], train=split.train, test=split.test, sources=known
+            )
             floors["no_image"][label] = floor.agreement.to_json()
         floors["cosine"][label] = cosine_floor(cosine[split.test], truth[split.test]).to_json()
     return floors
@@ -85,7 +89,7 @@ def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.
     return {source: figures.to_json() for source, figures in found.items()}
 
 
-def _diagnose(rows: CacheRows, scores: Scores, split: Split, label: str, scale: float) -> list[dict[str, Any]]:
+def _diagnose(rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float) -> list[dict[str, Any]]:
     base, delta = (scores.q_base, scores.q_delta) if label == "quality" else (scores.c_base, scores.c_delta)
     predicted, truth = scores.of(label), rows.label(label)
     found = diagnose_residual(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from deltaclip.pipeline.model.scores import Batch, HeadScores
 
@@ -50,16 +50,18 @@ def score(heads: nn.Module, batches: Iterable[Batch]) -> Scores:
     found: HeadScores = score_rows(heads, batches)
     missing = np.full(len(found.q_sum_N), np.nan, dtype=np.float32)
 
-    def column(value: Any) -> NDArray[np.float32]:
-        return missing if value is None else np.asarray(value.cpu().numpy(), dtype=np.float32)
+    def column(value: Tensor | None, scale: Tensor | None = None) -> NDArray[np.float32]:
+        if value is None:
+            return missing
+        return np.asarray((value if scale is None else scale * value).cpu().numpy(), dtype=np.float32)
 
     return Scores(
         q=column(found.q),
         c=column(found.c),
         q_base=column(found.q_base_N),
         c_base=column(found.c_base_N),
-        q_delta=column(None if found.dq_N is None else found.scale_q * found.dq_N),
-        c_delta=column(None if found.dc_N is None else found.scale_c * found.dc_N),
+        q_delta=column(found.dq_N, found.scale_q),
+        c_delta=column(found.dc_N, found.scale_c),
     )
 
 
@@ -87,15 +89,19 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
                 writer.writerow(columns)
                 writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
             else:
-                file.writelines(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(
+                    json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
+                )
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     arrays = {
-        name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) and values.dtype.kind == "f" else pa.array(list(values))
+        name: pa.array(values, from_pandas=True)
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f"
+        else pa.array(list(values))
         for name, values in columns.items()
     }
     pq.write_table(pa.table(arrays), path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from deltaclip.features.store.store import FeatureStore, Rows
@@ -19,6 +18,7 @@ from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 

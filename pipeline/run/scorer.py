@@ -52,26 +52,38 @@ class Scorer:
         self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
 
     @classmethod
-    def load(cls, run: Path | str, *, device: str = "auto", backbone: str | None = None, pretrained: str | None = None) -> Scorer:
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        device: str = "auto",
+        backbone: str | None = None,
+        pretrained: str | None = None,
+    ) -> Scorer:
         """Load a run directory.
 
         Args:
             run: made by `deltaclip train`.
             device: auto, cpu, cuda or cuda:N.
-            backbone: where the backbone lies now, if it has moved; `pretrained` likewise.
+            backbone: where the backbone lies now, if it has moved.
+            pretrained: where its checkpoint lies now, if it has moved.
 
         Raises:
             UserError: a damaged run, or a backbone whose weights are not those of the run.
         """
         folder = open_run(Path(run))
         facts, request = folder.config["backbone"], folder.config["request"]
-        source = find_weights(backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"])
+        source = find_weights(
+            backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"]
+        )
         found = request_facts(source, request["precision"], quick_gelu=request["quick_gelu_asked"])
         if wrong := differences(request, found):
             remedy = "give --backbone and --pretrained of the run's own backbone"
             raise UserError(f"was trained on another backbone: {'; '.join(wrong)}", place=run, remedy=remedy)
         chosen = choose_device(device)
-        loaded = load_backbone(source, device=chosen, precision=request["precision"], quick_gelu=request["quick_gelu_asked"])
+        loaded = load_backbone(
+            source, device=chosen, precision=request["precision"], quick_gelu=request["quick_gelu_asked"]
+        )
         return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
 
     def score_files(
@@ -91,11 +103,13 @@ class Scorer:
         columns = {name: np.full(len(paths), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
         failed: dict[int, str] = {}
         files = [ImageFile(row, path, None) for row, path in enumerate(paths)]
-        batches = pixel_batches(files, self.backbone.preprocess, root=root, batch_size=batch_size, workers=default_workers())
+        batches = pixel_batches(
+            files, self.backbone.preprocess, root=root, batch_size=batch_size, workers=default_workers()
+        )
         with Progress(len(paths), "scoring", unit="images") as progress:
             for batch in batches:
                 failed.update(batch.failed)
-                if batch.entries:
+                if batch.pixels_B3HW is not None:
                     v_BD = self._as_cached(encode_images(self.backbone, batch.pixels_B3HW).unit_BD)
                     t_BD = t_TD[[text_entry[prompts[row]] for row in batch.entries]]
                     for name, values in self._score(v_BD, t_BD).columns().items():
@@ -110,7 +124,7 @@ class Scorer:
         nothing = np.full(len(v_BD), np.nan, dtype=np.float32)
         for label, letter in (("quality", "q"), ("consistency", "c")):
             if label not in self.labels:
-                found = replace(found, **{name: nothing for name in (letter, f"{letter}_base", f"{letter}_delta")})
+                found = replace(found, **dict.fromkeys((letter, f"{letter}_base", f"{letter}_delta"), nothing))
         return found
 
     def _embed_texts(self, texts: list[str]) -> tuple[Tensor, int]:

@@ -44,10 +44,21 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
 
     In another cache, rows of a prompt that the run has trained on count as a leak and are said so.
     """
+    recorded = _read_predictions(run.path / "predictions.csv")
     if rows.header["plan"] == run.config["cache"]["plan"]:
-        settings = run.config["settings"]
-        return split_cache(rows, settings["split"], fractions=settings["fractions"], seed=settings["seed"])
-    trained = _trained_groups(run.path / "predictions.csv")
+        # As recorded, not dealt again: another release may deal otherwise.
+        side = np.array([row["split"] for row in recorded])
+        about = run.metrics["split"]
+        return Split(
+            kind=about["kind"],
+            train=np.flatnonzero(side == "train"),
+            val=np.flatnonzero(side == "val"),
+            test=np.flatnonzero(side == "test"),
+            leaks_groups=about["leaks_groups"],
+            seeds=tuple(about["seeds"]),
+            note=about["note"],
+        )
+    trained = {row["group"] for row in recorded if row["split"] != "test"}
     seen = np.array([group in trained for group in rows.rows.text["group"]])
     none = np.empty(0, dtype=np.int64)
     return Split(
@@ -61,6 +72,9 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
     )
 
 
-def _trained_groups(predictions: Path) -> set[str]:
-    with predictions.open(newline="", encoding="utf-8") as file:
-        return {row["group"] for row in csv.DictReader(file) if row["split"] != "test"}
+def _read_predictions(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", place=path, remedy="train again") from error

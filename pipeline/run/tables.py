@@ -6,14 +6,21 @@ from typing import Any
 
 COLUMNS = ("srocc", "krocc", "plcc", "plcc_mapped", "rmse", "main")
 HEADINGS = ("SROCC", "KROCC", "PLCC", "mapped", "RMSE", "main")
-KIND_WORDS = {"grouped": "grouped by prompt", "random": "random", "column": "from the split column", "all": "none, the run did not train on this cache"}
+KIND_WORDS = {
+    "grouped": "grouped by prompt",
+    "random": "random",
+    "column": "from the split column",
+    "all": "none, the run did not train on this cache",
+}
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Return the test metrics with intervals, floors, sources and advice as aligned text."""
     split = metrics["split"]
     rows = split["rows"]
-    counts = f"{rows['test']:,} test rows" + (f" ({rows['train']:,} train, {rows['val']:,} validation)" if rows["train"] else "")
+    counts = f"{rows['test']:,} test rows" + (
+        f" ({rows['train']:,} train, {rows['val']:,} validation)" if rows["train"] else ""
+    )
     leak = "; LEAKS: some prompts are on two sides, so these figures flatter" if split["leaks_groups"] else ""
     lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}{leak}", ""]
     if split.get("note"):

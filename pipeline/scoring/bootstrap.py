@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from deltaclip.pipeline.scoring.groups import group_keys
 from deltaclip.pipeline.scoring.metrics import json_number
 from deltaclip.pipeline.scoring.ranks import labelled_rows, srocc
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
     from deltaclip.pipeline.scoring.ranks import FloatArray, IntArray
 
 # Beyond this a resample costs more than it tells: the interval of 20,000 rows is already within +-0.01.
@@ -188,9 +190,7 @@ def _sorted_once(values_N: npt.NDArray[np.generic]) -> tuple[IntArray, IntArray,
     return np.argsort(code, kind="stable"), np.cumsum(counts) - counts, code
 
 
-def _centred_ranks(
-    weight_RN: FloatArray, side: tuple[IntArray, IntArray, IntArray]
-) -> tuple[FloatArray, FloatArray]:
+def _centred_ranks(weight_RN: FloatArray, side: tuple[IntArray, IntArray, IntArray]) -> tuple[FloatArray, FloatArray]:
     """Return average ranks minus their mean (R, N), and their sum of squares (R,), of the weighted rows.
 
     A value drawn t times in a resample of n rows has the mean rank (sum of smaller ones) + t/2 around n/2;

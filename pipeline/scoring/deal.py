@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.scoring.groups import mix
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
 from deltaclip.pipeline.scoring.ranks import json_number, srocc
 
 if TYPE_CHECKING:
@@ -100,9 +101,7 @@ def _small_advice(share: float) -> str:
 def _gain_advice(gain: float, *, flag: str) -> str:
     if not gain < 0:
         return ""
-    return (
-        f"The correction lowers SROCC by {-gain:.3f} against the base alone: lower {flag} or raise --dropout."
-    )
+    return f"The correction lowers SROCC by {-gain:.3f} against the base alone: lower {flag} or raise --dropout."
 
 
 def _gap_advice(gap: float, *, flag: str) -> str:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from deltaclip.pipeline.scoring.groups import group_keys
 from deltaclip.pipeline.scoring.metrics import Agreement, agreement, json_number, undefined
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
     from deltaclip.pipeline.scoring.ranks import FloatArray, IntArray
 
 

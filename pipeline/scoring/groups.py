@@ -36,17 +36,13 @@ def group_keys(groups_N: npt.ArrayLike) -> KeyArray:
         message = f"groups must be a 1-D array of strings or integers, not {groups.dtype} {groups.shape}"
         raise ValueError(message)
     if groups.dtype.kind != "U":
-        return (
-            groups.astype(np.int64).view(np.uint64) if groups.dtype.kind == "i" else groups.astype(np.uint64)
-        )
+        return groups.astype(np.int64).view(np.uint64) if groups.dtype.kind == "i" else groups.astype(np.uint64)
     return _text_keys(np.ascontiguousarray(groups))
 
 
 def mix(keys_N: KeyArray, *, seed: int) -> KeyArray:
     """Return the keys scattered over 64 bits by a seed, one to one (splitmix64's finisher, Steele 2014)."""
-    spread = np.array(
-        [(seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64
-    )
+    spread = np.array([(seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
     # The seed is scattered before it meets the keys, so that seed 1 of key 2 is not seed 2 of key 1.
     return _finish(keys_N ^ _finish(spread))
 

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from deltaclip.pipeline.scoring.ranks import centred, json_number, krocc, labelled_rows, pearson, srocc
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
     from deltaclip.pipeline.scoring.ranks import FloatArray
 
 __all__ = ["Agreement", "agreement", "agreement_by", "json_number", "krocc", "pearson", "srocc"]
@@ -88,9 +90,7 @@ def agreement_by(
     names, code_N = np.unique(np.asarray(groups_N), return_inverse=True)
     predicted, label = np.asarray(predicted_N), np.asarray(label_N)
     if predicted.shape != code_N.shape or label.shape != code_N.shape:
-        message = (
-            f"predictions {predicted.shape}, labels {label.shape} and groups {code_N.shape} differ in length"
-        )
+        message = f"predictions {predicted.shape}, labels {label.shape} and groups {code_N.shape} differ in length"
         raise ValueError(message)
     rows_by_name = np.split(np.argsort(code_N, kind="stable"), np.cumsum(np.bincount(code_N))[:-1])
     pairs = zip(names.tolist(), rows_by_name, strict=True) if names.size else ()

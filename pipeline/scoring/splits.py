@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.pipeline.scoring.deal import TEST, TRAIN, VAL, deal
 from deltaclip.pipeline.scoring.groups import group_keys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+
     from deltaclip.pipeline.scoring.groups import KeyArray
     from deltaclip.pipeline.scoring.ranks import FloatArray, IntArray
 
@@ -97,9 +99,7 @@ def split_rows(
         if shares[VAL] and not (side_N == VAL).any():
             side_N, note = _cut_val(side_N, (keys_G, code_N), shares, seed=seed)
     else:
-        raise UserError(
-            f"unknown split {kind!r}", place="--split", remedy=did_you_mean(kind, get_args(SplitKind))
-        )
+        raise UserError(f"unknown split {kind!r}", place="--split", remedy=did_you_mean(kind, get_args(SplitKind)))
     train, val, test = (np.flatnonzero(side_N == side).astype(np.int64) for side in (TRAIN, VAL, TEST))
     leaky = leaks(side_N, code_N)
     return Split(kind=kind, train=train, val=val, test=test, leaks_groups=leaky, seeds=(seed,), note=note)
@@ -135,9 +135,7 @@ def _checked_fractions(fractions: Sequence[float]) -> FloatArray:
 def _shuffle(num_rows: int, shares: FloatArray, *, seed: int) -> IntArray:
     needed = int((shares > 0).sum())
     if num_rows < needed:
-        raise UserError(
-            f"{num_rows} rows cannot fill {needed} sides", place="--split random", remedy="add rows"
-        )
+        raise UserError(f"{num_rows} rows cannot fill {needed} sides", place="--split random", remedy="add rows")
     counts = [0, 0, 0]
     for side in (TEST, VAL):
         if shares[side]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+
 from deltaclip.pipeline.model.scores import Batch
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class MemoryBatches:
         )
 
 
-def memory_batches(
+def memory_batches(  # noqa: PLR0913 - four columns and what places them
     v_ID: Tensor,
     t_MD: Tensor,
     q_N: Tensor,

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.training.optimizer import make_adamw
@@ -23,9 +24,10 @@ from deltaclip.pipeline.training.schedule import Schedule, curriculum_fraction, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from torch import Tensor, nn
+
     from deltaclip.pipeline.model.losses import Objective
     from deltaclip.pipeline.training.batches import TrainBatches
-    from torch import Tensor, nn
 
 # Reading a loss waits for the device, so losses are kept as tensors and read together: at the end of each
 # epoch, and within long ones after this many steps, so that a diverged run does not go on for an hour.
@@ -154,14 +156,10 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 class _Loop:
     """The state that lives between the epochs of one fit."""
 
-    def __init__(
-        self, heads: nn.Module, train_batches: TrainBatches, objective: Objective, plan: FitPlan
-    ) -> None:
+    def __init__(self, heads: nn.Module, train_batches: TrainBatches, objective: Objective, plan: FitPlan) -> None:
         self.heads, self.train_batches, self.objective, self.plan = heads, train_batches, objective, plan
         self.optimizer = make_adamw(heads, lr=plan.lr, weight_decay=plan.weight_decay)
-        self.parameters = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.num_steps = plan.epochs * train_batches.steps_per_epoch
         self.step = 0
         self.lr = 0.0

@@ -15,9 +15,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 CURRICULUM_START = 0.1
 
 
-def lr_factor(
-    step: int, *, num_steps: int, warmup_ratio: float = 0.05, schedule: Schedule = "cosine"
-) -> float:
+def lr_factor(step: int, *, num_steps: int, warmup_ratio: float = 0.05, schedule: Schedule = "cosine") -> float:
     """Return the factor in [0, 1] on the learning rate at `step` = 0 .. num_steps - 1.
 
     Warm-up rises linearly over the first warmup_ratio * num_steps steps (rounded) and is never 0; then

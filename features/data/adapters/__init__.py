@@ -40,15 +40,25 @@ def read_manifest(
     name, colon, folder = data.partition(":")
     if colon and name in FOLDER_ADAPTERS:
         if not Path(folder).is_dir():
-            raise UserError("no such folder", place=folder or data, remedy=f"give {name}:DIR with the folder of the set")
+            raise UserError(
+                "no such folder", place=folder or data, remedy=f"give {name}:DIR with the folder of the set"
+            )
         return FOLDER_ADAPTERS[name](Path(folder), given)
     if colon and not Path(data).exists():
         raise UserError(f"unknown adapter {name!r}", place=data, remedy=did_you_mean(name, FOLDER_ADAPTERS))
     path = Path(data)
     if path.is_dir():
-        raise UserError("is a folder", place=path, remedy=f"give a table, or ADAPTER:{path} with one of: {', '.join(FOLDER_ADAPTERS)}")
+        raise UserError(
+            "is a folder",
+            place=path,
+            remedy=f"give a table, or ADAPTER:{path} with one of: {', '.join(FOLDER_ADAPTERS)}",
+        )
     if not path.exists() and path.suffix == "":
-        raise UserError("no such file", place=path, remedy=did_you_mean(data, ["demo", *(f"{a}:DIR" for a in FOLDER_ADAPTERS)]))
+        raise UserError(
+            "no such file",
+            place=path,
+            remedy=did_you_mean(data, ["demo", *(f"{a}:DIR" for a in FOLDER_ADAPTERS)]),
+        )
     table = read_table(path)
     root = image_root or path.parent
     return manifest_from_table(table, name=path.stem, image_root=root, label_range=given, allow_outside=allow_outside)

@@ -6,7 +6,6 @@ the folder's name carries the version of the drawing, so that a new release draw
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaclip.base.files import user_cache
@@ -15,6 +14,8 @@ from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import read_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deltaclip.features.data.manifest import Manifest
 
 VERSION = 1
@@ -25,7 +26,7 @@ def read(label_range: LabelRange | None) -> Manifest:
     """Read the demo set, rendering it first where it is not there yet."""
     folder = demo_folder()
     if not folder.exists():
-        from deltaclip.features.scenes.render import render_demo  # noqa: PLC0415 - drawing needs Pillow
+        from deltaclip.features.scenes.render import render_demo
 
         render_demo(folder)
     table = read_table(folder / "demo.csv")

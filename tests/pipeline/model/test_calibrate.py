@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, logit
+from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
+
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.calibrate import (
     LABEL_MARGIN,
@@ -16,8 +19,6 @@ from deltaclip.pipeline.model.calibrate import (
 )
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch, score_rows
-from scipy.special import expit, logit
-from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
 
 def clip_like(num_rows, dim, seed=None, noise=0.5):
@@ -71,9 +72,7 @@ def test_bases_agree_with_scikit_learn(num_rows, dim):
     # Scores are float32 sums of D products; a steep slope enlarges the 1e-7 of a cosine.
     scores = score_rows(heads, [batch])
     np.testing.assert_allclose(scores.q, expit(judge.predict(v)), rtol=0, atol=2e-5)
-    np.testing.assert_allclose(
-        scores.c, np.clip(line.predict(x), 0, 1), rtol=0, atol=2e-5 + 1e-6 * found.slope
-    )
+    np.testing.assert_allclose(scores.c, np.clip(line.predict(x), 0, 1), rtol=0, atol=2e-5 + 1e-6 * found.slope)
 
 
 def sums_of(x, y):

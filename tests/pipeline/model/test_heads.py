@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import erf, expit
+
 from deltaclip.pipeline.model.direct import DirectHeads
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch, score_rows
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.special import erf, expit
 
 DIM = 24
 SCALES = st.floats(0, 0.9) | st.sampled_from([0.0, 1e-9, 0.1, 0.2, 0.5, 0.7])
@@ -80,9 +81,7 @@ def reference_scores(
 @pytest.mark.parametrize("mode", ["fixed", "learned", "curriculum"])
 def test_residual_formulas(mode, num_rows):
     rng = np.random.default_rng()
-    heads = randomised(
-        ResidualHeads(DIM, scale_q=0.3, scale_c=0.15, scale_mode=mode), int(rng.integers(2**31)), 0.2
-    )
+    heads = randomised(ResidualHeads(DIM, scale_q=0.3, scale_c=0.15, scale_mode=mode), int(rng.integers(2**31)), 0.2)
     v, t = unit_rows(rng, num_rows), unit_rows(rng, num_rows)
     with torch.no_grad():
         scores = heads(v, t)
@@ -241,7 +240,7 @@ def test_curriculum_scale_travels_with_the_weights():
     ],
 )
 def test_refusals(make, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole text is compared
+    with pytest.raises(ValueError) as caught:  # the whole text is compared
         make()
     assert str(caught.value) == message
 

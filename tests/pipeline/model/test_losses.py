@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from deltaclip.pipeline.model.losses import mse_loss, weighted_loss
 from deltaclip.pipeline.model.scores import Batch, HeadScores
 
@@ -55,6 +56,6 @@ def test_a_missing_prediction_still_shows():
     ],
 )
 def test_refusals(arguments, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole text is compared
+    with pytest.raises(ValueError) as caught:  # the whole text is compared
         weighted_loss(**arguments)
     assert str(caught.value) == message

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from deltaclip.pipeline.scoring import bootstrap
 from deltaclip.pipeline.scoring.bootstrap import PairedDifference, paired_difference, srocc_interval
 from deltaclip.pipeline.scoring.ranks import srocc
@@ -87,9 +88,7 @@ def test_many_rows_are_resampled_in_part_with_the_spread_of_all(monkeypatch):
     monkeypatch.setattr(bootstrap, "MAX_ROWS", 1000)
     part = [srocc_interval(x, y, seed=1), srocc_interval(x, y, seed=1, groups=prompt)]
     for exact, found in zip(whole, part, strict=True):
-        assert np.ptp(found) == pytest.approx(
-            np.ptp(exact), rel=0.2
-        )  # without the factor it is twice as wide
+        assert np.ptp(found) == pytest.approx(np.ptp(exact), rel=0.2)  # without the factor it is twice as wide
         assert found[0] < srocc(x, y) < found[1]
 
 

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from deltaclip.pipeline.scoring.diagnostics import Diagnostic, diagnose_residual
 from deltaclip.tests import reference
 
@@ -50,8 +51,7 @@ def test_corrections_that_hardly_move_ask_for_less_restraint():
     found = diagnose(np.where(np.arange(100) < 76, 0.24, 0.5))["small_share"]
     assert found.value == 0.76
     assert found.advice == (
-        "76% of corrections use under a quarter of the scale: "
-        "lower --weight-decay or --dropout, or raise --epochs."
+        "76% of corrections use under a quarter of the scale: lower --weight-decay or --dropout, or raise --epochs."
     )
     assert diagnose(np.where(np.arange(100) < 75, 0.24, 0.5))["small_share"].advice == ""
     assert diagnose(np.full(100, -0.26))["small_share"].value == 0
@@ -74,19 +74,13 @@ def test_a_correction_that_hurts_is_named_with_what_it_costs():
 def test_the_final_score_is_clamped():
     base, delta = np.array([0.9, 0.95, 0.1, 0.5]), np.array([0.2, 0.1, -0.2, 0.0])
     label = np.array([1.0, 0.9, 0.2, 0.6])
-    found = diagnose_residual(
-        base, delta, label_N=label, scale=0.2, head="quality", train_srocc=0.5, val_srocc=0.5
-    )
+    found = diagnose_residual(base, delta, label_N=label, scale=0.2, head="quality", train_srocc=0.5, val_srocc=0.5)
     assert found[3].value == pytest.approx(reference.spearman([1.0, 1.0, 0.0, 0.5], label))
 
 
-@pytest.mark.parametrize(
-    ("train", "val", "advised"), [(0.81, 0.76, False), (0.82, 0.76, True), (0.7, 0.9, False)]
-)
+@pytest.mark.parametrize(("train", "val", "advised"), [(0.81, 0.76, False), (0.82, 0.76, True), (0.7, 0.9, False)])
 def test_a_gap_over_five_hundredths_is_overfitting(train, val, advised):
-    found = diagnose(EVEN, train_srocc=train, val_srocc=val - 1e-9 if advised else val + 1e-9)[
-        "train_val_gap"
-    ]
+    found = diagnose(EVEN, train_srocc=train, val_srocc=val - 1e-9 if advised else val + 1e-9)["train_val_gap"]
     expected = (
         f"Training is {train - val:.3f} SROCC ahead of validation (overfit): lower --residual-scale-q, raise "
         "--dropout or --weight-decay, or with finetune raise --freeze-layers."

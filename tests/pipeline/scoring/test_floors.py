@@ -7,15 +7,16 @@ import math
 import os
 from pathlib import Path
 
-import deltaclip
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import deltaclip
 from deltaclip.pipeline.scoring.floors import cosine_floor, estimate_k, no_image_floor
 from deltaclip.pipeline.scoring.metrics import agreement
 from deltaclip.pipeline.scoring.splits import repeat_seeds, split_rows
 from deltaclip.tests import reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SHARED = Path(os.environ.get("DELTACLIP_SHARED", Path(deltaclip.__file__).parent.parent / "shared"))
 
@@ -36,9 +37,7 @@ def test_the_floor_matches_dictionaries(seed, k):
     label[train[::5]] = np.nan
     names = [f"generator {one}" for one in source]
     found = no_image_floor(label, groups=prompt, sources=names, train=train, test=test, shrinkage=k)
-    expected = reference.no_image_floor(
-        label, prompts=prompt.tolist(), sources=names, train=train, test=test, k=k
-    )
+    expected = reference.no_image_floor(label, prompts=prompt.tolist(), sources=names, train=train, test=test, k=k)
     assert found.predicted == pytest.approx(expected, abs=1e-12)
     assert found.agreement == agreement(found.predicted, label[test])
 
@@ -46,9 +45,7 @@ def test_the_floor_matches_dictionaries(seed, k):
 def test_without_a_source_the_overall_mean_takes_its_place():
     label, prompt, source, train, test = draw(1)
     found = no_image_floor(label, groups=prompt, train=train, test=test, shrinkage=2.0)
-    expected = reference.no_image_floor(
-        label, prompts=prompt, sources=0 * source, train=train, test=test, k=2
-    )
+    expected = reference.no_image_floor(label, prompts=prompt, sources=0 * source, train=train, test=test, k=2)
     assert found.predicted == pytest.approx(expected, abs=1e-12)
 
 

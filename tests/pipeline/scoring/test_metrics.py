@@ -9,11 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from deltaclip.pipeline.scoring.metrics import Agreement, agreement, agreement_by, krocc, pearson, srocc
 from deltaclip.pipeline.scoring.ranks import average_ranks
 from deltaclip.tests import reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 # Sums of up to 60 terms of size 1 in float64 differ by some 1e-14 between orders of summation.
 CLOSE = pytest.approx

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.scoring.groups import group_keys, mix
 from deltaclip.pipeline.scoring.splits import FRACTIONS, repeat_seeds, split_rows
 from deltaclip.tests import reference
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 
 def sides(split):
@@ -174,9 +175,7 @@ def test_missing_validation_is_cut_from_train_in_whole_groups_and_said():
     assert not split.leaks_groups
     assert np.array_equal(split.test, np.flatnonzero(column == "test"))
     assert split.val.size == 20
-    assert split.note == (
-        "no row is marked val: 20 of 160 train rows, in whole groups, became validation with seed 42"
-    )
+    assert split.note == ("no row is marked val: 20 of 160 train rows, in whole groups, became validation with seed 42")
     assert split.to_json() == {
         "kind": "column",
         "leaks_groups": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from deltaclip.pipeline.training.batches import memory_batches
 
 
@@ -13,9 +14,7 @@ def rows(num_rows, batch_size, seed=0):
     return memory_batches(v, v + 0.5, number, number + 0.25, batch_size=batch_size, seed=seed)
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "batch_size"), [(1, 64), (63, 64), (64, 64), (65, 64), (2100, 64), (7, 1)]
-)
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(1, 64), (63, 64), (64, 64), (65, 64), (2100, 64), (7, 1)])
 def test_every_row_once(num_rows, batch_size):
     batches = rows(num_rows, batch_size)
     epoch = list(batches(1))
@@ -49,9 +48,7 @@ def test_deduplicated_texts():
     t_MD = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
     index = torch.tensor([2, 0, 1, 1, 2])
     number = torch.arange(5.0)
-    batches = memory_batches(
-        torch.zeros(5, 2), t_MD, number, number, text_index_N=index, batch_size=2, seed=0
-    )
+    batches = memory_batches(torch.zeros(5, 2), t_MD, number, number, text_index_N=index, batch_size=2, seed=0)
     for batch in [*batches(1), *batches.in_order(3)]:
         assert torch.equal(batch.t_BD[:, 0], index[batch.q_B.long()].float())
 
@@ -67,6 +64,6 @@ def test_deduplicated_texts():
     ],
 )
 def test_refusals(shapes, batch_size, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole text is compared
+    with pytest.raises(ValueError) as caught:  # the whole text is compared
         memory_batches(*(torch.zeros(shape) for shape in shapes), batch_size=batch_size)
     assert str(caught.value) == message

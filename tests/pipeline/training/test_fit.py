@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import score_rows
@@ -20,10 +21,7 @@ SPECS = [{"kind": "residual", "scale_q": 0.4, "scale_c": 0.4}, {"kind": "direct"
 def toy(num_rows=200, seed=0, batch_size=32):
     """Rows whose labels are smooth functions of the embeddings: all of it can be learned."""
     generator = torch.Generator().manual_seed(seed)
-    v, t = (
-        torch.nn.functional.normalize(torch.randn(num_rows, DIM, generator=generator), dim=1)
-        for _ in range(2)
-    )
+    v, t = (torch.nn.functional.normalize(torch.randn(num_rows, DIM, generator=generator), dim=1) for _ in range(2))
     direction = torch.randn(DIM, generator=generator)
     q = torch.sigmoid(v @ direction)
     c = 0.5 + 0.4 * (v * t).sum(1) + 0.1 * torch.sin(6 * t[:, 0])
@@ -151,9 +149,7 @@ def test_same_seed_same_bits_and_untouched_generator():
     assert torch.equal(torch.rand(3), expected)
     again, again_result = train(seed=7)
     assert same_bits(first.state_dict(), again.state_dict())
-    assert [row.train_loss for row in first_result.history] == [
-        row.train_loss for row in again_result.history
-    ]
+    assert [row.train_loss for row in first_result.history] == [row.train_loss for row in again_result.history]
     other, _ = train(seed=8)
     assert not same_bits(first.state_dict(), other.state_dict())
     smaller, _ = train(seed=7, batches=toy(batch_size=25))
@@ -223,9 +219,7 @@ def test_curriculum_ramps_and_the_best_epochs_scale_is_restored():
 
 def test_a_label_that_is_all_missing_trains_the_other_head():
     full = toy()
-    batches = memory_batches(
-        full.v_ND, full.t_MD, full.q_N, torch.full((200,), torch.nan), batch_size=32, seed=0
-    )
+    batches = memory_batches(full.v_ND, full.t_MD, full.q_N, torch.full((200,), torch.nan), batch_size=32, seed=0)
     heads, result = train(batches=batches, plan=FitPlan(epochs=10, lr=1e-2))
     assert result.history[-1].train_loss < 0.5 * result.history[0].train_loss
     scores = score_rows(heads, batches.in_order())
@@ -259,6 +253,6 @@ def test_clipping_bounds_the_step():
     ],
 )
 def test_plan_refusals(values, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole text is compared
+    with pytest.raises(ValueError) as caught:  # the whole text is compared
         FitPlan(**values)
     assert str(caught.value) == message

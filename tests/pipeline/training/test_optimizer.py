@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.training.optimizer import make_adamw, parameter_groups
 
@@ -51,6 +52,6 @@ def test_frozen_parameters_are_left_out():
 def test_a_parameter_without_a_rule_is_an_error():
     module = torch.nn.Module()
     module.gain = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole text is compared
+    with pytest.raises(ValueError) as caught:  # the whole text is compared
         parameter_groups(module, weight_decay=0.1)
     assert str(caught.value) == "no decay rule for parameter 'gain'; add one to DECAY_RULES"

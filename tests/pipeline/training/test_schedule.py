@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from deltaclip.pipeline.training.schedule import curriculum_fraction, lr_factor
 
 
