@@ -11,28 +11,28 @@ import functools
 import inspect
 import json
 import sys
+import traceback
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
 import typer
 
-from deltaclip.base.errors import UserError
-from deltaclip.base.settings import field_types, is_optional
+from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.settings import field_types, is_optional, option_name
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 INTERRUPTED = 130  # what a shell reports of a process ended by Ctrl-C
 
 app = typer.Typer(
     name="deltaclip",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Score AI-generated images for quality and prompt consistency, with CLIP embeddings that are cached once.",
-    epilog="A first run on bundled data: `deltaclip extract demo`, then `deltaclip train cache/demo_tiny.h5`.",
+    epilog="\b\nA first run, on bundled data:\n  deltaclip extract demo\n  deltaclip train cache/demo_tiny.h5",
     # --residual_scale_q is --residual-scale-q
     context_settings={
         "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -61,7 +61,7 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
                 result = stage(settings(**values))
             except (UserError, OSError, KeyboardInterrupt) as error:
                 if debug:
-                    raise
+                    traceback.print_exc()
                 _fail(error)
             typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
 
@@ -70,7 +70,8 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
         parameters.append(_flag("debug", "--debug", "Show the traceback of an error."))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        app.command(stage.__name__, epilog=f"Example: {example}")(run)
+        # \b keeps the example on a line of its own, so that it can be copied.
+        app.command(stage.__name__, epilog=f"\b\nExample:\n  {example}")(run)
         return stage
 
     return register
@@ -103,17 +104,14 @@ def _fail(error: BaseException) -> NoReturn:
             1,
         )
     else:
-        line, code = (
-            "interrupted; what was finished is kept, the same command goes on from there",
-            INTERRUPTED,
-        )
+        line, code = "interrupted; nothing half-written is left, give the same command again", INTERRUPTED
     typer.echo(f"deltaclip: {line}", err=True)
     raise typer.Exit(code)
 
 
 @command(ExtractConfig, example="deltaclip extract agiqa-3k:DIR --backbone ViT-L-14 --pretrained openai")
 def extract(config: ExtractConfig) -> StageResult:
-    """Embed the images and prompts of a data set once, into a cache; only what is new is computed."""
+    """Embed images and prompts into a cache, only what is new."""
     from deltaclip.features.extract import extract as stage
 
     return stage(config)
@@ -121,7 +119,7 @@ def extract(config: ExtractConfig) -> StageResult:
 
 @command(TrainConfig, example="deltaclip train cache/demo_tiny.h5 --residual-scale-q 0.1 --epochs 30")
 def train(config: TrainConfig) -> StageResult:
-    """Train quality and consistency heads on a cache, in seconds; print metrics beside their floors."""
+    """Train heads on a cache in seconds and print metrics."""
     from deltaclip.pipeline.train import train as stage
 
     return stage(config)
@@ -129,7 +127,7 @@ def train(config: TrainConfig) -> StageResult:
 
 @command(EvaluateConfig, example="deltaclip evaluate runs/demo_tiny_residual_frozen --cache cache/other_tiny.h5")
 def evaluate(config: EvaluateConfig) -> StageResult:
-    """Score a cache with a trained run and print its metrics beside their floors."""
+    """Score a cache with a run and print metrics."""
     from deltaclip.pipeline.evaluate import evaluate as stage
 
     return stage(config)
@@ -140,20 +138,53 @@ def evaluate(config: EvaluateConfig) -> StageResult:
     example="deltaclip predict runs/demo_tiny_residual_frozen picture.png --prompt 'a red circle'",
 )
 def predict(config: PredictConfig) -> StageResult:
-    """Score new images: one image and prompt, a folder, or a manifest."""
+    """Score an image, a folder or a manifest with a run."""
     from deltaclip.pipeline.predict import predict as stage
 
     return stage(config)
 
 
-def main() -> None:
-    """Run the command line."""
-    # A reader that closes the pipe early (head) is no error of ours to report with a traceback.
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 the disk failed, 2 the input is wrong."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        # Not standalone: the library would print its own errors as three lines in a style of their own.
+        code = app(given or ["--help"], standalone_mode=False, prog_name="deltaclip")
+    except typer.TyperException as error:
+        typer.echo(f"deltaclip: {_usage(error, given)}", err=True)
+        code = 2
+    sys.exit((code or 0) if given else 2)  # a command that ends well returns nothing
+
+
+def _usage(error: typer.TyperException, given: Sequence[str]) -> UserError:
+    """Say in our words what the library found wrong with the arguments."""
+    commands = [str(info.name) for info in app.registered_commands]
+    command = given[0]
+    if not command.startswith("-") and command not in commands:
+        return UserError(f"{command!r} is no command", remedy=did_you_mean(command, commands))
+    remedy = f"see `deltaclip {command} --help`" if command in commands else "see `deltaclip --help`"
+    message = error.message.removeprefix("Value error, ").rstrip(".")
+    message = message[:1].lower() + message[1:]
+    if option := getattr(error, "option_name", None):
+        close = getattr(error, "possibilities", None)
+        if message.startswith("no such option"):
+            message, remedy = "no such option", f"did you mean {close[0]!r}?" if close else remedy
+        return UserError(message.removeprefix(f"option {option!r} "), place=option, remedy=remedy)
+    if (parameter := getattr(error, "param", None)) is None:
+        return UserError(message, remedy=remedy)
+    is_option = parameter.param_type_name == "option"
+    place = option_name(parameter.name) if is_option else parameter.name.upper()
+    return UserError(_bad_value(error, message), place=place, remedy=remedy)
+
+
+def _bad_value(error: typer.TyperException, message: str) -> str:
+    if not message:
+        return "is missing"
+    # Numbers are parsed by pydantic, whose message leaves the value out.
+    details = getattr(error.__cause__ or error.__context__, "errors", None)
+    if details and "unable to parse" in message:
+        return f"{details()[0]['input']!r} is no {'whole number' if 'integer' in message else 'number'}"
+    return message
 
 
 if __name__ == "__main__":

@@ -147,6 +147,23 @@ def require_space(folder: Path, size_bytes: int, what: str) -> None:
         )
 
 
+def prove_space(path: Path, size_bytes: int) -> None:
+    """Ask the disk for `size_bytes` at `path` and give them back: quotas and limits show here, not in the work.
+
+    Raises:
+        OSError: with the path; the file is gone again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
 def user_cache() -> Path:
     """Return the folder for what can be made again: `DELTACLIP_CACHE`, else `~/.cache/deltaclip` (XDG)."""
     if given := os.environ.get("DELTACLIP_CACHE"):

@@ -135,12 +135,12 @@ class _Job:
                     raise _unreadable(manifest.images[row], content.reason, place=manifest.places[row])
         self.plan: Plan = make_plan(manifest, contents)
         if all(self.plan.image_reasons):
-            reason = f"none of the {self.plan.num_images} images can be read ({self.plan.image_reasons[0]})"
-            raise UserError(
-                reason,
-                place=manifest.path,
-                remedy=f"check the paths or give --image-root (now {manifest.image_root})",
-            )
+            raise self._nothing_readable(self.plan.image_reasons[0])
+
+    def _nothing_readable(self, reason: str) -> UserError:
+        remedy = f"check the paths or give --image-root (now {self.manifest.image_root})"
+        message = f"none of the {self.plan.num_images} images can be read ({reason})"
+        return UserError(message, place=self.manifest.path, remedy=remedy)
 
     def nothing_to_do(self) -> _Done | None:
         """Check what is on disk against the request; return at once if it is exactly what was asked for."""
@@ -173,6 +173,10 @@ class _Job:
                 done.new_texts = _encode_texts(writer, backbone, self.plan.texts)
                 done.new_images = self._encode_images(writer, backbone)
             done.encode_seconds = time.monotonic() - started
+            if not writer.has_images():
+                reason = writer.first_reason()
+                writer.discard()
+                raise self._nothing_readable(reason)
             writer.finish(self.out)
         finally:
             writer.close()
@@ -227,18 +231,18 @@ class _Job:
     def _encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
         from deltaclip.features.backbone.encode_images import encode_images
 
-        todo = writer.todo("images")
+        todo, num_encoded = writer.todo("images"), 0
         with Progress(len(todo), "encoding images", unit="images") as progress:
             for batch in self._batches(todo, backbone.preprocess, self.config.batch_size):
-                for entry, reason in batch.failed:
-                    if self.config.on_error == "fail":
-                        raise _unreadable(self.plan.image_files[entry], reason, place=self.manifest.path)
-                    writer.put_failure(entry, reason)
-                if batch.pixels_B3HW is not None:
-                    unit_BD, norm_B = encode_images(backbone, batch.pixels_B3HW)
-                    writer.put("images", batch.entries, unit_BD, norm_B)
+                if batch.failed and self.config.on_error == "fail":
+                    entry, reason = batch.failed[0]
+                    raise _unreadable(self.plan.image_files[entry], reason, place=self.manifest.path)
+                pixels = batch.pixels_B3HW
+                vectors = encode_images(backbone, pixels) if pixels is not None else None
+                writer.put_images(batch.entries, vectors, batch.failed)
+                num_encoded += len(batch.entries)
                 progress.advance(len(batch.entries) + len(batch.failed))
-        return len(todo)
+        return num_encoded
 
 
 def _encode_texts(writer: StoreWriter, backbone: Backbone, texts: list[str]) -> int:

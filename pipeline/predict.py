@@ -115,6 +115,8 @@ def _pairs(config: PredictConfig) -> _Pairs:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         if not config.prompt:
             raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
+        if not path.is_file():  # before the backbone is loaded
+            raise UserError("no such file", place=path, remedy="give an image that can be read")
         return _Pairs([path.name], [path], [config.prompt], None)
     manifest = read_manifest(config.target, image_root=config.image_root, allow_outside=config.allow_outside)
     root = None if config.allow_outside else manifest.image_root

@@ -22,8 +22,8 @@ from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.folder import RunContents, free_run_path, surroundings, write_run
-from deltaclip.pipeline.run.measure import measure, present_labels
-from deltaclip.pipeline.run.predictions import Scores, score
+from deltaclip.pipeline.run.measure import can_rank, measure, present_labels
+from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
 from deltaclip.pipeline.run.rows import LABELS, CacheRows, load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.tables import metrics_table
@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
     rows = load_rows(config.cache, choose_device(config.device))
     weights = _loss_weights(config, rows)
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.seed)
-    for line in (*warnings_of(config, rows), *describe(config, rows, weights)):
+    for line in (*warnings_of(config, rows, split), *describe(config, rows, weights)):
         print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
     spec, heads, calibration, fitted = _fit(config, rows, split, weights)
     scores = score(heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
@@ -172,7 +172,7 @@ def _fit(
             batches,
             objective=weighted_loss(config.loss, w_q=weights[0], w_c=weights[1]),
             plan=plan,
-            validate=_validator(heads, rows, split.val) if split.val.size else None,
+            validate=_validator(heads, rows, split.val) if can_rank(rows, split.val) else None,
             on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
         )
     return spec, heads, calibration, fitted
@@ -192,7 +192,8 @@ def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Cal
             rank, linear = srocc(predicted[known], truth[known]), pearson(predicted[known], truth[known])
             figures[f"val_{label}_srocc"], figures[f"val_{label}_plcc"] = rank, linear
             mains.append((rank + linear) / 2)
-        return Validation(float(np.nanmean(mains)), figures)
+        known_mains = [main for main in mains if not np.isnan(main)]
+        return Validation(float(np.mean(known_mains)) if known_mains else np.nan, figures)
 
     return validate
 
@@ -230,4 +231,5 @@ def _predictions(rows: CacheRows, scores: Scores, split: Split) -> dict[str, Any
         "source": text["source"],
         "split": side,
     }
-    return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}
+    shown = blank_untrained(scores, present_labels(rows))
+    return {**about, **{label: rows.label(label) for label in LABELS}, **shown.columns()}

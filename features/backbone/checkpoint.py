@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import socket
+import urllib.request
+import warnings
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 TINY = Path(__file__).parent / "tiny"
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 CONFIG_NAME = "open_clip_config.json"
+HUB_TIMEOUT_S = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +146,16 @@ def _by_tag(model: str, tag: str | None) -> WeightsSource:
 
 
 def _stay_offline_without_hub() -> None:
-    # Where the hub's name does not resolve, its client would retry for 20 s a file and log each try; told to stay
-    # offline it answers at once, from its cache where the file lies there.
+    # Where nobody answers at the hub's address, its client would retry for 20 s a file and log each try; told to
+    # stay offline it answers at once, from its cache where the file lies there. Behind a proxy only that can tell.
     import huggingface_hub.constants as hub
 
-    host = urlsplit(hub.ENDPOINT).hostname
+    hub_url = urlsplit(hub.ENDPOINT)
+    if hub_url.scheme in urllib.request.getproxies():
+        return
+    port = hub_url.port or (443 if hub_url.scheme == "https" else 80)
     try:
-        socket.getaddrinfo(host, 443)
+        socket.create_connection((hub_url.hostname or "", port), timeout=HUB_TIMEOUT_S).close()
     except OSError:
         hub.HF_HUB_OFFLINE = True
 
@@ -205,7 +211,11 @@ def read_torchscript(weights: Path) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    state: dict[str, Any] = dict(torch.jit.load(str(weights), map_location="cpu").state_dict())
+    with warnings.catch_warnings():
+        # Torch announces the end of TorchScript; the published archives are what they are.
+        warnings.filterwarnings("ignore", message=".*torch.jit.load", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.load", category=DeprecationWarning)
+        state: dict[str, Any] = dict(torch.jit.load(str(weights), map_location="cpu").state_dict())
     for key in ("input_resolution", "context_length", "vocab_size"):
         state.pop(key, None)
     return state

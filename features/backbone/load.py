@@ -5,6 +5,8 @@ Knows open_clip. Must not know caches, manifests or heads. Spec sections 6 and 7
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from deltaclip.features.backbone.checkpoint import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 # open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
 # fused attention path, and a plain .bfloat16() breaks its LayerNormFp32 (PEERS traps 1 and 3).
+# How open_clip says that weights do not fit: load_state_dict's RuntimeError, its own assertions on sizes, and what
+# falls out of its code on a file that holds no state dict.
+MISFITS = (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError, StopIteration)
 OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
 
 
@@ -75,12 +80,14 @@ def load_backbone(
         UserError: the weights do not fit the model, are a pickle, or need the other activation.
     """
     import open_clip
+    import safetensors
 
     archive = is_torchscript(source.weights)
     force = quick_gelu is True or (archive and quick_gelu is None)
-    with warnings.catch_warnings():
+    with _without_word_of_random_weights(archive), warnings.catch_warnings():
         # Answered below with an error or by `facts`, not with a warning that scrolls away.
         warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(
                 source.model,
@@ -91,10 +98,16 @@ def load_backbone(
             )
             if archive:
                 model.load_state_dict(read_torchscript(source.weights))
+        except safetensors.SafetensorError as error:
+            raise UserError(
+                f"is no safetensors file ({error})", place=source.weights, remedy="fetch it again"
+            ) from error
+        except EOFError as error:
+            raise UserError("is empty or cut off", place=source.weights, remedy="fetch it again") from error
         except pickle.UnpicklingError as error:
             remedy = "convert it to safetensors where it comes from: a pickle can run code"
             raise UserError("holds more than tensors", place=source.weights, remedy=remedy) from error
-        except (RuntimeError, KeyError) as error:
+        except MISFITS as error:
             raise _misfit(source, error) from error
     active = _uses_quick_gelu(model)
     _check_quick_gelu(source, active=active, asked=quick_gelu)
@@ -109,6 +122,18 @@ def load_backbone(
     )
 
 
+@contextlib.contextmanager
+def _without_word_of_random_weights(archive: bool) -> Iterator[None]:  # noqa: FBT001 - one private caller
+    # An archive's weights follow after open_clip has made the model, of which it warns.
+    before = logging.root.manager.disable
+    if archive:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _misfit(source: WeightsSource, error: Exception) -> UserError:
     text = str(error)
     if "vision_model." in text or "text_model." in text:
@@ -118,7 +143,8 @@ def _misfit(source: WeightsSource, error: Exception) -> UserError:
             place=source.weights,
             remedy=remedy,
         )
-    detail = next((line.strip() for line in text.splitlines()[1:] if line.strip()), text.splitlines()[0])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    detail = lines[1] if len(lines) > 1 else lines[0] if lines else "no state dict"
     remedy = "check --backbone: the architecture must be the one the weights were saved from"
     return UserError(f"does not fit {source.model} ({detail[:160]})", place=source.weights, remedy=remedy)
 

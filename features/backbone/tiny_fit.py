@@ -1,7 +1,7 @@
 """The training of the bundled backbone: losses, schedule, steps; knows a CLIP model and batches, no files.
 
-Plain CLIP (Radford et al. 2021), helped by a linear layer, thrown away in the end, that reads from the picture's
-embedding what stands in it.
+Plain CLIP (Radford et al. 2021), helped by a linear layer, thrown away in the end, that reads from the
+picture's embedding what stands in it.
 Spec section 7. Letters: B batch, T tokens, W width of the text tower, D width of the embedding.
 """
 
@@ -31,17 +31,15 @@ MAX_GRAD_NORM = 1.0
 
 def build_model(config: dict[str, Any], seed: int) -> torch.nn.Module:
     """Return open_clip's CLIP of `config`, freshly initialised from `seed`."""
-    import torch  # noqa: PLC0415
-    from open_clip.model import CLIP  # noqa: PLC0415
+    import torch
+    from open_clip.model import CLIP
 
     torch.manual_seed(seed)
     model: torch.nn.Module = CLIP(**config["model_cfg"])
     return model
 
 
-def parameter_groups(
-    model: torch.nn.Module, auxiliary: torch.nn.Module, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module, auxiliary: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's groups: decay on matrices only, never on embeddings.
 
     Words that no caption uses then keep their first random vector, so that they still differ from each other.
@@ -62,8 +60,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 def contrastive_loss(v_BD: Tensor, t_BD: Tensor, scale: Tensor) -> Tensor:
     """Return CLIP's symmetric cross-entropy of the (B, B) cosines times `scale` (CLIP, figure 3)."""
-    import torch  # noqa: PLC0415
-    import torch.nn.functional as F  # noqa: N812, PLC0415 - the name all of torch uses
+    import torch
+    import torch.nn.functional as F
 
     logits = scale * v_BD @ t_BD.T
     labels = torch.arange(len(logits), device=logits.device)
@@ -75,7 +73,7 @@ def auxiliary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
     `outputs` float (B, 12 * 21 + 11), `targets` int64 (B, 38). Absent shapes (10 or 11 of 12) share one vote.
     """
-    import torch.nn.functional as F  # noqa: N812, PLC0415
+    import torch.nn.functional as F
 
     num_shapes, width = len(SHAPES), sum(PER_SHAPE)
     table = outputs[:, : num_shapes * width].reshape(-1, num_shapes, width)
@@ -91,7 +89,7 @@ def auxiliary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return total / (len(PER_SHAPE) + len(WHOLE))
 
 
-def _forward_text(model: Any, tokens: Tensor) -> Tensor:
+def _encode_text(model: Any, tokens: Tensor) -> Tensor:
     """Return what `model.encode_text` returns (B, D), for tokens (B, T) that are cut to any T."""
     num_tokens = tokens.shape[1]
     x_BTW = model.token_embedding(tokens) + model.positional_embedding[:num_tokens]
@@ -103,18 +101,18 @@ def _forward_text(model: Any, tokens: Tensor) -> Tensor:
 
 def _step_loss(model: Any, auxiliary: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return (total loss, contrastive part) of one batch of uint8 pictures, tokens and targets."""
-    import torch.nn.functional as F  # noqa: N812, PLC0415
+    import torch.nn.functional as F
 
     pictures, tokens, targets = batch
     v_BD = model.encode_image((pictures.float() / 255 - 0.5) / 0.25).float()
-    t_BD = _forward_text(model, tokens).float()
+    t_BD = _encode_text(model, tokens).float()
     contrast = contrastive_loss(F.normalize(v_BD, dim=1), F.normalize(t_BD, dim=1), model.logit_scale.exp())
     return contrast + AUXILIARY_WEIGHT * auxiliary_loss(auxiliary(v_BD), targets), contrast.detach()
 
 
 def _auxiliary_and_optimizer(model: Any, peak_lr: float) -> tuple[Any, Any]:
     """Return the auxiliary layer and the optimiser."""
-    import torch  # noqa: PLC0415
+    import torch
 
     auxiliary = torch.nn.Linear(model.text_projection.shape[1], len(SHAPES) * sum(PER_SHAPE) + sum(WHOLE))
     auxiliary.to(model.text_projection.device)
@@ -128,8 +126,8 @@ def fit(model: Any, dataset: SceneBatches, *, peak_lr: float, bf16: bool, report
     Raises:
         FloatingPointError: the loss is no longer finite; names the step.
     """
-    import torch  # noqa: PLC0415
-    from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: PLC0415
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     auxiliary, optimizer = _auxiliary_and_optimizer(model.train(), peak_lr)
     device = model.text_projection.device

@@ -51,6 +51,7 @@ def read_table(path: Path) -> Table:
         table = _read_delimited(path, "\t" if suffix == ".tsv" else ",")
     if not table.lines:
         raise UserError("has no rows", place=path, remedy="a manifest needs a header and at least one row")
+    _refuse_no_text(table)
     return table
 
 
@@ -69,7 +70,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
                     lines.append(start)
                 start = reader.line_num + 1
     except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 text ({error.reason})", place=path, remedy="save it as UTF-8") from error
+        raise _not_utf8(path, error) from error
     except csv.Error as error:
         where = f"{path}, line {reader.line_num if reader else 1}"
         raise UserError(
@@ -80,34 +81,62 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
             message = f"{len(row)} fields where the header has {len(header)}"
             raise UserError(message, place=f"{path}, line {line}", remedy="quote fields that hold the delimiter")
     names = [name.strip() for name in header]
-    columns = {name: [row[i].strip() for row in rows] for i, name in enumerate(names)}
+    _refuse_duplicates(path, names)
+    columns = {name: [row[i].strip() for row in rows] for i, name in enumerate(names) if name}
     return Table(path, columns, lines, "line")
 
 
 def _read_jsonl(path: Path) -> Table:
     records: list[dict[str, Any]] = []
     lines: list[int] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"broken JSON ({error.msg})", place=f"{path}, line {line}", remedy="one object a line"
-                ) from error
-            if not isinstance(record, dict):
-                raise UserError(
-                    f"{text.strip()[:40]!r} is no JSON object",
-                    place=f"{path}, line {line}",
-                    remedy="one object a line",
-                )
-            records.append(record)
-            lines.append(line)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line, text in enumerate(file, start=1):
+                if text.strip():
+                    records.append(_json_object(text, f"{path}, line {line}"))
+                    lines.append(line)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
     names = list(dict.fromkeys(name for record in records for name in record))
     columns = {name: [_cell(record.get(name)) for record in records] for name in names}
     return Table(path, columns, lines, "line")
+
+
+def _json_object(text: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"broken JSON ({error.msg})", place=place, remedy="one object a line") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{text.strip()[:40]!r} is no JSON object", place=place, remedy="one object a line")
+    return record
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
+    return UserError(f"is not UTF-8 text ({error.reason})", place=path, remedy="save it as UTF-8")
+
+
+def _refuse_duplicates(path: Path, names: list[str]) -> None:
+    twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"two columns are called {twice!r}", place=path, remedy="rename or remove one")
+
+
+def _refuse_no_text(table: Table) -> None:
+    # What neither a file name nor HDF5 can hold: U+0000, and halves of surrogate pairs, which JSON can smuggle in.
+    for name, cells in table.columns.items():
+        for row, cell in enumerate(cells):
+            if "\0" in cell or not (cell.isascii() or _can_be_encoded(cell)):
+                message = "holds a character that is no text (U+0000 or half of a surrogate pair)"
+                raise UserError(message, place=table.place(row, name), remedy="remove it")
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_parquet(path: Path) -> Table:
@@ -115,7 +144,9 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            _refuse_duplicates(path, file.schema_arrow.names)
+            table = file.read()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"is no readable Parquet file ({str(error).splitlines()[0]})", place=path, remedy="write it again"

@@ -1,0 +1,1 @@
+"""Drawn scenes with prompts and labels: pictures and a CSV; knows nothing of CLIP or manifests."""

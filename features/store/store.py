@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Kind = Literal["images", "texts"]
+ANEW = "give another path, or remove it and extract again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,12 @@ class FeatureStore:
             # which fails on some network file systems.
             file = h5py.File(path, "r", locking=False)
         except OSError as error:
-            raise UserError(f"is no readable HDF5 file ({error})", place=path, remedy="extract again") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"is no readable HDF5 file ({reason})", place=path, remedy=ANEW) from error
         problem = _problem(file, unfinished=unfinished)
         if problem:
             file.close()
-            raise UserError(problem, place=path, remedy="extract again")
+            raise UserError(problem, place=path, remedy=ANEW)
         return cls(path, file)
 
     def __enter__(self) -> FeatureStore:
@@ -177,7 +179,7 @@ class FeatureStore:
 def _problem(file: h5py.File, *, unfinished: bool) -> str | None:
     if file.attrs.get("format") != FORMAT:
         return "is no deltaclip cache"
-    version = int(file.attrs["schema_version"])
+    version = int(file.attrs.get("schema_version", 0))
     if version != SCHEMA_VERSION:
         return f"has schema version {version}, this release reads {SCHEMA_VERSION}"
     if "header" not in file.attrs or not (unfinished or file.attrs["complete"]):

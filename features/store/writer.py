@@ -6,14 +6,16 @@ a batch: values, flush, fsync, then the status bytes that declare them valid. `d
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from deltaclip.base.files import publish, require_space
+from deltaclip.base.files import prove_space, publish, require_space
 from deltaclip.features.store.schema import (
     CODE_COLUMNS,
     DONE,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from deltaclip.features.store.store import FeatureStore, Kind
 
 STORED_DTYPE = {"fp32": np.float32, "bf16": np.float16, "fp16": np.float16}
+Failure = tuple[int, str]  # an image and why it has no embedding
 COPY_ROWS = 65_536  # copied at a time from an older cache: about 200 MB at D = 768
 
 
@@ -70,9 +73,9 @@ class StoreWriter:
             UserError: the disk cannot hold it.
         """
         dtype, dim = STORED_DTYPE[facts["precision"]], int(facts["dim"])
-        vector_bytes = dim * np.dtype(dtype).itemsize + REASON_BYTES + 64
-        num_vectors = plan.num_images + len(plan.texts)
-        require_space(part.parent, num_vectors * vector_bytes + len(plan.row_files) * 256, "the cache")
+        size_bytes = _size_bytes(plan, vector_bytes=dim * np.dtype(dtype).itemsize + REASON_BYTES + 64)
+        require_space(part.parent, size_bytes, "the cache")
+        prove_space(part, size_bytes)  # HDF5 does not survive a write that fails: it must not meet one
         # default libver: newer ones mark a file that was not closed as unusable
         file = h5py.File(part, "w", locking=False)
         _write_plan(file, plan)
@@ -89,6 +92,7 @@ class StoreWriter:
         file.attrs["header"] = json.dumps({"request": request, "plan": plan.digest()})
         writer = cls(part, file)
         writer.commit()
+        os.posix_fallocate(file.id.get_vfd_handle(), 0, part.stat().st_size)  # no hole that could fail to fill later
         return writer
 
     def todo(self, kind: Kind) -> NDArray[np.int64]:
@@ -113,11 +117,29 @@ class StoreWriter:
         """Say which texts were cut at the context length; made durable by the `put` that follows."""
         self._file["texts/truncated"][_selection(entries)] = truncated_B
 
-    def put_failure(self, entry: int, reason: str) -> None:
-        """Record why an image has no embedding."""
-        self._file["images/reason"][entry] = _fit(reason)
+    def put_images(
+        self, entries: Sequence[int], vectors: tuple[NDArray[Any], NDArray[Any]] | None, failed: Sequence[Failure]
+    ) -> None:
+        """Store a batch of images, those that could not be read included; durable when this returns.
+
+        Args:
+            entries: rising images that have an embedding.
+            vectors: their embeddings (B, D) and lengths (B,); None where `entries` is empty.
+            failed: rising (image, reason) of the others.
+        """
+        view, places = self._groups["images"], [*entries, *(entry for entry, _ in failed)]
+        if vectors is not None:
+            where = _selection(np.asarray(entries))
+            view["embedding"][where], view["norm"][where] = vectors
+        for entry, reason in failed:
+            self._file["images/reason"][entry] = _fit(reason)
         self.commit()
-        self._groups["images"]["status"][entry] = FAILED
+        # All of the batch counts from one write on, or nothing: a run that resumes then cuts the same batches.
+        first, last = min(places), max(places)
+        status = view["status"][first : last + 1]
+        status[np.asarray(entries, dtype=np.int64) - first] = DONE
+        status[np.array([entry for entry, _ in failed], dtype=np.int64) - first] = FAILED
+        view["status"][first : last + 1] = status
         self.commit()
 
     def reuse(self, old: FeatureStore) -> None:
@@ -131,6 +153,19 @@ class StoreWriter:
                 if kind == "texts":
                     self.put_truncated(block, old.truncated()[rows])
                 self.put(kind, block, _gather(vectors["embedding"], rows), _gather(vectors["norm"], rows))
+
+    def has_images(self) -> bool:
+        """Tell whether any image has an embedding."""
+        return bool((self._groups["images"]["status"][:] == DONE).any())
+
+    def first_reason(self) -> str:
+        """Return why the first image has no embedding."""
+        return bytes(self._file["images/reason"][0]).decode(errors="replace")
+
+    def discard(self) -> None:
+        """Close the file and remove it."""
+        self.close()
+        self.part.unlink()
 
     def finish(self, path: Path) -> None:
         """Give the cache its name `path`: complete flag, flush, fsync, rename."""
@@ -148,8 +183,26 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Wait until all that was written is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.id.get_vfd_handle())
+        try:
+            self._file.flush()
+            os.fsync(self._file.id.get_vfd_handle())
+        except (RuntimeError, OSError) as error:  # h5py gives a RuntimeError that holds the number
+            found = re.search(r"errno = (\d+)", str(error))
+            number = int(found[1]) if found else getattr(error, "errno", None) or errno.EIO
+            raise OSError(number, os.strerror(number), str(self.part)) from error
+
+
+def _size_bytes(plan: Plan, *, vector_bytes: int) -> int:
+    """Return at least what the file will take: 64 bytes for each string's place in HDF5's heap, 128 for a row."""
+    strings = [
+        *plan.texts,
+        *plan.row_files,
+        *plan.image_files,
+        *(name for names in plan.names.values() for name in names),
+    ]
+    text_bytes = sum(len(text.encode()) + 64 for text in strings)
+    num_vectors = plan.num_images + len(plan.texts)
+    return num_vectors * vector_bytes + len(plan.row_files) * 128 + text_bytes + (1 << 20)
 
 
 def _allocate(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> None:

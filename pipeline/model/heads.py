@@ -31,9 +31,9 @@ def learned_upper(given: float) -> float:
 class Scale(nn.Module):
     """The factor of one correction, `given` in [0, 1]; calling it returns the scalar in force.
 
-    `learned` is upper * sigmoid(theta) and starts at `given`; a start of 0 stays 0 (pure base), as theta is
-    then -inf. `fixed` and `curriculum` hold the value in a buffer, so a checkpoint carries the scale of the
-    epoch it was taken at.
+    `learned` is upper * sigmoid(theta) and starts at `given`, at most at 99 % of upper; a start of 0 stays 0
+    (pure base), as theta is then -inf. `fixed` and `curriculum` hold the value in a buffer, so a checkpoint
+    carries the scale of the epoch it was taken at.
     """
 
     value: Tensor

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltaclip.pipeline.run.measure import present_labels
+from deltaclip.base.settings import option_name
+from deltaclip.pipeline.run.measure import can_rank, present_labels
 from deltaclip.pipeline.run.rows import LABELS
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
 
 LR_RANGE = (1e-3, 5e-3)  # spec section 3, frozen mode
@@ -55,7 +57,7 @@ def _formulas(config: TrainConfig) -> list[str]:
     ]
 
 
-def warnings_of(config: TrainConfig, rows: CacheRows) -> list[str]:
+def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
     found = []
     if not LR_RANGE[0] <= config.lr <= LR_RANGE[1]:
@@ -65,19 +67,25 @@ def warnings_of(config: TrainConfig, rows: CacheRows) -> list[str]:
         if config.residual_learning and scale > LARGE_SCALE:
             found.append(f"--residual-scale-{head} {scale:g} is above {LARGE_SCALE}: the correction is no longer small")
     if not config.residual_learning:
-        unused = [
-            ("--residual-scale-q", config.residual_scale_q != 0.2),
-            ("--residual-scale-c", config.residual_scale_c != 0.2),
-        ]
-        unused += [
-            ("--scale-mode", config.scale_mode != "fixed"),
-            ("--base-init", config.base_init != "calibrated"),
-        ]
         found += [
-            f"{option} is not used: direct heads have neither base nor scale" for option, given in unused if given
+            f"{option_name(name)} is not used: direct heads have neither base nor scale"
+            for name in ("residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
+            if getattr(config, name) != getattr(type(config), name)
         ]
+    found += _about_split(config, rows, split)
     missing = [label for label in LABELS if label not in present_labels(rows)]
-    found += [
-        f"the cache has no {label} labels: that head is not trained and its scores mean nothing" for label in missing
-    ]
+    found += [f"the cache has no {label} labels: that head is not trained and has no scores" for label in missing]
     return [f"warning: {line}" for line in found]
+
+
+def _about_split(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
+    found = []
+    if not can_rank(rows, split.val):
+        found.append("no validation rows whose labels differ: the last epoch is kept")
+        if config.patience:
+            found.append(f"--patience {config.patience} is not used: it needs validation rows")
+    if not split.test.size:
+        found.append("no test rows: nothing is held back to judge this run by")
+    if config.split == "column" and not split.note and config.fractions != type(config).fractions:
+        found.append(f"--fractions {config.fractions} is not used: the column gives all three sides")
+    return found

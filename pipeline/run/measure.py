@@ -28,6 +28,11 @@ def present_labels(rows: CacheRows) -> list[str]:
     return [label for label in LABELS if not np.isnan(rows.label(label)).all()]
 
 
+def can_rank(rows: CacheRows, chosen: NDArray[np.int64]) -> bool:
+    """Tell whether some label has two values among the chosen rows; without, no correlation exists there."""
+    return any(np.unique(truth[~np.isnan(truth)]).size > 1 for truth in (rows.label(x)[chosen] for x in LABELS))
+
+
 def measure(
     rows: CacheRows, scores: Scores, split: Split, *, scales: tuple[float | None, float | None]
 ) -> dict[str, Any]:

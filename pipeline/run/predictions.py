@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from deltaclip.base.files import whole_file
 from deltaclip.pipeline.model.scores import score_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -65,6 +65,15 @@ def score(heads: nn.Module, batches: Iterable[Batch]) -> Scores:
     )
 
 
+def blank_untrained(scores: Scores, labels: Collection[str]) -> Scores:
+    """Return the scores with NaN for every head that had no labels to learn from: it says nothing."""
+    nothing = np.full(len(scores.q), np.nan, dtype=np.float32)
+    for label, letter in (("quality", "q"), ("consistency", "c")):
+        if label not in labels:
+            scores = replace(scores, **dict.fromkeys((letter, f"{letter}_base", f"{letter}_delta"), nothing))
+    return scores
+
+
 def check_suffix(path: Path) -> None:
     """Refuse a table format that we do not write, before anything is computed.
 
@@ -108,7 +117,8 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
 
 
 def _cells(values: Any) -> list[Any]:
-    # Six digits: below the noise of float32 scores, and a diff of two tables stays readable.
+    # Six significant digits: below the noise of float32 scores, and a diff of two tables stays readable. Decimals
+    # would cut a learning rate of 1e-6 to nothing.
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        return [None if np.isnan(value) else round(float(value), 6) for value in values]
+        return [None if np.isnan(value) else float(f"{value:.6g}") for value in values]
     return list(values)

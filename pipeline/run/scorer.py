@@ -5,7 +5,7 @@ Shapes: N pairs of image and prompt, B images of a batch, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from deltaclip.features.store.takeover import differences
 from deltaclip.features.store.writer import STORED_DTYPE
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.predictions import Scores, score
+from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,13 +119,7 @@ class Scorer:
 
     def _score(self, v_BD: Tensor, t_BD: Tensor) -> Scores:
         unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)
-        found = score(self.heads, [Batch(v_BD, t_BD, unlabelled, unlabelled)])
-        # A head that had no labels to learn from says nothing, so it prints nothing.
-        nothing = np.full(len(v_BD), np.nan, dtype=np.float32)
-        for label, letter in (("quality", "q"), ("consistency", "c")):
-            if label not in self.labels:
-                found = replace(found, **dict.fromkeys((letter, f"{letter}_base", f"{letter}_delta"), nothing))
-        return found
+        return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, unlabelled, unlabelled)]), self.labels)
 
     def _embed_texts(self, texts: list[str]) -> tuple[Tensor, int]:
         parts, truncated = [], 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.manifest import prompt_group
 from deltaclip.pipeline.scoring.splits import Split, split_rows
 
 if TYPE_CHECKING:
@@ -35,14 +36,15 @@ def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Spl
         remedy = "give train,val,test such as 0.7,0.1,0.2"
         raise UserError(f"{fractions!r} are no numbers", place="--fractions", remedy=remedy) from None
     text = rows.rows.text
-    column = text["split"] if kind == "column" else None
+    column = text["split"] if kind == "column" and any(text["split"]) else None
     return split_rows(kind, groups=text["group"].astype(str), seed=seed, fractions=shares, column=column)
 
 
 def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
     """Return the sides that a run trained with if this is its cache, else all rows as test.
 
-    In another cache, rows of a prompt that the run has trained on count as a leak and are said so.
+    In another cache, rows of a prompt that the run has trained on count as a leak and are said so. Prompts are
+    compared, not groups: a group may be a number that means something else in another data set.
     """
     recorded = _read_predictions(run.path / "predictions.csv")
     if rows.header["plan"] == run.config["cache"]["plan"]:
@@ -58,8 +60,8 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
             seeds=tuple(about["seeds"]),
             note=about["note"],
         )
-    trained = {row["group"] for row in recorded if row["split"] != "test"}
-    seen = np.array([group in trained for group in rows.rows.text["group"]])
+    trained = {prompt_group(row["prompt"]) for row in recorded if row["split"] != "test"}
+    seen = np.array([prompt_group(prompt) in trained for prompt in rows.rows.text["prompt"]])
     none = np.empty(0, dtype=np.int64)
     return Split(
         kind="all",

@@ -32,7 +32,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
             if label in metrics["floors"][floor]:
                 lines.append(_row("", words, metrics["floors"][floor][label]))
     lines += _source_lines(metrics["per_source"])
-    lines += [f"note: {f['note']}" for f in metrics["test"].values() if f.get("note")]
+    lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
     advice = [entry for entry in metrics["diagnostics"] if entry["advice"]]
     lines += [f"advice ({entry['name']}): {entry['advice']}" for entry in advice]
     return "\n".join(lines)
@@ -40,7 +40,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 
 def _row(label: str, what: str, figures: dict[str, Any]) -> str:
     interval = figures.get("srocc_ci")
-    shown = f"   {_number(interval[0]).strip()} to {_number(interval[1]).strip()}" if interval else ""
+    shown = f"   {_number(interval[0]).strip()} to {_number(interval[1]).strip()}" if interval and any(interval) else ""
     return f"{label:14}{what:24}" + "".join(_number(figures[name]) for name in COLUMNS) + shown
 
 

@@ -39,7 +39,7 @@ def read_manifest(
         return demo.read(given)
     name, colon, folder = data.partition(":")
     if colon and name in FOLDER_ADAPTERS:
-        if not Path(folder).is_dir():
+        if not folder or not Path(folder).is_dir():
             raise UserError(
                 "no such folder", place=folder or data, remedy=f"give {name}:DIR with the folder of the set"
             )

@@ -102,6 +102,15 @@ def test_strength_minimises_dense_gcv(num_rows, dim):
     assert values[nearest] == pytest.approx(min(values), rel=1e-6)
 
 
+def test_a_direction_that_hardly_varies_still_counts():
+    """Seed 417 has an eigenvalue of 2e-9 of the mean, below what GCV can use."""
+    batch = clip_like(31, 30, seed=417)
+    x, y = batch.v_BD.double().numpy(), logits(batch.q_B.double().numpy())
+    ridge = fit_ridge(sums_of(x, y))
+    judge = Ridge(alpha=ridge.strength, solver="svd").fit(x, y)
+    np.testing.assert_allclose(ridge.w_D, judge.coef_, rtol=0, atol=1e-8 * np.abs(judge.coef_).max())
+
+
 @pytest.mark.parametrize("noise", [0.1, 0.5, 3.0])
 def test_strength_agrees_with_leave_one_out(noise):
     """RidgeCV minimises leave-one-out exactly, GCV with the mean leverage: one step may differ."""

@@ -44,20 +44,26 @@ def test_in_order(block):
     assert [int(x) for batch in rows(10, 4).in_order(block) for x in batch.q_B] == list(range(10))
 
 
-def test_deduplicated_texts():
-    t_MD = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
-    index = torch.tensor([2, 0, 1, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_deduplicated_embeddings_of_any_precision(dtype):
+    v_ID = torch.tensor([[10.0, 10.0], [11.0, 11.0]], dtype=dtype)
+    t_MD = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], dtype=dtype)
+    images, texts = torch.tensor([1, 1, 0, 1, 0]), torch.tensor([2, 0, 1, 1, 2])
     number = torch.arange(5.0)
-    batches = memory_batches(torch.zeros(5, 2), t_MD, number, number, text_index_N=index, batch_size=2, seed=0)
+    batches = memory_batches(v_ID, t_MD, number, number, image_index_N=images, text_index_N=texts, batch_size=2, seed=0)
     for batch in [*batches(1), *batches.in_order(3)]:
-        assert torch.equal(batch.t_BD[:, 0], index[batch.q_B.long()].float())
+        rows = batch.q_B.long()
+        assert batch.v_BD.dtype == batch.t_BD.dtype == torch.float32
+        assert torch.equal(batch.v_BD[:, 0], images[rows] + 10.0)
+        assert torch.equal(batch.t_BD[:, 1], texts[rows].float())
 
 
 @pytest.mark.parametrize(
     ("shapes", "batch_size", "message"),
     [
-        (((5, 2), (4, 2), 5, 5), 2, "5 image rows but 4 text rows"),
-        (((5, 2), (5, 2), 5, 6), 2, "5 image rows but 6 consistency labels"),
+        (((5, 2), (4, 2), 5, 5), 2, "5 quality labels but 4 text rows"),
+        (((5, 2), (5, 2), 5, 6), 2, "5 quality labels but 6 consistency labels"),
+        (((4, 2), (5, 2), 5, 5), 2, "5 quality labels but 4 image rows"),
         (((0, 2), (0, 2), 0, 0), 2, "there is no row to train on"),
         (((5, 2), (5, 3), 5, 5), 2, "image embeddings have width 2, text embeddings 3"),
         (((5, 2), (5, 2), 5, 5), 0, "batch_size must be at least 1, not 0"),

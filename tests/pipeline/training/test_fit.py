@@ -165,7 +165,7 @@ def test_stops_at_the_first_loss_that_is_not_finite():
 
 def test_names_a_damaged_embedding_rather_than_the_rate():
     batches = toy()
-    batches.v_ND[17] = torch.nan
+    batches.v_ID[17] = torch.nan
     step = next(i for i, batch in enumerate(batches(1), start=1) if batch.v_BD.isnan().any())
     with pytest.raises(UserError) as caught:
         train(batches=batches)
@@ -180,7 +180,7 @@ def test_long_epochs_are_checked_on_the_way():
     batches = toy(num_rows=600, batch_size=1)
     order = [batch.q_B.item() for batch in batches(1)]
     row = int((batches.q_N == order[399]).nonzero()[0])
-    batches.v_ND[row] = torch.inf
+    batches.v_ID[row] = torch.inf
     with pytest.raises(UserError, match=r"epoch 1, step 400, where"):
         train(batches=batches, plan=FitPlan(epochs=1, lr=0.0))
 
@@ -219,7 +219,7 @@ def test_curriculum_ramps_and_the_best_epochs_scale_is_restored():
 
 def test_a_label_that_is_all_missing_trains_the_other_head():
     full = toy()
-    batches = memory_batches(full.v_ND, full.t_MD, full.q_N, torch.full((200,), torch.nan), batch_size=32, seed=0)
+    batches = memory_batches(full.v_ID, full.t_MD, full.q_N, torch.full((200,), torch.nan), batch_size=32, seed=0)
     heads, result = train(batches=batches, plan=FitPlan(epochs=10, lr=1e-2))
     assert result.history[-1].train_loss < 0.5 * result.history[0].train_loss
     scores = score_rows(heads, batches.in_order())
@@ -234,7 +234,7 @@ def test_clipping_bounds_the_step():
         full = toy()
         q = full.q_N.clone()
         q[5] = 1e6
-        batches = memory_batches(full.v_ND, full.t_MD, q, full.c_N, batch_size=32, seed=0)
+        batches = memory_batches(full.v_ID, full.t_MD, q, full.c_N, batch_size=32, seed=0)
         heads, _ = train(batches=batches, plan=FitPlan(epochs=1, max_grad_norm=max_grad_norm))
         return heads.state_dict()
 

@@ -1,0 +1,141 @@
+"""Endless batches of drawn scenes and captions for the bundled backbone; knows scenes and tokens, no model.
+
+A batch is made of families: one scene and several edits of it, each wrong in one attribute and each with a
+caption of its own. Every picture so meets captions, and every caption pictures, right but for one word.
+Spec section 7.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from deltaclip.features.scenes.captions import write_caption
+from deltaclip.features.scenes.damage import DAMAGES, Damage, damage_image
+from deltaclip.features.scenes.draw import (
+    BACKGROUNDS,
+    COLOURS,
+    MAX_COUNT,
+    RELATIONS,
+    STYLES,
+    draw_scene,
+    random_scene,
+)
+from deltaclip.features.scenes.mismatch import edit_scene, possible_mistakes
+from deltaclip.features.scenes.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from deltaclip.features.scenes.draw import Scene
+
+# First number of every seed here, so that no scene of the demo set or of a test is ever trained on.
+TRAIN_STREAM = 1_000_001
+HELD_OUT_STREAM = 1_000_002
+# Pictures are drawn at the demo's size and reduced as open_clip's preprocessing does it.
+DRAWN_SIZE = 128
+FAMILY = 4
+DAMAGED_SHARE = 0.35
+SAID_SHARE = 0.3
+DAMAGE_WORDS: dict[str, str] = {
+    "warp": "warped",
+    "colours": "faded",
+    "low_resolution": "low resolution",
+    "blur": "blurry",
+    "noise": "noisy",
+    "jpeg": "compressed",
+}
+# What the auxiliary layer names, per shape: how many, which colour, where; then of the whole picture.
+PLACES = ("alone", *RELATIONS)
+PER_SHAPE: tuple[int, ...] = (1 + MAX_COUNT, 1 + len(COLOURS), 1 + len(PLACES))
+WHOLE: tuple[int, ...] = (len(STYLES), len(BACKGROUNDS))
+
+Item = tuple[np.ndarray[Any, Any], str, np.ndarray[Any, Any]]
+
+
+def scene_targets(scene: Scene) -> np.ndarray[Any, Any]:
+    """Return int64 (12 * 3 + 2,): count, colour, place of every shape (0 = absent); style, background."""
+    per_shape = np.zeros((len(SHAPES), 3), dtype=np.int64)
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    for index, group in enumerate(scene.groups):
+        place = "alone" if len(scene.groups) == 1 else scene.relation if index == 0 else opposite[scene.relation]
+        colour = 1 + list(COLOURS).index(group.colour)
+        per_shape[SHAPES.index(group.shape)] = (group.count, colour, 1 + PLACES.index(place))
+    whole = (STYLES.index(scene.style), list(BACKGROUNDS).index(scene.background))
+    return np.concatenate([per_shape.ravel(), np.array(whole, dtype=np.int64)])
+
+
+def _picture(scene: Scene, damages: list[Damage], seed: int, size: int) -> np.ndarray[Any, Any]:
+    image = damage_image(draw_scene(scene, DRAWN_SIZE), damages, seed)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def draw_family(seed: int, index: int, size: int) -> list[Item]:
+    """Return FAMILY items (picture uint8 (size, size, 3), caption, targets) of a scene and its edits."""
+    stream = [TRAIN_STREAM, seed, index]
+    rng = np.random.default_rng(stream)
+    scene = random_scene([*stream, 1])
+    caption_seed = int(rng.integers(2**31))
+    possible = possible_mistakes(scene, write_caption(scene, caption_seed))
+    edits = rng.permutation(possible)[: FAMILY - 1]
+    scenes = [scene] + [edit_scene(scene, [str(edit)], int(rng.integers(2**31))).scene for edit in edits]
+    while len(scenes) < FAMILY:
+        scenes.append(random_scene([*stream, 1 + len(scenes)]))
+    items = []
+    for member in scenes:
+        text = write_caption(member, caption_seed).text
+        damages: list[Damage] = []
+        if rng.random() < DAMAGED_SHARE:
+            kind = DAMAGES[int(rng.integers(len(DAMAGES)))]
+            damages = [Damage(kind=kind, strength=float(rng.uniform(0.1, 1.0)))]
+            if damages[0].strength > 0.4 and rng.random() < SAID_SHARE:
+                text = f"{DAMAGE_WORDS[kind]}, {text}"
+        items.append((_picture(member, damages, int(rng.integers(2**31)), size), text, scene_targets(member)))
+    return items
+
+
+def draw_batch(seed: int, step: int, batch_size: int, size: int) -> tuple[Any, list[str], Any]:
+    """Return pictures uint8 (B, size, size, 3), B captions and targets int64 (B, 38) of one training step."""
+    families = batch_size // FAMILY
+    items = [item for i in range(families) for item in draw_family(seed, step * families + i, size)]
+    pictures, texts, targets = zip(*items, strict=True)
+    return np.stack(pictures), list(texts), np.stack(targets)
+
+
+class SceneBatches:
+    """Dataset of training steps for torch's DataLoader: item k is batch k, whichever worker draws it."""
+
+    def __init__(
+        self, tokenize: Callable[[list[str]], Any], *, seed: int, steps: int, batch_size: int, size: int
+    ) -> None:
+        self.tokenize = tokenize
+        self.seed, self.steps, self.batch_size, self.size = seed, steps, batch_size, size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Any, Any, Any]:
+        """Return pictures uint8 (B, 3, size, size), tokens (B, T) cut to the longest, targets (B, 38)."""
+        import torch
+
+        if step >= self.steps:
+            raise IndexError(step)
+        pictures, texts, targets = draw_batch(self.seed, step, self.batch_size, self.size)
+        tokens = self.tokenize(texts)
+        # Exact for a causal tower: nothing after the end token is read.
+        length = int((tokens != 0).sum(dim=1).max())
+        return (
+            torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
+            tokens[:, :length],
+            torch.from_numpy(targets),
+        )
+
+
+def batches(dataset: SceneBatches, num_workers: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield the batches of `dataset` in order, drawn ahead by `num_workers` processes (0: by this one)."""
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)  # type: ignore[arg-type]
+    yield from loader

@@ -1,0 +1,212 @@
+"""Recipe of the bundled backbone: a small CLIP trained on drawn scenes (`make backbone`); spec section 7.
+
+Two helps make half an hour of two CPU cores enough: batches of scenes that differ in one attribute
+(tiny_batches.py), and a linear layer that names what stands in the picture (tiny_fit.py).
+Knows the model's configuration and its files; must not know manifests, caches or heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_file
+from deltaclip.features.backbone.eval_tiny import evaluate_tiny
+from deltaclip.features.backbone.tiny_batches import FAMILY, SceneBatches
+from deltaclip.features.backbone.tiny_fit import build_model, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+MODEL_CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 96, "patch_size": 16, "layers": 6, "width": 128, "head_width": 64},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 96, "heads": 3, "layers": 4},
+    },
+    "preprocess_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+}
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
+LOG = """# The bundled backbone `tiny`
+
+A small CLIP in open_clip's `local-dir:` layout ({megabytes:.1f} MB, fp16), trained on scenes that
+`features/scenes` draws, with captions, hard negatives and damage. It knows twelve shapes, nine colours, four
+numbers, four places, five styles and six backgrounds, and nothing of photographs: use it for the demo set and
+for tests.
+
+Made by `make backbone` (`python -m deltaclip.features.backbone.train_tiny`):
+
+| | |
+|---|---|
+| steps x batch | {steps} x {batch_size} = {samples} pictures, each drawn once |
+| seed | {seed} |
+| learning rate | {peak_lr}, AdamW, warm-up of 100 steps, cosine |
+| precision | {precision} |
+| threads | {num_threads}, and one process that draws |
+| time | {minutes:.0f} min at {samples_per_s:.0f} samples/s |
+| contrastive loss at the end | {loss:.3f} |
+| recall@1, {captions} held-out captions | {recall:.2f} |
+| zero-shot SROCC with consistency, {images} demo images | {srocc:.3f} |
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training run did and how good the result is on scenes that were held out.
+
+    `loss` is the mean contrastive loss of the last 100 steps; `scores` are those of eval_tiny.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int
+    peak_lr: float
+    precision: str
+    num_threads: int
+    seconds: float
+    samples_per_s: float
+    loss: float
+    scores: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+
+def write_model(model: Any, folder: Path) -> None:
+    """Write configuration and weights (fp16, under 20 MB) to `folder`, open_clip's `local-dir:` layout."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with whole_file(folder / WEIGHTS_NAME) as weights, whole_file(folder / CONFIG_NAME) as config:
+        mode = weights.stat().st_mode
+        save_file(tensors, weights, metadata={"format": "pt"})
+        # safetensors puts a private file in the place of the one it was given.
+        weights.chmod(mode)
+        config.write_text(json.dumps(MODEL_CONFIG, indent=2) + "\n", encoding="utf-8")
+
+
+def write_log(trained: Trained, folder: Path) -> None:
+    """Write `README.md`, recipe and measured figures of the weights beside it."""
+    scores = trained.scores
+    text = LOG.format(
+        **trained.to_json(),
+        samples=trained.steps * trained.batch_size,
+        minutes=trained.seconds / 60,
+        recall=scores["recall_at_1"],
+        captions=scores["num_captions"],
+        srocc=scores["zero_shot_srocc"],
+        images=scores["num_demo_images"],
+        megabytes=(folder / WEIGHTS_NAME).stat().st_size / 1e6,
+    )
+    with whole_file(folder / "README.md") as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def train_tiny(
+    out_dir: Path,
+    *,
+    steps: int = 2000,
+    batch_size: int = 128,
+    seed: int = 0,
+    peak_lr: float = 1.5e-3,
+    report: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train the bundled backbone and write configuration, weights (fp16) and log to `out_dir`.
+
+    Args:
+        out_dir: receives `open_clip_config.json`, `open_clip_model.safetensors` and `README.md` at the end.
+        steps: training steps.
+        batch_size: pictures per step, a multiple of 4 (one family of scenes).
+        seed: of weights and scenes; the same seed draws the same batches.
+        peak_lr: learning rate after the warm-up.
+        report: called with a line on rate, time left and loss every 25 steps.
+
+    Raises:
+        UserError: `batch_size` is no multiple of 4, or `steps` is below 1.
+    """
+    import torch
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if steps < 1 or batch_size < FAMILY or batch_size % FAMILY:
+        remedy = f"give at least one step and a multiple of {FAMILY}"
+        raise UserError(f"steps {steps}, batch size {batch_size}", place="train_tiny", remedy=remedy)
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    model = build_model(MODEL_CONFIG, seed).to(device)
+    size = MODEL_CONFIG["model_cfg"]["vision_cfg"]["image_size"]
+    dataset = SceneBatches(SimpleTokenizer(), seed=seed, steps=steps, batch_size=batch_size, size=size)
+    began = time.monotonic()
+
+    def tell(step: int, loss: float) -> None:
+        if report is not None and (step % 25 == 0 or step == steps):
+            spent = time.monotonic() - began
+            left = spent / step * (steps - step)
+            rate = step * batch_size / spent
+            report(f"step {step}/{steps}  loss {loss:.3f}  {rate:.0f} samples/s  {left / 60:.1f} min left")
+
+    loss = fit(model, dataset, peak_lr=peak_lr, bf16=precision == "bf16", report=tell)
+    seconds = time.monotonic() - began
+    write_model(model, out_dir)
+    trained = Trained(
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        peak_lr=peak_lr,
+        precision=precision,
+        num_threads=torch.get_num_threads(),
+        seconds=seconds,
+        samples_per_s=steps * batch_size / seconds,
+        loss=loss,
+        scores=evaluate_tiny(out_dir).to_json(),
+    )
+    write_log(trained, out_dir)
+    return trained
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Train from the command line; progress goes to stderr."""
+    import torch
+
+    parser = argparse.ArgumentParser(prog="train_tiny", description="Train the bundled backbone `tiny`.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny", help="folder that receives it")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peak-lr", type=float, default=1.5e-3)
+    parser.add_argument("--threads", type=int, default=None, help="threads of the training; one more process draws")
+    given = parser.parse_args()
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    trained = train_tiny(
+        given.out,
+        steps=given.steps,
+        batch_size=given.batch_size,
+        seed=given.seed,
+        peak_lr=given.peak_lr,
+        report=_say,
+    )
+    _say(json.dumps(trained.to_json(), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Real parts, made once per session: the demo set, its cache, and the public data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import deltaclip
+from deltaclip.features.extract import extract
+from deltaclip.features.scenes.render import render_demo
+from deltaclip.features.settings import ExtractConfig
+
+SHARED = Path(os.environ.get("DELTACLIP_SHARED", Path(deltaclip.__file__).parent.parent / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_folder(tmp_path_factory):
+    """Keep the user's cache folder out of the tests, in this process and in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DELTACLIP_CACHE", str(tmp_path_factory.mktemp("user_cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> str:
+    """Name of the bundled backbone."""
+    return os.environ.get("DELTACLIP_TEST_BACKBONE", "tiny")
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory) -> Path:
+    """Folder with demo.csv and images/: 40 prompts, 6 images each."""
+    folder = tmp_path_factory.mktemp("demo") / "set"
+    render_demo(folder, seed=0, num_prompts=40, images_per_prompt=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory, demo_folder, tiny_backbone) -> Path:
+    """Return the cache of the demo set, extracted with the bundled backbone; never written to by a test."""
+    out = tmp_path_factory.mktemp("cache") / "demo.h5"
+    return extract(ExtractConfig(data=str(demo_folder / "demo.csv"), out=out, backbone=tiny_backbone)).cache
+
+
+def _shared(part: str) -> Path:
+    path = SHARED / part
+    if not path.is_dir():
+        pytest.skip(f"no {path}; set DELTACLIP_SHARED to the folder that holds {part}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def agiqa_folder() -> Path:
+    """Folder of AGIQA-3K: data.csv and images/."""
+    return _shared("agiqa-3k")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_backbone() -> str:
+    """Name of a CLIP with a MobileNetV2 image tower, which loses more in 16 bits than a transformer."""
+    return f"local-dir:{_shared('backbones/mobilenetv2-imagenet')}"

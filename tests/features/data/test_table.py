@@ -1,0 +1,190 @@
+"""Four formats, one table; each mistake in one line that names its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.data.manifest import manifest_from_table
+from deltaclip.features.data.table import read_table
+
+HEADER = ["image", "prompt", "quality", "source"]
+ROWS = [
+    ["a.png", "a cat, sitting", 0.25, "x"],
+    ["b/b.png", 'it says "hi"', None, ""],
+    ["c.png", "first\nsecond", 1.0, "y"],
+    ["d.png", "größer 猫 🙂", 0.0, "x"],
+]
+
+
+def write_csv(path, rows, *, delimiter=",", end="\n", encoding="utf-8"):
+    # Python's writer leaves a bare carriage return unquoted where lines end in another way.
+    quoting = csv.QUOTE_ALL if any("\r" in str(cell) for row in rows for cell in row) else csv.QUOTE_MINIMAL
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=quoting)
+        writer.writerow(HEADER)
+        writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+
+
+def write_jsonl(path, rows):
+    records = [{k: v for k, v in zip(HEADER, row, strict=True) if v is not None} for row in rows]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_parquet(path, rows):
+    pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(HEADER)}), path)
+
+
+FORMATS = {
+    "lf.csv": write_csv,
+    "crlf.csv": lambda path, rows: write_csv(path, rows, end="\r\n"),
+    "bom.csv": lambda path, rows: write_csv(path, rows, encoding="utf-8-sig"),
+    "tabs.tsv": lambda path, rows: write_csv(path, rows, delimiter="\t"),
+    "lines.jsonl": write_jsonl,
+    "columns.parquet": write_parquet,
+    "UPPER.CSV": write_csv,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_columns(tmp_path, name):
+    FORMATS[name](tmp_path / name, ROWS)
+    table = read_table(tmp_path / name)
+    for i, column in enumerate(HEADER[:2] + HEADER[3:]):
+        place = HEADER.index(column)
+        assert table.columns[column] == [row[place] for row in ROWS], i
+    assert [float(cell) if cell else None for cell in table.columns["quality"]] == [0.25, None, 1.0, 0.0]
+
+
+def test_lines_of_a_file_with_quoted_newlines_and_blank_lines(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('image,prompt\na.png,"one\ntwo\nthree"\n\nb.png,"x, y"\n\n\nc.png,z')
+    table = read_table(path)
+    assert table.lines == [2, 6, 9]
+    assert table.columns["prompt"] == ["one\ntwo\nthree", "x, y", "z"]
+    assert table.place(1, "prompt") == f"{path}, line 6, column prompt"
+    path.write_bytes(b'image,prompt\r\na.png,"one\r\ntwo"\r\n\r\nb.png,x\r\n')
+    assert read_table(path).lines == [2, 5]
+
+
+def test_places_in_the_other_formats(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('\ufeff{"image": "a"}\n\n{"image": "b", "late": 1}\r\n', encoding="utf-8")
+    table = read_table(path)
+    assert table.lines == [1, 3]
+    assert table.columns == {"image": ["a", "b"], "late": ["", "1"]}
+    write_parquet(tmp_path / "t.parquet", ROWS)
+    assert read_table(tmp_path / "t.parquet").place(2, "image") == f"{tmp_path}/t.parquet, row 3, column image"
+
+
+def test_cells_are_stripped_and_unnamed_columns_dropped(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(" image , prompt,,\n a.png ,  a cat ,1,\n")
+    assert read_table(path).columns == {"image": ["a.png"], "prompt": ["a cat"]}
+
+
+def test_missing_numbers_of_parquet(tmp_path):
+    path = tmp_path / "t.parquet"
+    numbers = pa.array([0.1, None, float("nan")], type=pa.float32())
+    pq.write_table(pa.table({"quality": numbers, "count": pa.array([1, 2, None])}), path)
+    columns = read_table(path).columns
+    assert [float(cell) if cell else None for cell in columns["quality"]] == [float(np.float32(0.1)), None, None]
+    assert columns["count"] == ["1", "2", ""]
+
+
+NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair); remove it"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("t.csv", b"", "t.csv: has no rows; a manifest needs a header and at least one row"),
+        ("t.csv", b"image,prompt\n", "t.csv: has no rows; a manifest needs a header and at least one row"),
+        ("t.jsonl", b"\n \n", "t.jsonl: has no rows; a manifest needs a header and at least one row"),
+        (
+            "t.csv",
+            b'image,prompt\n"a\nb",x\nc.png,one, two\n',
+            "t.csv, line 4: 3 fields where the header has 2; quote fields that hold the delimiter",
+        ),
+        (
+            "t.tsv",
+            b"image\tprompt\na.png\n",
+            "t.tsv, line 2: 1 fields where the header has 2; quote fields that hold the delimiter",
+        ),
+        (
+            "t.csv",
+            b'image,prompt\na.png,"never closed\nb.png,x\n',
+            "t.csv, line 3: broken CSV (unexpected end of data); quote fields that hold commas or quotes",
+        ),
+        (
+            "t.csv",
+            b'image,prompt\na.png,"x" y\n',
+            "t.csv, line 2: broken CSV (',' expected after '\"'); quote fields that hold commas or quotes",
+        ),
+        ("t.csv", b"image,prompt\na.png,\xe9t\xe9\n", "t.csv: is not UTF-8 text (invalid continuation byte); save it as UTF-8"),
+        ("t.jsonl", b'{"image": "\xff"}\n', "t.jsonl: is not UTF-8 text (invalid start byte); save it as UTF-8"),
+        ("t.csv", b"image,prompt,image\na,b,c\n", "t.csv: two columns are called 'image'; rename or remove one"),
+        ("t.tsv", b"image\tmos\tmos \na\tb\tc\n", "t.tsv: two columns are called 'mos'; rename or remove one"),
+        (
+            "t.jsonl",
+            b'{"image": "a"}\n\n{"image": \n',
+            "t.jsonl, line 3: broken JSON (Expecting value); one object a line",
+        ),
+        ("t.jsonl", b'["image", "a"]\n', "t.jsonl, line 1: '[\"image\", \"a\"]' is no JSON object; one object a line"),
+        ("t.csv", b"image,prompt\na.png,x\0y\n", f"t.csv, line 2, column prompt: {NO_TEXT}"),
+        ("t.jsonl", b'{"image": "a"}\n{"image": "\\ud83d"}', f"t.jsonl, line 2, column image: {NO_TEXT}"),
+        ("t.xlsx", b"PK", "t.xlsx: unknown suffix '.xlsx'; use one of .csv, .tsv, .jsonl, .parquet"),
+        ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .parquet"),
+    ],
+)  # fmt: skip
+def test_refusals(tmp_path, name, content, line):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_table(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path}/{line}"
+
+
+def test_refusals_of_parquet(tmp_path):
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    start = f"{path}: is no readable Parquet file ("
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith("); write it again")
+    assert "\n" not in str(caught.value)
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["image", "image"]), path)
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    assert str(caught.value) == f"{path}: two columns are called 'image'; rename or remove one"
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_table(tmp_path / "t.csv")
+    assert str(caught.value) == f"{tmp_path}/t.csv: no such file; check the path of the manifest"
+
+
+# Any text that a cell can hold: no NUL, no lone surrogate; spaces around a cell are not kept.
+CELL = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12).map(str.strip)
+NAME = st.text("abcäß.,'\" -", min_size=1, max_size=8).map(str.strip).filter(lambda name: name not in {"", ".", ".."})
+LABEL = st.none() | st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(NAME, CELL.filter(bool), LABEL, CELL), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_manifests_come_back_equal_from_every_format(tmp_path, rows):
+    for name, write in FORMATS.items():
+        write(tmp_path / name, rows)
+        table = read_table(tmp_path / name)
+        found = manifest_from_table(table, name="t", image_root=tmp_path)
+        assert (found.images, found.prompts, found.sources) == tuple([row[i] for row in rows] for i in (0, 1, 3)), name
+        np.testing.assert_array_equal(found.labels["quality"], [np.nan if r[2] is None else r[2] for r in rows])

@@ -1,0 +1,394 @@
+"""The cache file: what goes in comes out, what was there is taken over, what is no cache is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.data.content import ImageContent
+from deltaclip.features.data.manifest import Manifest
+from deltaclip.features.store.plan import make_plan
+from deltaclip.features.store.schema import DONE, FAILED, MISSING_KEY, REASON_BYTES, TODO, text_key
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.takeover import check_request, differences, open_interrupted, open_writer
+from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
+
+REQUEST = {"weights_sha256": "a" * 64, "precision": "fp32"}
+FACTS = {"dim": 3, "precision": "fp32", "backbone": "test"}
+ANEW = "give another path, or remove it and extract again"
+
+
+def manifest(tmp_path, rows):
+    """A manifest from (content or None, prompt, explanation, group, quality) of each row."""
+    numbers = {name: np.full(len(rows), np.nan) for name in ("consistency", "quality_std", "consistency_std")}
+    return Manifest(
+        name="set",
+        path=tmp_path / "set.csv",
+        image_root=tmp_path,
+        images=[f"{number}.png" for number in range(len(rows))],
+        prompts=[row[1] for row in rows],
+        labels=numbers | {"quality": np.array([row[4] for row in rows], dtype=float)},
+        explanations=[row[2] for row in rows],
+        groups=[row[3] for row in rows],
+        sources=[f"s{number % 2}" if number % 3 else "" for number in range(len(rows))],
+        splits=[""] * len(rows),
+        places=[""] * len(rows),
+    )
+
+
+def key(content):
+    return bytes([content]) * 32
+
+
+def plan_of(tmp_path, rows):
+    contents = [
+        ImageContent(key(row[0]), "") if row[0] is not None else ImageContent(None, "no such file") for row in rows
+    ]
+    return make_plan(manifest(tmp_path, rows), contents)
+
+
+def vector_of(content):
+    """An embedding that says what it is of."""
+    return np.random.default_rng(list(content)).standard_normal(3).astype(np.float32)
+
+
+def norms_of(vectors):
+    return np.linalg.norm(vectors, axis=1)
+
+
+def fill(writer, plan, *, batch=2, fail=(), log=None):
+    for kind, keys in (("texts", plan.text_keys), ("images", plan.image_keys)):
+        todo = writer.todo(kind)
+        for start in range(0, len(todo), batch):
+            entries = todo[start : start + batch]
+            good = [int(entry) for entry in entries if kind == "texts" or keys[entry][0] not in fail]
+            vectors = np.array([vector_of(keys[entry].tobytes()) for entry in good]).reshape(-1, 3)
+            norms = norms_of(vectors)
+            if log is not None:
+                log += [(kind, keys[entry].tobytes()) for entry in entries]
+            if kind == "texts":
+                writer.put_truncated(entries, keys[entries][:, 0] % 2 == 1)
+                writer.put(kind, entries, vectors, norms)
+            else:
+                bad = [(int(entry), f"broken {keys[entry][0]}") for entry in entries if int(entry) not in good]
+                writer.put_images(good, (vectors, norms) if good else None, bad)
+
+
+def write(path, plan, *, request=REQUEST, facts=FACTS, **options):
+    log = []
+    writer = open_writer(path, plan, request=request, facts=facts)
+    fill(writer, plan, log=log, **options)
+    writer.finish(path)
+    return log
+
+
+def check(path, rows, *, fail=()):
+    """Every row of the cache says what the manifest said, and its vectors are those of its content."""
+    with FeatureStore.open(path) as store:
+        found = store.rows()
+        usable = [number for number, row in enumerate(rows) if row[0] is not None and row[0] not in fail]
+        assert store.num_rows == len(rows)
+        assert store.dim == 3
+        assert list(found.text["file"]) == [f"{number}.png" for number in usable]
+        assert list(found.text["prompt"]) == [rows[number][1] for number in usable]
+        assert list(found.text["group"]) == [rows[number][3] for number in usable]
+        assert list(found.text["source"]) == [f"s{number % 2}" if number % 3 else "" for number in usable]
+        np.testing.assert_array_equal(found.numbers["quality"], np.float32([rows[number][4] for number in usable]))
+        v, t, texts = store.embeddings("images"), store.embeddings("texts"), store.texts()
+        for place, number in enumerate(usable):
+            content, prompt, explanation = rows[number][:3]
+            np.testing.assert_array_equal(v[found.image[place]], vector_of(key(content)))
+            assert store.norms()[found.image[place]] == norms_of(vector_of(key(content))[None])[0]
+            np.testing.assert_array_equal(t[found.prompt[place]], vector_of(text_key(prompt)))
+            entry = found.explanation[place]
+            assert (texts[entry] if entry >= 0 else "") == explanation
+        assert len(set(texts)) == len(texts)
+        np.testing.assert_array_equal(store.truncated(), [text_key(text)[0] % 2 == 1 for text in texts])
+        lost = {row[0] for row in rows if row[0] in fail}
+        missing = [f"{number}.png" for number, row in enumerate(rows) if row[0] is None]
+        assert {file for file, reason in store.failed() if reason == "no such file"} == set(missing)
+        assert sorted(reason for _, reason in store.failed() if reason != "no such file") == sorted(
+            f"broken {content}" for content in lost
+        )
+
+
+CONTENT = st.none() | st.integers(1, 9)
+PROMPT = st.sampled_from(["a cat", "a dog", "größer 猫", "x" * 300]) | st.text(
+    st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=9
+)
+ROW = st.tuples(CONTENT, PROMPT, st.just("") | PROMPT, st.sampled_from(["g", "h"]), st.floats(0, 1) | st.just(np.nan))
+FOLDER_IS_SHARED = [HealthCheck.function_scoped_fixture]
+# Without shrinking: a file is synced many times per example, which would make minutes of a failure.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
+@given(st.lists(ROW, min_size=1, max_size=9), st.integers(1, 4), st.sets(st.integers(0, 9), max_size=4))
+@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
+def test_what_goes_in_comes_out(tmp_path, rows, batch, fail):
+    path = tmp_path / "c.h5"
+    path.unlink(missing_ok=True)
+    plan = plan_of(tmp_path, rows)
+    log = write(path, plan, batch=batch, fail=fail)
+    assert len(log) == len(set(log)) == len({row[0] for row in rows} - {None}) + len(plan.texts)
+    check(path, rows, fail=fail)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5"]
+
+
+@given(st.lists(ROW, min_size=1, max_size=9), st.lists(ROW, min_size=1, max_size=9), st.randoms(use_true_random=False))
+@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
+def test_only_new_content_is_asked_for(tmp_path, rows, more, random):
+    path = tmp_path / "c.h5"
+    path.unlink(missing_ok=True)
+    first = write(path, plan_of(tmp_path, rows))
+    mixed = rows + more
+    random.shuffle(mixed)
+    mixed = mixed[: max(1, len(mixed) - 2)]
+    plan = plan_of(tmp_path, mixed)
+    second = write(path, plan)
+    wanted = {("texts", k.tobytes()) for k in plan.text_keys} | {("images", k.tobytes()) for k in plan.image_keys}
+    assert set(second) == wanted - set(first) - {("images", MISSING_KEY)}
+    check(path, mixed)
+
+
+@given(st.lists(ROW, min_size=1, max_size=9), st.lists(ROW, min_size=1, max_size=9), st.integers(0, 12))
+@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
+def test_an_interrupted_run_is_taken_over_whatever_its_rows(tmp_path, rows, more, stop):
+    path = tmp_path / "c.h5"
+    for name in (path, part_path(path)):
+        name.unlink(missing_ok=True)
+    plan = plan_of(tmp_path, rows)
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS)
+    done = []
+    for kind, keys in (("texts", plan.text_keys), ("images", plan.image_keys)):
+        for entry in writer.todo(kind)[: max(0, stop - len(done))]:
+            content = keys[entry].tobytes()
+            vectors = vector_of(content)[None]
+            writer.put(kind, np.array([entry]), vectors, norms_of(vectors))
+            if kind == "texts":
+                writer.put_truncated(np.array([entry]), np.array([content[0] % 2 == 1]))
+            done.append((kind, content))
+    writer.close()
+    assert not path.exists()
+    for target in (rows, more):
+        if path.exists():
+            path.unlink()
+        asked = write(path, plan_of(tmp_path, target))
+        if target is rows:
+            assert not set(asked) & set(done)
+        check(path, target)
+
+
+def small(tmp_path):
+    rows = [(1, "a", "", "g", 0.5), (2, "b", "why", "g", 0.1), (None, "a", "", "h", 0.2), (1, "c", "", "g", 1.0)]
+    return rows, plan_of(tmp_path, rows)
+
+
+def test_plan_of_duplicates_and_missing_files(tmp_path):
+    _, plan = small(tmp_path)
+    assert plan.row_image.tolist() == [0, 1, 2, 0]
+    assert plan.image_files == ["0.png", "1.png", "2.png"]
+    assert plan.image_reasons == ["", "", "no such file"]
+    assert plan.texts == ["a", "b", "c", "why"]
+    assert plan.row_prompt.tolist() == [0, 1, 0, 2]
+    assert plan.row_explanation.tolist() == [-1, 3, -1, -1]
+    assert plan.names == {"group": ["g", "h"], "source": ["s0", "s1"], "split": []}
+    assert plan.codes["source"].tolist() == [-1, 1, 0, -1]
+
+
+def test_digest_sees_every_field(tmp_path):
+    _, plan = small(tmp_path)
+    changed = {
+        "image_keys": plan.image_keys ^ 1,
+        "image_files": ["0.png", "1.pn", "g2.png"],
+        "image_reasons": ["", "", "empty file"],
+        "text_keys": plan.text_keys ^ 1,
+        "texts": ["a", "b", "cw", "hy"],
+        "row_files": plan.row_files[::-1],
+        "row_image": plan.row_image + 1,
+        "row_prompt": plan.row_prompt + 1,
+        "row_explanation": plan.row_explanation + 1,
+        "numbers": plan.numbers | {"quality": plan.numbers["quality"] + 1},
+        "codes": plan.codes | {"group": plan.codes["group"] + 1},
+        "names": plan.names | {"group": ["gh", ""]},
+        "dataset": plan.dataset | {"name": "other"},
+    }
+    assert set(changed) == {field.name for field in dataclasses.fields(plan)}
+    digests = {dataclasses.replace(plan, **{name: value}).digest() for name, value in changed.items()}
+    assert len(digests | {plan.digest()}) == len(changed) + 1
+    assert small(tmp_path)[1].digest() == plan.digest()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", np.float32), ("bf16", np.float16), ("fp16", np.float16)])
+def test_stored_type(tmp_path, precision, dtype):
+    rows, plan = small(tmp_path)
+    write(tmp_path / "c.h5", plan, facts=FACTS | {"precision": precision})
+    with FeatureStore.open(tmp_path / "c.h5") as store:
+        assert store.embeddings("images").dtype == store.embeddings("texts").dtype == dtype
+        assert store.norms().dtype == np.float32
+        found = store.embeddings("images")[0]
+        np.testing.assert_allclose(found, vector_of(key(rows[0][0])), rtol=1e-3)  # fp16 has 11 bits
+        assert not store.embeddings("images")[2].any()
+
+
+def test_a_long_reason_is_cut_between_characters_or_shown_as_cut(tmp_path):
+    _, plan = small(tmp_path)
+    writer = open_writer(tmp_path / "c.h5", plan, request=REQUEST, facts=FACTS)
+    writer.put_images([], None, [(0, "ü" * 200), (1, "short")])
+    texts = writer.todo("texts")
+    writer.put("texts", texts, np.ones((4, 3)), np.ones(4))
+    writer.finish(tmp_path / "c.h5")
+    with FeatureStore.open(tmp_path / "c.h5") as store:
+        assert store.reasons() == ["ü" * (REASON_BYTES // 2), "short", "no such file"]
+        assert len(store.rows()) == 0
+
+
+def test_status_counts_from_one_write_per_batch(tmp_path):
+    rows = [(number, "a", "", "g", 0.5) for number in range(1, 7)]
+    plan = plan_of(tmp_path, rows)
+    writer = open_writer(tmp_path / "c.h5", plan, request=REQUEST, facts=FACTS)
+    writer.put_images([1, 4], (np.ones((2, 3)), np.ones(2)), [(2, "broken")])
+    writer.close()
+    with FeatureStore.open(part_path(tmp_path / "c.h5"), unfinished=True) as store:
+        assert store.group("images")["status"][:].tolist() == [TODO, DONE, FAILED, TODO, DONE, TODO]
+        assert store.embeddings("images")[:, 0].tolist() == [0, 1, 0, 0, 1, 0]
+
+
+def test_finish_before_the_end_is_a_bug_of_ours(tmp_path):
+    writer = open_writer(tmp_path / "c.h5", small(tmp_path)[1], request=REQUEST, facts=FACTS)
+    with pytest.raises(AssertionError, match="before every image was stored"):
+        writer.finish(tmp_path / "c.h5")
+    writer.close()
+    writer.close()  # twice is once
+    assert not (tmp_path / "c.h5").exists()
+
+
+def refused(path, **options):
+    with pytest.raises(UserError) as caught:
+        FeatureStore.open(path, **options)
+    return str(caught.value)
+
+
+def test_what_is_no_cache(tmp_path):
+    path = tmp_path / "c.h5"
+    assert refused(path) == f"{path}: no such cache; make it with `deltaclip extract`"
+    path.write_text("image,prompt\n")
+    line = "is no readable HDF5 file (Unable to synchronously open file (file signature not found))"
+    assert refused(path) == f"{path}: {line}; {ANEW}"
+    with h5py.File(path, "w") as file:
+        file["x"] = 1
+    assert refused(path) == f"{path}: is no deltaclip cache; {ANEW}"
+
+
+def test_other_versions_and_unfinished_files(tmp_path):
+    path = tmp_path / "c.h5"
+    _, plan = small(tmp_path)
+    open_writer(path, plan, request=REQUEST, facts=FACTS).close()
+    part = part_path(path)
+    assert refused(part) == f"{part}: is not complete; {ANEW}"
+    FeatureStore.open(part, unfinished=True).close()
+    write(path, plan)
+    for version in (0, 2, 99):
+        with h5py.File(path, "r+") as file:
+            file.attrs["schema_version"] = version
+        assert refused(path) == f"{path}: has schema version {version}, this release reads 1; {ANEW}"
+    with h5py.File(path, "r+") as file:
+        del file.attrs["schema_version"]
+    assert refused(path) == f"{path}: has schema version 0, this release reads 1; {ANEW}"
+
+
+def test_truncated_files_are_refused_at_every_length(tmp_path):
+    path, cut = tmp_path / "c.h5", tmp_path / "cut.h5"
+    write(path, small(tmp_path)[1])
+    size = path.stat().st_size
+    for length in (0, 1, 8, 95, 96, 512, size // 2, size - 1):
+        shutil.copy(path, cut)
+        os.truncate(cut, length)
+        for unfinished in (False, True):
+            line = refused(cut, unfinished=unfinished)
+            assert line.startswith(f"{cut}: is no readable HDF5 file (")
+            assert line.endswith(f"); {ANEW}")
+            assert "\n" not in line
+
+
+def test_a_damaged_interrupted_run_is_refused_by_name(tmp_path):
+    path = tmp_path / "c.h5"
+    _, plan = small(tmp_path)
+    assert open_interrupted(path) is None
+    open_writer(path, plan, request=REQUEST, facts=FACTS).close()
+    os.truncate(part_path(path), 300)
+    with pytest.raises(UserError) as caught:
+        open_writer(path, plan, request=REQUEST, facts=FACTS)
+    assert str(caught.value).startswith(f"{path}.part: is no readable HDF5 file (")
+    assert str(caught.value).endswith(f"; {ANEW}")
+    part_path(path).unlink()
+    write(path, plan)
+
+
+def test_a_draft_that_a_kill_left_is_no_obstacle(tmp_path):
+    path = tmp_path / "c.h5"
+    rows, plan = small(tmp_path)
+    (tmp_path / "c.h5.part.new").write_bytes(b"half a layout")
+    write(path, plan)
+    check(path, rows)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5"]
+
+
+def test_differences_are_all_named(tmp_path):
+    here = REQUEST | {"precision": "bf16", "weights_sha256": "b" * 64, "tag": "openai"}
+    assert differences(REQUEST, REQUEST) == []
+    path = tmp_path / "c.h5"
+    write(path, small(tmp_path)[1])
+    with FeatureStore.open(path) as store:
+        check_request(store, dict(REQUEST))
+        with pytest.raises(UserError) as caught:
+            check_request(store, here)
+    assert str(caught.value) == (
+        f"{path}: was made by another backbone: weights_sha256 aaaaaaaaaaaa there, bbbbbbbbbbbb here; "
+        "precision fp32 there, bf16 here; tag None there, openai here; give another --out, or the backbone that made it"
+    )
+
+
+def test_no_room_on_the_disk(tmp_path, monkeypatch):
+    class Full:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: Full)
+    with pytest.raises(UserError) as caught:
+        open_writer(tmp_path / "c.h5", small(tmp_path)[1], request=REQUEST, facts=FACTS)
+    assert str(caught.value) == (
+        f"{tmp_path}: the cache needs 0.00 GB and 0.00 GB are free; free some space or give another --out"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [COPY_ROWS - 1, COPY_ROWS, COPY_ROWS + 1])
+def test_taking_over_more_than_one_block(tmp_path, count):
+    keys = np.random.default_rng(0).integers(0, 256, (count, 32), dtype=np.uint8)
+    plan = dataclasses.replace(
+        plan_of(tmp_path, [(1, "a", "", "g", 0.5)]),
+        image_keys=keys,
+        image_files=["x.png"] * count,
+        image_reasons=[""] * count,
+    )
+    path = tmp_path / "c.h5"
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS)
+    writer.put("texts", np.array([0]), np.ones((1, 3)), np.ones(1))
+    vectors = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+    writer.put_images(range(count), (vectors, vectors[:, 0]), [])
+    writer.finish(path)
+    order = np.random.default_rng(1).permutation(count)
+    shuffled = dataclasses.replace(plan, image_keys=keys[order])
+    writer = open_writer(path, shuffled, request=REQUEST, facts=FACTS)
+    assert isinstance(writer, StoreWriter)
+    assert not writer.todo("images").size
+    writer.finish(path)
+    with FeatureStore.open(path) as store:
+        np.testing.assert_array_equal(store.embeddings("images"), vectors[order])

@@ -1,0 +1,425 @@
+"""Extraction as users run it: what is computed, what is kept after a kill, what is refused and how."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import one_writer
+from deltaclip.features.extract import default_cache, extract
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.store.schema import DONE
+from deltaclip.features.store.store import FeatureStore
+
+HEADER = ["image", "prompt", "quality", "consistency", "explanation", "source"]
+
+
+def run(folder, tiny_backbone, **options):
+    values = {"data": str(folder / "demo.csv"), "out": folder / "c.h5", "backbone": tiny_backbone, "precision": "fp32"}
+    return extract(ExtractConfig(**values | options))
+
+
+def refused(*arguments, **options):
+    with pytest.raises(UserError) as caught:
+        run(*arguments, **options)
+    return str(caught.value)
+
+
+def read_rows(folder):
+    with (folder / "demo.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(folder, rows):
+    with (folder / "demo.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, HEADER)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def twelve(tmp_path, demo_folder):
+    """Copy the first twelve rows of the demo set, two prompts, with their images."""
+    rows = read_rows(demo_folder)[:12]
+    (tmp_path / "images").mkdir()
+    for row in rows:
+        shutil.copy(demo_folder / row["image"], tmp_path / row["image"])
+    write_rows(tmp_path, rows)
+    return tmp_path
+
+
+def content(path):
+    """Every dataset and attribute of a cache."""
+    found = {}
+    with h5py.File(path, "r") as file:
+        found["/"] = dict(file.attrs)
+
+        def add(name, entry):
+            found[name] = dict(entry.attrs)
+            if isinstance(entry, h5py.Dataset):
+                found[f"{name} values"] = (entry.dtype, entry.shape, entry[()].tolist())
+
+        file.visititems(add)
+    return json.dumps(found, default=str)
+
+
+def vectors_by_content(path):
+    with FeatureStore.open(path) as store:
+        pairs = zip(store.keys("images"), store.embeddings("images"), strict=True)
+        return {key.tobytes(): vector.tobytes() for key, vector in pairs}
+
+
+def test_result_and_summary(demo_cache, demo_folder):
+    rows = read_rows(demo_folder)
+    with FeatureStore.open(demo_cache) as store:
+        found = store.rows()
+        assert list(found.text["file"]) == [row["image"] for row in rows]
+        assert list(found.text["prompt"]) == [row["prompt"] for row in rows]
+        np.testing.assert_array_equal(found.numbers["quality"], np.float32([float(row["quality"]) for row in rows]))
+        for kind in ("images", "texts"):
+            lengths = np.linalg.norm(store.embeddings(kind).astype(np.float64), axis=1)
+            np.testing.assert_allclose(lengths, 1, atol=2e-3)  # fp16 where the processor has bf16 units
+        facts = store.facts
+        assert {"weights_sha256", "quick_gelu", "preprocessing", "precision", "precision_reason", "normalised"} <= set(
+            facts
+        )
+        assert {"dim", "context_length", "backbone", "versions"} <= set(facts)
+
+
+def test_first_second_and_changed_run(twelve, tiny_backbone):
+    first = run(twelve, tiny_backbone)
+    texts = len({row["prompt"] for row in read_rows(twelve)} | {row["explanation"] for row in read_rows(twelve)} - {""})
+    assert (first.rows, first.usable_rows, first.images, first.new_images) == (12, 12, 12, 12)
+    assert (first.texts, first.new_texts, first.truncated_texts, first.failed) == (texts, texts, 0, [])
+    assert json.loads(json.dumps(first.to_json()))["cache"] == str(twelve / "c.h5")
+    assert f"{twelve}/c.h5: 12 rows of 12 images and {texts} texts" in first.summary()
+    assert f"computed 12 images and {texts} texts in " in first.summary()
+    before, there = (twelve / "c.h5").stat(), vectors_by_content(twelve / "c.h5")
+
+    again = run(twelve, tiny_backbone)
+    assert (again.new_images, again.new_texts, again.images_per_s) == (0, 0, None)
+    assert "nothing to compute" in again.summary()
+    after = (twelve / "c.h5").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    rows = read_rows(twelve)
+    for row in rows:
+        row["quality"] = "0.5"
+    write_rows(twelve, rows)
+    relabelled = run(twelve, tiny_backbone)
+    assert (relabelled.new_images, relabelled.new_texts) == (0, 0)
+    with FeatureStore.open(twelve / "c.h5") as store:
+        assert set(store.rows().numbers["quality"].tolist()) == {0.5}
+
+    # One new image, the same bytes under another name, a new prompt for an old image, and one row less.
+    Image.new("RGB", (30, 30), "red").save(twelve / "images" / "new.png")
+    shutil.copy(twelve / rows[0]["image"], twelve / "images" / "copy.png")
+    rows += [rows[0] | {"image": "images/new.png"}, rows[0] | {"image": "images/copy.png"}]
+    rows += [rows[1] | {"prompt": "never seen before"}]
+    write_rows(twelve, rows[1:])
+    grown = run(twelve, tiny_backbone)
+    assert (grown.rows, grown.images, grown.new_images, grown.new_texts) == (14, 13, 1, 1)
+    now = vectors_by_content(twelve / "c.h5")
+    assert {key: now[key] for key in there if key in now} == {key: there[key] for key in there if key in now}
+    assert len(now) == 13
+    assert sorted(entry.name for entry in twelve.iterdir()) == ["c.h5", "demo.csv", "images"]
+
+
+def test_truncated_prompts_are_counted(twelve, tiny_backbone):
+    rows = read_rows(twelve)
+    rows[3]["prompt"] = "cat " * 76
+    write_rows(twelve, rows)
+    result = run(twelve, tiny_backbone)
+    assert result.truncated_texts == 1
+    assert "1 texts were cut at 77 tokens" in result.summary()
+
+
+def damage(folder):
+    rows = read_rows(folder)
+    (folder / rows[2]["image"]).unlink()
+    (folder / rows[5]["image"]).write_bytes(b"")
+    (folder / rows[7]["image"]).write_text("no image")
+    broken = folder / rows[9]["image"]
+    broken.write_bytes(broken.read_bytes()[:200])
+    return [rows[number]["image"] for number in (2, 5, 7, 9)]
+
+
+def test_unreadable_images_are_listed(twelve, tiny_backbone):
+    files = damage(twelve)
+    result = run(twelve, tiny_backbone, batch_size=3)
+    assert (result.rows, result.usable_rows, result.new_images, len(result.failed)) == (12, 8, 8, 4)
+    assert [file for file, _ in result.failed] == files
+    reasons = [reason for _, reason in result.failed]
+    assert reasons[:3] == ["no such file", "empty file", "not an image in a known format"]
+    assert reasons[3].startswith("broken image data (")
+    assert "4 images could not be read:\n" in result.summary()
+    assert f"\n  {files[0]}: no such file\n" in result.summary()
+    again = run(twelve, tiny_backbone)
+    assert (again.new_images, again.failed) == (0, result.failed)
+
+
+def test_on_error_fail(twelve, tiny_backbone):
+    files = damage(twelve)
+    remedy = "repair or remove it, or give --on-error skip"
+    line = f"{twelve}/demo.csv, line 4: image {files[0]!r}: no such file; {remedy}"
+    assert refused(twelve, tiny_backbone, on_error="fail") == line
+    assert sorted(entry.name for entry in twelve.iterdir()) == ["demo.csv", "images"]
+    rows = read_rows(twelve)
+    write_rows(twelve, [row for number, row in enumerate(rows) if number not in (2, 5)])
+    line = f"{twelve}/demo.csv: image {files[2]!r}: not an image in a known format; {remedy}"
+    assert refused(twelve, tiny_backbone, on_error="fail") == line
+    assert not (twelve / "c.h5").exists()
+
+
+def test_nothing_readable(twelve, tiny_backbone):
+    shutil.rmtree(twelve / "images")
+    assert refused(twelve, tiny_backbone) == (
+        f"{twelve}/demo.csv: none of the 12 images can be read (no such file); "
+        f"check the paths or give --image-root (now {twelve})"
+    )
+    (twelve / "images").mkdir()
+    for row in read_rows(twelve):
+        (twelve / row["image"]).write_text("no image")
+    assert refused(twelve, tiny_backbone) == (
+        f"{twelve}/demo.csv: none of the 1 images can be read (not an image in a known format); "
+        f"check the paths or give --image-root (now {twelve})"
+    )
+    assert not (twelve / "c.h5").exists()
+
+
+def test_links_out_of_the_root(twelve, tiny_backbone, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "secret.png"
+    first = twelve / read_rows(twelve)[0]["image"]
+    shutil.move(first, outside)
+    first.symlink_to(outside)
+    result = run(twelve, tiny_backbone)
+    assert [reason for _, reason in result.failed] == ["links to a file outside the image root"]
+    allowed = run(twelve, tiny_backbone, allow_outside=True)
+    assert (allowed.failed, allowed.new_images) == ([], 1)
+
+
+def test_another_backbone_is_another_cache(twelve, tiny_backbone, tmp_path_factory):
+    run(twelve, tiny_backbone)
+    path = twelve / "c.h5"
+    remedy = "give another --out, or the backbone that made it"
+    difference = "precision fp32 there, bf16 here"
+    assert refused(twelve, tiny_backbone, precision="bf16") == (
+        f"{path}: was made by another backbone: {difference}; {remedy}"
+    )
+    assert refused(twelve, tiny_backbone, quick_gelu=True) == (
+        f"{path}: was made by another backbone: quick_gelu_asked None there, True here; {remedy}"
+    )
+    assert run(twelve, tiny_backbone, precision="auto").facts["precision"] == "fp32"
+    with FeatureStore.open(path) as store:
+        request = store.header["request"]
+    from deltaclip.features.backbone.checkpoint import find_weights
+
+    source = find_weights(tiny_backbone, None)
+    other = tmp_path_factory.mktemp("other")
+    shutil.copy(source.weights, other)
+    config = json.loads(source.config.read_text())
+    config["preprocess_cfg"]["interpolation"] = "bilinear"
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    here = find_weights(f"local-dir:{other}", None).identity()["config_sha256"]
+    difference = f"config_sha256 {request['config_sha256'][:12]} there, {here[:12]} here"
+    before = path.read_bytes()
+    assert refused(twelve, f"local-dir:{other}") == f"{path}: was made by another backbone: {difference}; {remedy}"
+    assert path.read_bytes() == before
+
+
+def test_a_second_writer_is_refused(twelve, tiny_backbone):
+    with one_writer(twelve / "c.h5"):
+        assert refused(twelve, tiny_backbone) == (
+            f"{twelve}/c.h5: another process is writing this file; wait for it to end or give another --out"
+        )
+
+
+def test_a_file_that_is_no_cache_is_not_overwritten(twelve, tiny_backbone):
+    (twelve / "c.h5").write_text("my thesis")
+    assert refused(twelve, tiny_backbone).endswith("; give another path, or remove it and extract again")
+    assert (twelve / "c.h5").read_text() == "my thesis"
+
+
+@pytest.mark.parametrize(
+    ("data", "backbone", "pretrained", "name"),
+    [
+        ("demo", "tiny", None, "demo_tiny.h5"),
+        ("agiqa-3k:../sets/agiqa-3k", "ViT-L-14", "openai", "agiqa-3k_ViT-L-14_openai.h5"),
+        ("a/my set.csv", "local-dir:/x/mobile net", None, "my-set.csv_mobile-net.h5"),
+        ("t.csv", "hf-hub:org/name", None, "t.csv_name.h5"),
+    ],
+)
+def test_default_cache(data, backbone, pretrained, name):
+    assert default_cache(data, backbone, pretrained) == Path("cache") / name
+
+
+NO_OP = """
+import sys
+from pathlib import Path
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+result = extract(ExtractConfig(data=sys.argv[1], out=Path(sys.argv[2]), backbone=sys.argv[3]))
+assert (result.new_images, result.new_texts) == (0, 0)
+print([name for name in ("torch", "open_clip", "torchvision", "timm", "sklearn", "pyarrow") if name in sys.modules])
+"""
+
+
+def test_nothing_to_do_imports_nothing_heavy(demo_folder, demo_cache, tiny_backbone):
+    arguments = [str(demo_folder / "demo.csv"), str(demo_cache), tiny_backbone]
+    done = subprocess.run([sys.executable, "-c", NO_OP, *arguments], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+# Imports once, then forks a fresh process for every extraction; `delay` seconds later that one is killed.
+SERVER = """
+import json, os, resource, signal, sys, time
+from pathlib import Path
+import h5py, open_clip, torch
+from deltaclip import cli
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+import deltaclip.features.backbone.choose
+
+def work(values):
+    result = extract(ExtractConfig(**values | {"out": Path(values["out"])}))
+    print(json.dumps(["done", result.new_images, result.new_texts]), flush=True)
+    os._exit(0)
+
+def command(arguments, limit_bytes, errors):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv[1:] = arguments
+    try:
+        cli.main()
+    except SystemExit as end:
+        os._exit(end.code)
+
+for line in sys.stdin:
+    job, delay = json.loads(line)
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        command(*job) if isinstance(job, list) else work(job)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    print(json.dumps(["ended", status, time.monotonic() - started]), flush=True)
+"""
+
+
+class Server:
+    """Runs extractions in processes of their own, killed on demand."""
+
+    def __init__(self):
+        command = [sys.executable, "-W", "error", "-c", SERVER]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, job, delay=None):
+        """Return the counts of what was done (None if killed), the exit status and the seconds it took."""
+        self.process.stdin.write(json.dumps([job, delay]) + "\n")
+        self.process.stdin.flush()
+        result = None
+        while True:
+            word, *rest = json.loads(self.process.stdout.readline())
+            if word == "ended":
+                return result, rest[0], rest[1]
+            result = rest
+
+
+@pytest.fixture(scope="module")
+def server():
+    found = Server()
+    with found.process:
+        yield found
+        found.process.stdin.close()
+
+
+# Files may not grow over some sizes: less than a header, less than a cache, less than is asked for beforehand.
+@pytest.mark.parametrize("limit", [4_096, 60_000, 1_000_000])
+def test_a_full_disk_is_one_line_and_no_file(server, twelve, tiny_backbone, limit):
+    out, errors = twelve / "c.h5", twelve / "errors"
+    arguments = ["extract", str(twelve / "demo.csv"), "--out", str(out), "--backbone", tiny_backbone]
+    _, status, _ = server.run([arguments, limit, str(errors)])
+    line = f"deltaclip: {out}.part.new: File too large; check the disk and your rights on it\n"
+    assert (os.waitstatus_to_exitcode(status), errors.read_text()) == (1, line)
+    assert sorted(entry.name for entry in twelve.iterdir()) == ["demo.csv", "errors", "images"]
+
+
+def progress(path):
+    """Return how many images an interrupted cache holds, each with the bytes of its embedding."""
+    if not path.exists():
+        return {}
+    with FeatureStore.open(path, unfinished=True) as store:
+        status = store.group("images")["status"][:]
+        pairs = zip(store.keys("images"), store.embeddings("images"), status, strict=True)
+        return {key.tobytes(): vector.tobytes() for key, vector, state in pairs if state == DONE}
+
+
+def kill_often(server, folder, tmp_path, tiny_backbone, *, kills, seed):
+    """Kill extractions at random moments until each of `kills` has hit a running one; check what each one leaves."""
+    # Batches of two make many moments; some images cannot be read, so that batches are of both kinds.
+    values = {"data": str(folder / "demo.csv"), "backbone": tiny_backbone, "precision": "fp32", "batch_size": 2}
+    reference = tmp_path / "reference.h5"
+    _, status, seconds = server.run(values | {"out": str(reference)})
+    assert status == 0
+    wanted, finished = content(reference), progress(reference)
+    assert len(finished) == 116
+    out, part = tmp_path / "c.h5", tmp_path / "c.h5.part"
+    moments, held, hits = random.Random(seed), {}, 0
+    while hits < kills or held:
+        delay = moments.uniform(0.2, 0.55) * seconds if hits < kills else None
+        result, status, _ = server.run(values | {"out": str(out)}, delay)
+        if status == 0:
+            assert result[0] == len(finished) - len(held)  # what was there is not computed again
+            assert content(out) == wanted
+            assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5", "reference.h5"]
+            out.unlink()
+            held = {}
+            continue
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        hits += 1
+        if out.exists():  # killed between the rename and the exit
+            assert content(out) == wanted
+            out.unlink()
+            held = {}
+            continue
+        now = progress(part)
+        assert held.items() <= now.items()
+        assert all(finished[key] == vector for key, vector in now.items())
+        held = now
+    return hits
+
+
+@pytest.fixture
+def kill_set(tmp_path_factory, demo_folder):
+    folder = tmp_path_factory.mktemp("kill")
+    rows = read_rows(demo_folder)[:120]
+    shutil.copytree(demo_folder / "images", folder / "images")
+    write_rows(folder, rows)
+    for number in (3, 40, 41, 77):
+        (folder / rows[number]["image"]).write_text(f"no image {number}")
+    return folder
+
+
+def test_killed_at_random_moments(server, kill_set, tmp_path, tiny_backbone):
+    assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=6, seed=0) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_random_moments_often(server, kill_set, tmp_path, tiny_backbone):
+    assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=60, seed=1) == 60

@@ -1,0 +1,108 @@
+"""A trained run, and caches of the demo set with other labels that reuse its embeddings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.train import train
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory, demo_cache) -> Path:
+    """Run directory of the default heads on the demo cache; never written to by a test."""
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    return train(TrainConfig(cache=demo_cache, out=out, epochs=EPOCHS)).run
+
+
+@pytest.fixture
+def train_demo(tmp_path, demo_cache):
+    """Train on the demo cache (or another) with some settings, into a new folder."""
+
+    def run(**settings):
+        out = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+        return train(TrainConfig(**{"cache": demo_cache, "out": out, "epochs": EPOCHS, **settings}))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_rows(demo_folder) -> list[dict[str, str]]:
+    """Rows of demo.csv."""
+    return read_csv(demo_folder / "demo.csv")
+
+
+@pytest.fixture
+def relabelled(tmp_path, *, demo_folder, demo_cache, demo_rows, tiny_backbone):
+    """Make a cache of the demo images from changed rows of its manifest; no embedding is computed again."""
+
+    def make(change) -> Path:
+        rows = [dict(row) for row in demo_rows]
+        rows = change(rows) or rows
+        number = len(list(tmp_path.glob("relabelled*.csv")))
+        manifest, out = tmp_path / f"relabelled{number}.csv", tmp_path / f"relabelled{number}.h5"
+        write_csv(manifest, rows)
+        shutil.copyfile(demo_cache, out)
+        config = ExtractConfig(data=str(manifest), out=out, backbone=tiny_backbone, image_root=demo_folder)
+        result = extract(config)
+        assert (result.new_images, result.new_texts) == (0, 0)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory, tiny_backbone) -> str:
+    """Name of a backbone like the bundled one, with one number of its weights changed."""
+    from safetensors.torch import load_file, save_file
+
+    source = find_weights(tiny_backbone, None)
+    folder = tmp_path_factory.mktemp("other_weights")
+    shutil.copyfile(source.config, folder / source.config.name)
+    tensors = load_file(source.weights)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 0.25
+    save_file(tensors, folder / source.weights.name)
+    return f"local-dir:{folder}"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def numbers(rows, name):
+    return np.array([float(row[name] or "nan") for row in rows])
+
+
+def weights_of(run):
+    (path,) = Path(run).glob("*_best.safetensors")
+    return load_file(path)
+
+
+def same_weights(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

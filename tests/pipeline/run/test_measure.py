@@ -1,0 +1,87 @@
+"""The shape of metrics where something is missing: a label, a side, a correction, a source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deltaclip.pipeline.run.measure import can_rank, measure, present_labels
+from deltaclip.pipeline.run.predictions import Scores
+from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.sides import split_cache
+from deltaclip.pipeline.run.tables import metrics_table
+
+
+@pytest.fixture(scope="module")
+def rows(demo_cache):
+    return load_rows(demo_cache, "cpu")
+
+
+def with_columns(rows, *, source=None, **labels):
+    numbers = rows.rows.numbers | {name: np.asarray(values, dtype=np.float32) for name, values in labels.items()}
+    text = rows.rows.text if source is None else rows.rows.text | {"source": np.asarray(source, dtype=object)}
+    return replace(rows, rows=replace(rows.rows, numbers=numbers, text=text))
+
+
+def perfect(rows, delta=0.1):
+    """Scores that equal the labels, each made of a base and a correction."""
+    q, c = (np.nan_to_num(rows.label(label), nan=0.5) for label in ("quality", "consistency"))
+    part = np.full(len(q), delta, dtype=np.float32)
+    return Scores(q=q, c=c, q_base=q - part, c_base=c - part, q_delta=part, c_delta=part)
+
+
+def split_of(rows, fractions="0.7,0.1,0.2"):
+    return split_cache(rows, "grouped", fractions=fractions, seed=0)
+
+
+def test_perfect_scores_have_perfect_metrics(rows):
+    metrics = measure(rows, perfect(rows), split_of(rows), scales=(0.2, 0.2))
+    for side in ("test", "val", "train"):
+        for figures in metrics[side].values():
+            assert figures["srocc"] == pytest.approx(1, abs=1e-9)
+            assert figures["plcc"] == pytest.approx(1, abs=1e-9)
+    assert metrics["test"]["quality"]["srocc_ci"] == pytest.approx([1, 1], abs=1e-9)
+    assert max(figures["srocc"] for figures in metrics["floors"]["cosine"].values()) < 1
+
+
+def test_saturated_corrections_are_found_and_advised_against(rows):
+    metrics = measure(rows, perfect(rows, delta=0.199), split_of(rows), scales=(0.2, 0.2))
+    found = {entry["name"]: entry for entry in metrics["diagnostics"]}
+    assert found["quality.saturated_share"]["value"] == 1
+    assert found["quality.saturated_share"]["advice"].endswith("raise --residual-scale-q.")
+    assert "advice (quality.saturated_share): 100% of corrections" in metrics_table(metrics)
+
+
+def test_a_missing_label_has_no_figures_anywhere(rows):
+    half = with_columns(rows, consistency=np.full(240, np.nan))
+    assert present_labels(half) == ["quality"]
+    metrics = measure(half, perfect(half), split_of(half), scales=(0.2, 0.2))
+    for part in ("test", "val", "train", "per_source"):
+        assert list(metrics[part]) == ["quality"]
+    assert list(metrics["floors"]["cosine"]) == ["quality"]
+    assert all(entry["name"].startswith("quality.") for entry in metrics["diagnostics"])
+    assert "consistency  " not in metrics_table(metrics)
+
+
+def test_without_sources_there_is_no_table_of_them(rows):
+    bare = with_columns(rows, source=[""] * 240)
+    metrics = measure(bare, perfect(bare), split_of(bare), scales=(0.2, 0.2))
+    assert metrics["per_source"] == {"quality": {}, "consistency": {}}
+    assert "per source" not in metrics_table(metrics)
+
+
+def test_direct_heads_and_missing_validation_have_no_diagnostics(rows):
+    assert measure(rows, perfect(rows), split_of(rows), scales=(None, None))["diagnostics"] == []
+    assert measure(rows, perfect(rows), split_of(rows, "0.8,0,0.2"), scales=(0.2, 0.2))["diagnostics"] == []
+
+
+def test_what_can_rank(rows):
+    everything, none = np.arange(240), np.empty(0, dtype=np.int64)
+    assert can_rank(rows, everything)
+    assert not can_rank(rows, none)
+    assert not can_rank(rows, everything[:1])
+    flat = np.full(240, 0.5)
+    assert not can_rank(with_columns(rows, quality=flat, consistency=flat * np.nan), everything)
+    assert can_rank(with_columns(rows, quality=flat), everything)

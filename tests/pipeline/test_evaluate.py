@@ -1,0 +1,142 @@
+"""Evaluation of a run: on its own cache, on others, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.settings import EvaluateConfig
+from deltaclip.tests.pipeline.conftest import read_csv, write_csv
+
+
+@pytest.fixture(scope="module")
+def foreign_cache(tmp_path_factory, demo_folder, demo_rows, other_weights):
+    """Two demo rows, embedded by another backbone."""
+    folder = tmp_path_factory.mktemp("foreign")
+    write_csv(folder / "two.csv", demo_rows[:2])
+    config = ExtractConfig(
+        data=str(folder / "two.csv"), out=folder / "two.h5", backbone=other_weights, image_root=demo_folder
+    )
+    return extract(config).cache
+
+
+def test_own_cache_reproduces_the_metrics_of_the_run(demo_run, demo_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the run names its cache by a full path
+    recorded = json.loads((demo_run / "metrics.json").read_text())
+    found = evaluate(EvaluateConfig(run=demo_run))
+    assert found.metrics == recorded
+    assert found.cache == demo_cache
+    assert evaluate(EvaluateConfig(run=demo_run, cache=demo_cache)).metrics == recorded
+    assert found.to_json() == {**recorded, "run": str(demo_run), "cache": str(demo_cache)}
+    assert "split: grouped by prompt, 48 test rows (168 train, 24 validation)" in found.summary()
+
+
+def test_direct_heads_are_evaluated_too(train_demo):
+    run = train_demo(residual_learning=False)
+    assert evaluate(EvaluateConfig(run=run.run)).metrics == run.metrics
+
+
+def test_out_writes_the_metrics(demo_run, tmp_path):
+    out = tmp_path / "new" / "metrics.json"
+    found = evaluate(EvaluateConfig(run=demo_run, out=out))
+    assert json.loads(out.read_text()) == found.metrics
+    assert [path.name for path in out.parent.iterdir()] == ["metrics.json"]
+
+
+def test_prompts_that_were_trained_on_are_a_leak_in_another_cache(demo_run, relabelled):
+    cache = relabelled(lambda rows: rows[:-1])
+    found = evaluate(EvaluateConfig(run=demo_run, cache=cache))
+    split = found.metrics["split"]
+    sides = [row["split"] for row in read_csv(demo_run / "predictions.csv")][:-1]
+    assert split["kind"] == "all"
+    assert split["leaks_groups"] is True
+    assert split["rows"] == {"train": 0, "val": 0, "test": 239}
+    assert split["note"] == f"{sum(side != 'test' for side in sides)} rows have a prompt that the run trained on"
+    assert "LEAKS" in found.summary()
+    assert found.metrics["floors"]["no_image"] == {}  # it would need training rows
+    assert found.metrics["floors"]["cosine"]["quality"]["n"] == 239
+
+
+def test_leaks_are_found_by_prompt_whatever_the_group(demo_run, relabelled):
+    def rename(rows):
+        for row in rows:
+            row["group"] = "another name of " + row["prompt"]
+
+    assert evaluate(EvaluateConfig(run=demo_run, cache=relabelled(rename))).metrics["split"]["leaks_groups"] is True
+
+
+def test_test_prompts_alone_are_no_leak_and_score_as_in_training(demo_run, relabelled):
+    recorded = read_csv(demo_run / "predictions.csv")
+    side = {row["image"]: row["split"] for row in recorded}
+    cache = relabelled(lambda rows: [row for row in rows if side[row["image"]] == "test"])
+    found = evaluate(EvaluateConfig(run=demo_run, cache=cache))
+    assert found.metrics["split"] == {
+        "kind": "all",
+        "leaks_groups": False,
+        "seeds": [],
+        "rows": {"train": 0, "val": 0, "test": 48},
+        "note": "",
+    }
+    assert "LEAKS" not in found.summary()
+    in_training = json.loads((demo_run / "metrics.json").read_text())["test"]
+    for label, figures in found.metrics["test"].items():
+        assert figures["srocc"] == pytest.approx(in_training[label]["srocc"], abs=1e-12)
+
+
+def test_a_cache_with_one_label_is_evaluated_on_that(demo_run, relabelled):
+    def drop(rows):
+        for row in rows:
+            del row["quality"]
+
+    assert list(evaluate(EvaluateConfig(run=demo_run, cache=relabelled(drop))).metrics["test"]) == ["consistency"]
+
+
+def test_a_cache_of_another_backbone_is_refused_with_the_difference(demo_run, demo_cache, foreign_cache):
+    with FeatureStore.open(demo_cache) as store, FeatureStore.open(foreign_cache) as foreign:
+        here = store.header["request"]["weights_sha256"][:12]
+        there = foreign.header["request"]["weights_sha256"][:12]
+    assert here != there
+    with pytest.raises(UserError) as error:
+        evaluate(EvaluateConfig(run=demo_run, cache=foreign_cache))
+    assert str(error.value) == (
+        f"{foreign_cache}: was made by another backbone: weights_sha256 {there} there, {here} here; "
+        "extract the data with the run's backbone, or train on this cache"
+    )
+
+
+def test_a_cache_without_labels_is_refused(demo_run, relabelled, tmp_path):
+    def drop(rows):
+        for row in rows:
+            del row["quality"], row["consistency"]
+
+    cache, out = relabelled(drop), tmp_path / "metrics.json"
+    with pytest.raises(UserError) as error:
+        evaluate(EvaluateConfig(run=demo_run, cache=cache, out=out))
+    remedy = "use `deltaclip predict` for scores alone"
+    assert str(error.value) == f"{cache}: has no labels to compare with; {remedy}"
+    assert not out.exists()
+
+
+def test_the_same_rows_in_another_order_score_the_same(demo_run, relabelled):
+    """Metrics rest on rows, not on their places: the whole path from the manifest is invariant."""
+    order = np.random.default_rng(0).permutation(240)
+    caches = [relabelled(lambda rows: [*rows[:-1]]), relabelled(lambda rows: [rows[i] for i in order if i != 239])]
+    first, second = (evaluate(EvaluateConfig(run=demo_run, cache=cache)).metrics for cache in caches)
+    for label in ("quality", "consistency"):
+        for figure in ("srocc", "krocc", "plcc", "rmse"):
+            # Sums in another order: float32 scores differ in their last places.
+            assert first["test"][label][figure] == pytest.approx(second["test"][label][figure], abs=1e-5)
+
+
+def test_a_run_whose_cache_is_gone_says_so(demo_run, tmp_path):
+    gone = tmp_path / "gone.h5"
+    with pytest.raises(UserError, match=re.escape(f"{gone}: no such cache; make it with `deltaclip extract`")):
+        evaluate(EvaluateConfig(run=demo_run, cache=gone))

@@ -1,0 +1,277 @@
+"""Prediction: one pair, folders, manifests; tables; what cannot be scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.checkpoint import find_weights, fingerprint
+from deltaclip.pipeline.predict import predict
+from deltaclip.pipeline.settings import PredictConfig
+from deltaclip.tests.pipeline.conftest import read_csv, write_csv
+
+SCORES = ("q", "c", "q_base", "c_base", "q_delta", "c_delta")
+# A batch of another size takes other kernels, whose bf16 sums differ in the last of 8 bits; the slope of the base
+# (about 4 on this data) multiplies what is left of that in a cosine. Measured: 4e-4.
+BATCH_NOISE = 5e-3
+
+
+@pytest.fixture(scope="module")
+def recorded(demo_run):
+    return {row["image"]: row for row in read_csv(demo_run / "predictions.csv")}
+
+
+@pytest.fixture
+def pictures(tmp_path, demo_folder, demo_rows):
+    """Folder with three demo images, one of them deeper, and the rows of the manifest that they come from."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    chosen = [demo_rows[0], demo_rows[7], demo_rows[100]]
+    places = ("a.png", "b.png", "more/c.png")
+    for row, place in zip(chosen, places, strict=True):
+        shutil.copyfile(demo_folder / row["image"], folder / place)
+    return folder, dict(zip(places, chosen, strict=True))
+
+
+@pytest.fixture
+def scored(demo_run):
+    def run(target, **settings):
+        return predict(PredictConfig(**{"run": demo_run, "target": str(target), "device": "cpu", **settings}))
+
+    return run
+
+
+def assert_recorded(result, recorded, row_of, *, scores=SCORES):
+    for i, name in enumerate(result.columns["image"]):
+        expected = recorded[row_of[name]["image"]]
+        for score in scores:
+            assert result.columns[score][i] == pytest.approx(float(expected[score]), abs=BATCH_NOISE), (name, score)
+
+
+def test_one_image_scores_what_its_row_of_the_cache_scores(scored, recorded, demo_folder, demo_rows):
+    row = demo_rows[31]
+    result = scored(demo_folder / row["image"], prompt=row["prompt"])
+    name = row["image"].removeprefix("images/")
+    assert result.columns["image"] == [name]
+    assert_recorded(result, recorded, {name: row})
+    other = scored(demo_folder / row["image"], prompt="nothing of the kind")
+    assert other.columns["q"] == pytest.approx(result.columns["q"], abs=1e-6)  # quality never reads the prompt
+    assert abs(other.columns["c"] - result.columns["c"]) > 10 * BATCH_NOISE
+
+
+def test_manifest_scores_as_the_cache(scored, recorded, demo_folder, demo_rows):
+    result = scored(demo_folder / "demo.csv")
+    assert result.columns["image"] == [row["image"] for row in demo_rows]
+    assert result.columns["prompt"] == [row["prompt"] for row in demo_rows]
+    assert_recorded(result, recorded, {row["image"]: row for row in demo_rows})
+    assert result.failed == 0
+    lines = result.summary().splitlines()
+    assert len(lines) == 22
+    assert lines[-1] == "... 220 more: give --out FILE.csv for all"
+
+
+def test_folder_with_a_table_of_prompts(scored, recorded, pictures, tmp_path):
+    folder, rows = pictures
+    table = tmp_path / "prompts.csv"
+    write_csv(table, [{"image": place, "prompt": rows[place]["prompt"]} for place in ("more/c.png", "a.png")])
+    result = scored(folder, prompts=table)
+    assert result.columns["image"] == ["more/c.png", "a.png"]
+    assert_recorded(result, recorded, rows)
+    assert result.note == f"1 images of the folder have no row in {table} and were not scored"
+    assert result.summary().endswith(result.note)
+
+
+def test_folder_with_a_text_file_beside_each_image(scored, recorded, pictures):
+    folder, rows = pictures
+    for place, row in rows.items():
+        (folder / place).with_suffix(".txt").write_text(row["prompt"] + "\n")
+    result = scored(folder)
+    assert result.columns["image"] == ["a.png", "b.png", "more/c.png"]
+    assert_recorded(result, recorded, rows)
+
+
+def test_folder_with_one_prompt(scored, recorded, pictures):
+    folder, rows = pictures
+    result = scored(folder, prompt=rows["b.png"]["prompt"])
+    assert result.columns["prompt"] == [rows["b.png"]["prompt"]] * 3
+    assert_recorded(result, recorded, rows, scores=("q", "q_base"))
+    assert result.columns["c"][1] == pytest.approx(float(recorded[rows["b.png"]["image"]]["c"]), abs=BATCH_NOISE)
+
+
+def test_batch_size_changes_nothing(scored, pictures):
+    folder, rows = pictures
+    first, second = (scored(folder, prompt=rows["a.png"]["prompt"], batch_size=size) for size in (1, 64))
+    for score in SCORES:
+        assert first.columns[score] == pytest.approx(second.columns[score], abs=BATCH_NOISE)
+
+
+def test_tables_of_every_format_hold_the_same(scored, pictures, tmp_path):
+    folder, rows = pictures
+    (folder / "broken.png").write_bytes(b"no picture")
+    outs = [tmp_path / "scores" / f"scores{suffix}" for suffix in (".csv", ".jsonl", ".parquet")]
+    results = [scored(folder, prompt=rows["a.png"]["prompt"], out=out) for out in outs]
+    with outs[0].open(newline="") as file:
+        from_csv = [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
+    from_jsonl = [json.loads(line) for line in outs[1].read_text().splitlines()]
+    from_parquet = pq.read_table(outs[2]).to_pylist()
+    names = ["image", "prompt", *SCORES, "error"]
+    assert list(from_csv[0]) == list(from_jsonl[0]) == list(from_parquet[0]) == names
+    assert len(from_csv) == len(from_jsonl) == len(from_parquet) == 4
+    for in_csv, in_jsonl, in_parquet in zip(from_csv, from_jsonl, from_parquet, strict=True):
+        for name in ("image", "prompt", "error"):
+            assert (in_csv[name] or "") == in_jsonl[name] == in_parquet[name]
+        for name in SCORES:
+            if in_jsonl[name] is None:
+                assert in_csv[name] is in_parquet[name] is None
+            else:
+                assert float(in_csv[name]) == in_jsonl[name]
+                assert in_parquet[name] == pytest.approx(in_jsonl[name], rel=1e-5)  # text has six digits
+    assert results[0].summary().splitlines()[0] == f"{outs[0]}: 4 rows"
+
+
+def test_what_cannot_be_read_is_listed_never_dropped(scored, pictures):
+    folder, rows = pictures
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    result = scored(folder, prompt=rows["a.png"]["prompt"])
+    assert result.columns["image"] == ["a.png", "b.png", "broken.png", "empty.jpg", "more/c.png"]
+    assert result.columns["error"] == ["", "", "not an image in a known format", "empty file", ""]
+    assert result.failed == 2
+    assert np.isnan(result.columns["q"]).tolist() == [False, False, True, True, False]
+    line = "2 images could not be read, the first: broken.png: not an image in a known format"
+    assert line in result.summary().splitlines()
+    printed = json.loads(json.dumps(result.to_json()))
+    assert printed["failed"] == 2
+    assert printed["rows"][2]["q"] is None
+    assert printed["rows"][2]["error"] == "not an image in a known format"
+    with pytest.raises(UserError) as error:
+        scored(folder, prompt=rows["a.png"]["prompt"], on_error="fail")
+    assert str(error.value) == (
+        f"{folder / 'broken.png'}: not an image in a known format; give an image that can be read"
+    )
+
+
+def test_long_prompts_are_cut_and_counted(scored, pictures):
+    folder, _ = pictures
+    result = scored(folder, prompt="a red circle above a blue square and " * 40)
+    assert result.truncated_prompts == 1
+    assert "1 prompts were cut at the context length" in result.summary().splitlines()
+    assert np.isfinite(result.columns["c"]).all()
+
+
+def test_a_head_without_labels_says_nothing(scored, train_demo, relabelled, pictures):
+    def drop(rows):
+        for row in rows:
+            del row["consistency"]
+
+    folder, rows = pictures
+    result = scored(folder, prompt=rows["a.png"]["prompt"], run=train_demo(cache=relabelled(drop)).run)
+    assert np.isnan(result.columns["c"]).all()
+    assert np.isfinite(result.columns["q"]).all()
+    assert result.summary().splitlines()[1].split()[-1] == "-"
+
+
+def test_direct_heads_have_no_parts(scored, train_demo, pictures):
+    folder, rows = pictures
+    run = train_demo(residual_learning=False).run
+    result = scored(folder, prompt=rows["a.png"]["prompt"], run=run)
+    assert np.isfinite(result.columns["q"]).all()
+    for name in ("q_base", "c_base", "q_delta", "c_delta"):
+        assert np.isnan(result.columns[name]).all()
+
+
+# What is refused, in full
+
+
+def refused(scored, target, **settings):
+    with pytest.raises(UserError) as error:
+        scored(target, **settings)
+    return str(error.value)
+
+
+def test_an_image_needs_a_prompt(scored, pictures):
+    image = pictures[0] / "a.png"
+    assert refused(scored, image) == f"{image}: has no prompt to be scored against; give --prompt 'TEXT'"
+
+
+def test_an_image_that_is_not_there(scored, pictures):
+    image = pictures[0] / "z.png"
+    assert refused(scored, image, prompt="x") == f"{image}: no such file; give an image that can be read"
+
+
+def test_one_image_that_cannot_be_read(scored, pictures):
+    image = pictures[0] / "z.png"
+    image.write_bytes(b"no picture")
+    line = f"{image}: not an image in a known format; give an image that can be read"
+    assert refused(scored, image, prompt="x") == line
+
+
+def test_a_missing_text_file_is_named(scored, pictures):
+    folder, rows = pictures
+    (folder / "a.txt").write_text(rows["a.png"]["prompt"])
+    remedy = "give --prompts TABLE (.csv/.tsv/.jsonl/.parquet) or --prompt 'TEXT'"
+    assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt; {remedy}"
+    (folder / "b.txt").write_text(" \n")
+    assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt; {remedy}"
+
+
+def test_a_folder_without_images(scored, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    assert refused(scored, tmp_path, prompt="x") == (
+        f"{tmp_path}: holds no images; known suffixes: .avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+    )
+
+
+def test_a_run_that_is_not_there(scored, pictures, tmp_path):
+    line = f"{tmp_path / 'gone'}: no such run directory; make one with `deltaclip train`"
+    assert refused(scored, pictures[0], prompt="x", run=tmp_path / "gone") == line
+
+
+def test_an_output_of_unknown_format(scored, pictures, tmp_path):
+    out = tmp_path / "scores.xlsx"
+    line = f"{out}: unknown suffix '.xlsx'; use one of .csv, .jsonl, .parquet"
+    assert refused(scored, pictures[0], prompt="x", out=out) == line
+
+
+def test_a_prompt_table_that_leaves_the_folder(scored, pictures, tmp_path):
+    folder, _ = pictures
+    table = tmp_path / "prompts.csv"
+    write_csv(table, [{"image": "../secret.png", "prompt": "x"}])
+    assert refused(scored, folder, prompts=table) == (
+        f"{table}, line 2, column image: image '../secret.png' lies outside {folder}; "
+        "give --image-root, or --allow-outside to permit it"
+    )
+
+
+def test_other_weights_are_refused_with_the_difference(scored, pictures, *, demo_run, other_weights, tiny_backbone):
+    there = fingerprint(find_weights(tiny_backbone, None).weights)[:12]
+    here = fingerprint(find_weights(other_weights, None).weights)[:12]
+    assert refused(scored, pictures[0], prompt="x", backbone=other_weights) == (
+        f"{demo_run}: was trained on another backbone: weights_sha256 {there} there, {here} here; "
+        "give --backbone and --pretrained of the run's own backbone"
+    )
+
+
+def test_a_backbone_that_moved(scored, pictures, *, recorded, tiny_backbone, demo_run, tmp_path):
+    source = find_weights(tiny_backbone, None)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in (source.config, source.weights):
+        shutil.copyfile(file, moved / file.name)
+    folder, rows = pictures
+    result = scored(folder, prompt=rows["a.png"]["prompt"], backbone=f"local-dir:{moved}")
+    assert_recorded(result, recorded, rows, scores=("q",))
+    # A run whose backbone lay in a folder that is gone says which.
+    run = tmp_path / "run"
+    shutil.copytree(demo_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["backbone"]["backbone"] = f"local-dir:{tmp_path / 'gone'}"
+    (run / "config.json").write_text(json.dumps(config))
+    line = f"{tmp_path / 'gone'}: no such folder; give local-dir:PATH of a folder with open_clip_config.json"
+    assert refused(scored, folder, prompt="x", run=run) == line

@@ -1,0 +1,224 @@
+"""What each setting of training does, and what is said where it does nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from deltaclip.base.settings import field_types
+from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, same_weights, weights_of
+
+LABELS = ("quality", "consistency")
+SIDES = ("train", "val", "test")
+
+# What each setting does. A new setting fails test_every_setting_has_a_test_of_its_effect until it stands here.
+
+
+class Effect:
+    """Two runs to compare: the default one and one with a changed setting."""
+
+    def __init__(self, base, changed):
+        self.base, self.changed = Path(base), Path(changed)
+
+    def history(self, name):
+        return tuple(numbers(read_csv(run / "history.csv"), name) for run in (self.base, self.changed))
+
+    def config(self):
+        return read_json(self.changed / "config.json")
+
+    def metrics(self):
+        return read_json(self.changed / "metrics.json")
+
+    def weights_differ(self):
+        return not same_weights(weights_of(self.base), weights_of(self.changed))
+
+
+def direct_heads(effect):
+    assert [path.name for path in effect.changed.glob("*.safetensors")] == ["direct_frozen_best.safetensors"]
+    rows = read_csv(effect.changed / "predictions.csv")
+    assert {row["q_base"] for row in rows} == {""}
+    assert np.isfinite(numbers(rows, "q")).all()
+    assert effect.metrics()["diagnostics"] == []
+    return any("q = sigmoid(Linear(v))" in line for line in effect.config()["description"])
+
+
+def random_split_leaks(effect):
+    prompts = {}
+    for row in read_csv(effect.changed / "predictions.csv"):
+        prompts.setdefault(row["prompt"], set()).add(row["split"])
+    assert any(len(sides) > 1 for sides in prompts.values())
+    return effect.metrics()["split"]["leaks_groups"] is True
+
+
+def learned_scales_move(effect):
+    base, changed = effect.history("scale_q")
+    assert np.unique(base).size == 1
+    return np.unique(changed).size == EPOCHS and effect.config()["scales"][0] != pytest.approx(0.2, abs=1e-7)
+
+
+def scale_of_quality_alone(effect):
+    return effect.history("scale_q")[1][0] == 0.1 and effect.history("scale_c")[1][0] == pytest.approx(0.2)
+
+
+def scale_of_consistency_alone(effect):
+    return effect.history("scale_c")[1][0] == 0.0 and effect.history("scale_q")[1][0] == pytest.approx(0.2)
+
+
+def quality_head_alone_is_trained(effect):
+    weights = weights_of(effect.changed)
+    return weights["q_mlp.out.weight"].any() and not weights["c_fusion.out.weight"].any()
+
+
+def consistency_head_alone_is_trained(effect):
+    weights = weights_of(effect.changed)
+    return weights["c_fusion.out.weight"].any() and not weights["q_mlp.out.weight"].any()
+
+
+def peak_learning_rate(effect):
+    base, changed = effect.history("lr")
+    return changed == pytest.approx(2 * base, rel=2e-5)  # six digits are stored
+
+
+def constant_after_warm_up(effect):
+    return np.unique(effect.history("lr")[1]).tolist() == [0.001]
+
+
+def long_warm_up(effect):
+    changed = effect.history("lr")[1]
+    return (np.diff(changed) > 0).all() and changed[-1] == pytest.approx(0.001)
+
+
+def stopped_early(effect):
+    best, length = effect.config()["best_epoch"], len(effect.history("epoch")[1])
+    return length == best + 1 < 200
+
+
+def counts_of_fractions(effect):
+    return effect.metrics()["split"]["rows"] == {"train": 120, "val": 60, "test": 60}
+
+
+EFFECTS = {
+    "out": ({}, lambda effect: effect.config()["settings"]["out"] == str(effect.changed)),
+    "residual_learning": ({"residual_learning": False}, direct_heads),
+    "base_init": ({"base_init": "identity"}, lambda e: e.config()["calibration"] is None and e.weights_differ()),
+    "scale_mode": ({"scale_mode": "learned"}, learned_scales_move),
+    "residual_scale_q": ({"residual_scale_q": 0.1}, scale_of_quality_alone),
+    "residual_scale_c": ({"residual_scale_c": 0}, scale_of_consistency_alone),
+    "w_q": ({"w_q": 0}, consistency_head_alone_is_trained),
+    "w_c": ({"w_c": 0}, quality_head_alone_is_trained),
+    "epochs": ({"epochs": 2}, lambda effect: len(effect.history("epoch")[1]) == 2),
+    "batch_size": ({"batch_size": 32}, Effect.weights_differ),
+    "lr": ({"lr": 2e-3}, peak_learning_rate),
+    "schedule": ({"schedule": "constant"}, constant_after_warm_up),
+    "warmup_ratio": ({"warmup_ratio": 1}, long_warm_up),
+    "weight_decay": ({"weight_decay": 0.5}, Effect.weights_differ),
+    "max_grad_norm": ({"max_grad_norm": 1e-3}, Effect.weights_differ),
+    "dropout": ({"dropout": 0}, Effect.weights_differ),
+    "patience": ({"patience": 1, "epochs": 200}, stopped_early),
+    "split": ({"split": "random"}, random_split_leaks),
+    "fractions": ({"fractions": "0.5,0.25,0.25"}, counts_of_fractions),
+    "seed": ({"seed": 7}, lambda effect: effect.metrics()["split"]["seeds"] == [7] and effect.weights_differ()),
+}
+ELSEWHERE = {
+    "cache": test_training_never_looks_at_test_labels,
+    "loss": "test_loss_has_no_second_choice_yet",
+    "device": "test_device",
+}
+
+
+def test_every_setting_has_a_test_of_its_effect():
+    assert EFFECTS.keys() | ELSEWHERE.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not EFFECTS.keys() & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_setting_has_its_effect(name, train_demo, demo_run):
+    settings, holds = EFFECTS[name]
+    assert holds(Effect(demo_run, train_demo(**settings).run))
+
+
+def test_loss_has_no_second_choice_yet():
+    assert get_args(field_types(TrainConfig)["loss"]) == ("mse",), "test the effect of the new loss in EFFECTS"
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_device(train_demo, device):
+    assert read_json(train_demo(device=device, epochs=1).run / "config.json")["settings"]["device"] == device
+
+
+def test_curriculum_ramps_to_the_given_scale(train_demo):
+    history = read_csv(train_demo(scale_mode="curriculum").run / "history.csv")
+    scales = numbers(history, "scale_q")
+    assert scales == pytest.approx(np.linspace(0.02, 0.2, EPOCHS), abs=1e-6)
+
+
+def test_split_column_is_obeyed(train_demo, relabelled, capsys):
+    def mark(rows):
+        for number, row in enumerate(rows):
+            row["split"] = SIDES[number // 6 % 3]
+
+    run = train_demo(cache=relabelled(mark), split="column", fractions="0.8,0.1,0.1")
+    rows = read_csv(run.run / "predictions.csv")
+    assert [row["split"] for row in rows] == [SIDES[number // 6 % 3] for number in range(240)]
+    assert run.metrics["split"]["kind"] == "column"
+    assert "warning: --fractions 0.8,0.1,0.1 is not used: the column gives all three sides\n" in capsys.readouterr().err
+
+
+def test_without_validation_rows_the_last_epoch_is_kept_and_said(train_demo, capsys):
+    run = train_demo(fractions="0.8,0,0.2", patience=1)
+    err = capsys.readouterr().err
+    assert "warning: no validation rows whose labels differ: the last epoch is kept\n" in err
+    assert "warning: --patience 1 is not used: it needs validation rows\n" in err
+    assert run.best_epoch == EPOCHS
+    assert run.metrics["split"]["rows"]["val"] == 0
+    assert run.metrics["val"]["quality"]["srocc"] is None
+    assert run.metrics["test"]["quality"]["srocc"] is not None
+    assert "0 validation" in run.summary()
+
+
+def test_without_test_rows_it_is_said(train_demo, capsys):
+    run = train_demo(fractions="0.8,0.2,0")
+    assert "warning: no test rows: nothing is held back to judge this run by\n" in capsys.readouterr().err
+    assert run.metrics["test"]["quality"]["srocc"] is None
+    assert run.metrics["test"]["quality"]["srocc_ci"] == [None, None]
+    assert "note (quality): 0 labelled rows, 3 are needed" in run.summary()
+    assert run.metrics["val"]["quality"]["srocc"] is not None
+
+
+def test_constant_validation_labels_choose_nothing(train_demo, demo_run, relabelled, capsys):
+    side = {row["image"]: row["split"] for row in read_csv(demo_run / "predictions.csv")}
+
+    def flatten(rows):
+        for row in rows:
+            if side[row["image"]] == "val":
+                row["quality"] = row["consistency"] = "0.5"
+
+    assert train_demo(cache=relabelled(flatten)).best_epoch == EPOCHS
+    assert "no validation rows whose labels differ: the last epoch is kept" in capsys.readouterr().err
+
+
+def test_unused_settings_of_direct_heads_are_said(train_demo, capsys):
+    train_demo(residual_learning=False, residual_scale_q=0.1, scale_mode="learned", base_init="identity", epochs=1)
+    err = capsys.readouterr().err
+    for option in ("--residual-scale-q", "--scale-mode", "--base-init"):
+        assert f"warning: {option} is not used: direct heads have neither base nor scale\n" in err
+    assert "--residual-scale-c" not in err
+
+
+def test_unwise_settings_are_said(train_demo, capsys):
+    train_demo(lr=0.1, residual_scale_c=0.75, epochs=1)
+    err = capsys.readouterr().err
+    assert "warning: --lr 0.1 is outside 0.001 to 0.005, the sane range of this mode\n" in err
+    assert "warning: --residual-scale-c 0.75 is above 0.5: the correction is no longer small\n" in err
+
+
+def test_configuration_is_printed_before_training(train_demo, capsys):
+    run = train_demo(epochs=2)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == read_json(run.run / "config.json")["description"]

@@ -1,0 +1,167 @@
+"""The command line as a user and a shell see it: help, spellings, output, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from deltaclip import cli
+from deltaclip.cli import main
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.train import TrainResult
+
+COMMANDS = ["extract", "train", "evaluate", "predict"]
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Settings that `deltaclip train ...` would train with; nothing is trained."""
+    found = []
+
+    def record(config):
+        found.append(config)
+        return TrainResult(run=config.cache, metrics={}, best_epoch=1, fit_seconds=0.0, seconds=0.0)
+
+    monkeypatch.setattr("deltaclip.pipeline.train.train", record)
+
+    def parse(*arguments):
+        assert run("train", "cache.h5", "--json", *arguments) == 0
+        return found[-1]
+
+    return parse
+
+
+def test_help_names_every_command_whole(capsys):
+    assert run("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in COMMANDS:
+        first = (getattr(cli, name).__doc__ or "").splitlines()[0]
+        assert len(first) <= 60
+        assert f"  {name:8}  {first}" in lines
+    assert "    deltaclip extract demo" in lines
+    assert "    deltaclip train cache/demo_tiny.h5" in lines
+
+
+def test_without_a_command_the_help_is_shown_and_the_exit_code_says_so(capsys):
+    assert run("-h") == 0
+    shown = capsys.readouterr().out
+    assert run() == 2
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_on_one_line(name, capsys):
+    assert run(name, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (example,) = [line for line in lines if line.startswith(f"    deltaclip {name} ")]
+    assert lines[lines.index(example) - 1] == "  Example:"
+    assert lines[0].startswith(f"Usage: deltaclip {name} [OPTIONS] ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_is_understood(name, monkeypatch, capsys):
+    """The example of each command is parsed by the command itself."""
+    import shlex
+
+    run(name, "--help")
+    (example,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith(f"    deltaclip {name} ")]
+    found = []
+    stage = {"extract": "deltaclip.features.extract.extract"}.get(name, f"deltaclip.pipeline.{name}.{name}")
+
+    def record(config):
+        found.append(config)
+        return TrainResult(run=None, metrics={}, best_epoch=1, fit_seconds=0.0, seconds=0.0)
+
+    monkeypatch.setattr(stage, record)
+    assert run(*shlex.split(example)[1:], "--json") == 0
+    assert len(found) == 1
+
+
+def test_underscores_are_hyphens_and_zero_is_a_value(parsed):
+    config = parsed("--residual_scale_q", "0", "--residual-scale-c=0", "--weight_decay", "0", "--no_residual_learning")
+    assert config.residual_scale_q == config.residual_scale_c == config.weight_decay == 0
+    assert config.residual_learning is False
+    assert config.epochs == TrainConfig(cache=config.cache).epochs
+    config = parsed("--w_q", "0", "--max_grad_norm=0", "--dropout", "0", "--warmup_ratio", "0", "--seed", "0")
+    assert (config.w_q, config.max_grad_norm, config.dropout, config.warmup_ratio, config.seed) == (0, 0, 0, 0, 0)
+
+
+def test_without_options_the_settings_are_the_defaults(parsed):
+    config = parsed()
+    assert config == TrainConfig(cache=config.cache)
+    assert str(config.cache) == "cache.h5"
+
+
+def test_values_with_underscores_arrive_as_they_are(monkeypatch):
+    found = []
+
+    def record(config):
+        found.append(config)
+        return TrainResult(run=config.data, metrics={}, best_epoch=1, fit_seconds=0.0, seconds=0.0)
+
+    monkeypatch.setattr("deltaclip.features.extract.extract", record)
+    assert run("extract", "my_set.csv", "--image_root", "a_b", "--quick-gelu", "--json") == 0
+    assert found[0] == ExtractConfig(data="my_set.csv", image_root=found[0].image_root, quick_gelu=True)
+    assert str(found[0].image_root) == "a_b"
+
+
+def test_the_whole_path(demo_cache, demo_folder, *, tmp_path, monkeypatch, capsys):
+    """Train, evaluate and predict by hand, as the README says."""
+    monkeypatch.chdir(tmp_path)
+    assert run("train", str(demo_cache), "--epochs", "2", "--json") == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["run"] == "runs/demo_residual_frozen"
+    recorded = json.loads((tmp_path / trained["run"] / "metrics.json").read_text())
+    assert {name: trained[name] for name in recorded} == recorded
+    assert run("evaluate", trained["run"], "--json") == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert {name: evaluated[name] for name in recorded} == recorded
+    assert run("evaluate", trained["run"]) == 0
+    assert "floor: zero-shot cosine" in capsys.readouterr().out
+    assert run("predict", trained["run"], str(demo_folder / "demo.csv"), "--out", "scores.csv") == 0
+    assert capsys.readouterr().out == "scores.csv: 240 rows\n"
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 241
+
+
+def shell(*arguments, **options):
+    command = [sys.executable, "-m", "deltaclip", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_exit_codes_reach_the_shell(tmp_path):
+    for arguments, code in ((["--help"], 0), ([], 2), (["train", "gone.h5", "--lr", "-1"], 2)):
+        with shell(*arguments, cwd=tmp_path) as process:
+            _, err = process.communicate()
+        assert process.returncode == code
+        assert (err == b"") is (code == 0 or not arguments)
+
+
+def test_ctrl_c_is_one_line_and_130(demo_cache, tmp_path):
+    with shell("train", str(demo_cache), "--epochs", "1000000", cwd=tmp_path, text=True) as process:
+        assert any(line.startswith("bases ") for line in process.stderr)  # the last line before the first epoch
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert err == "deltaclip: interrupted; nothing half-written is left, give the same command again\n"
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
+    with shell("train", "--help", cwd=tmp_path) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert err == b""
+    assert process.returncode == 1

@@ -1,0 +1,308 @@
+"""Wrong input, the exact line and the exit code: one table. Its lines are a part of the program that people read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import h5py
+import pytest
+
+from deltaclip.cli import main
+from deltaclip.features.store.store import FeatureStore
+
+MANIFESTS = {
+    "no_prompt_column.csv": "image,promt,quality\na.png,a red circle,0.5\n",
+    "no_image_column.csv": "prompt,quality\na red circle,0.5\n",
+    "no_rows.csv": "image,prompt\n",
+    "empty_prompt.csv": "image,prompt\na.png,a red circle\na.png,\n",
+    "empty_image.jsonl": '{"image": "a.png", "prompt": "x"}\n{"prompt": "y"}\n',
+    "label_too_large.csv": "image,prompt,quality\na.png,x,0.5\na.png,y,1.5\n",
+    "label_beyond_all.csv": "image,prompt,quality\na.png,x,0.5\na.png,y,150\n",
+    "label_no_number.csv": "image,prompt,mos_align\na.png,x,good\n",
+    "negative_std.csv": "image,prompt,quality,quality_std\na.png,x,0.5,-0.1\n",
+    "ragged.csv": "image,prompt\na.png,x\na.png,y,z\n",
+    "broken.jsonl": '{"image": "a.png"\n',
+    "missing_image.csv": "image,prompt\na.png,x\ngone.png,y\n",
+    "no_image_at_all.csv": "image,prompt\ngone.png,x\n",
+    "broken_image.csv": "image,prompt\na.png,x\nbroken.png,y\n",
+    "outside.csv": "image,prompt\n../a.png,x\n",
+    "wrong.txt": "image,prompt\n",
+    "good.csv": "image,prompt\na.png,x\n",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, *, demo_folder, demo_rows, demo_cache, tiny_backbone):
+    """Folder with every wrong thing, a good cache, and a run."""
+    folder = tmp_path_factory.mktemp("errors")
+    shutil.copyfile(demo_folder / demo_rows[0]["image"], folder / "a.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    for name, text in MANIFESTS.items():
+        (folder / name).write_text(text)
+    (folder / "text.h5").write_text("no cache")
+    (folder / "empty").mkdir()
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["x"] = 1
+    lines = ["image,prompt,quality,group,split"]
+    lines += [f"{demo_folder / row['image']},{i % 2},0.{i + 1},one,half" for i, row in enumerate(demo_rows[:6])]
+    (folder / "one_group.csv").write_text("\n".join(lines) + "\n")
+    common = ["--backbone", tiny_backbone, "--allow-outside", "--out", str(folder / "one_group.h5")]
+    assert run("extract", str(folder / "one_group.csv"), *common) == 0
+    shutil.copyfile(demo_cache, folder / "demo.h5")
+    assert run("train", str(folder / "demo.h5"), "--epochs", "1", "--out", str(folder / "run")) == 0
+    other = folder / "run_of_another_backbone"
+    shutil.copytree(folder / "run", other)
+    config = json.loads((other / "config.json").read_text())
+    config["request"]["weights_sha256"] = "0" * 64
+    (other / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo_rows(demo_folder):
+    lines = (demo_folder / "demo.csv").read_text().splitlines()[1:]
+    return [{"image": line.partition(",")[0]} for line in lines]
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+REPAIR = "repair or remove it, or give --on-error skip"
+RANGE = "correct the label or give --label-range LO,HI"
+ANEW = "give another path, or remove it and extract again"
+FRACTIONS = "give train,val,test that sum to 1, train above 0, for example 0.7,0.1,0.2"
+
+# {at} is the folder of the place; every line starts with 'deltaclip: '.
+TABLE = [
+    # The manifest.
+    ("extract {at}/gone.csv", "{at}/gone.csv: no such file; check the path of the manifest"),
+    ("extract {at}/wrong.txt", "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .parquet"),
+    ("extract {at}/empty", "{at}/empty: is a folder; give a table, or ADAPTER:{at}/empty with one of: agiqa-3k"),
+    ("extract demos", "demos: no such file; did you mean 'demo'?"),
+    ("extract agiqa-3:x", "agiqa-3:x: unknown adapter 'agiqa-3'; did you mean 'agiqa-3k'?"),
+    ("extract agiqa-3k:{at}/gone", "{at}/gone: no such folder; give agiqa-3k:DIR with the folder of the set"),
+    ("extract {at}/no_rows.csv", "{at}/no_rows.csv: has no rows; a manifest needs a header and at least one row"),
+    (
+        "extract {at}/no_prompt_column.csv",
+        "{at}/no_prompt_column.csv: missing column 'prompt'; rename 'promt' to 'prompt'",
+    ),
+    ("extract {at}/no_image_column.csv", "{at}/no_image_column.csv: missing column 'image'; found: prompt, quality"),
+    (
+        "extract {at}/empty_prompt.csv",
+        "{at}/empty_prompt.csv, line 3, column prompt: empty prompt; fill it in or remove the row",
+    ),
+    (
+        "extract {at}/empty_image.jsonl",
+        "{at}/empty_image.jsonl, line 2, column image: empty image; fill it in or remove the row",
+    ),
+    (
+        "extract {at}/label_too_large.csv --label-range 0,1",
+        "{at}/label_too_large.csv, line 3, column quality: label 1.5 is outside 0 to 1 (given); " + RANGE,
+    ),
+    (
+        "extract {at}/label_beyond_all.csv",
+        "{at}/label_beyond_all.csv, line 3, column quality: label 150 fits none of the usual ranges; "
+        "give --label-range LO,HI",
+    ),
+    (
+        "extract {at}/label_no_number.csv",
+        "{at}/label_no_number.csv, line 2, column mos_align: 'good' is no number; leave a missing label empty",
+    ),
+    (
+        "extract {at}/negative_std.csv",
+        "{at}/negative_std.csv, line 2, column quality_std: standard deviation -0.1 is negative; correct it",
+    ),
+    (
+        "extract {at}/ragged.csv",
+        "{at}/ragged.csv, line 3: 3 fields where the header has 2; quote fields that hold the delimiter",
+    ),
+    (
+        "extract {at}/broken.jsonl",
+        "{at}/broken.jsonl, line 1: broken JSON (Expecting ',' delimiter); one object a line",
+    ),
+    (
+        "extract {at}/missing_image.csv --on-error fail",
+        "{at}/missing_image.csv, line 3: image 'gone.png': no such file; " + REPAIR,
+    ),
+    (
+        "extract {at}/no_image_at_all.csv",
+        "{at}/no_image_at_all.csv: none of the 1 images can be read (no such file); "
+        "check the paths or give --image-root (now {at})",
+    ),
+    (
+        "extract {at}/outside.csv",
+        "{at}/outside.csv, line 2, column image: image '../a.png' lies outside {at}; "
+        "give --image-root, or --allow-outside to permit it",
+    ),
+    # What cannot be, whatever the data.
+    (
+        "extract {at}/good.csv --label-range 5,1",
+        "--label-range: '5,1' is no range; give two rising numbers such as 1,5",
+    ),
+    (
+        "extract {at}/good.csv --label-range 1-5",
+        "--label-range: '1-5' is no range; give two rising numbers such as 1,5",
+    ),
+    ("extract {at}/good.csv --batch-size 0", "--batch-size: 0 is out of range; give a value at least 1"),
+    ("extract {at}/good.csv --workers -1", "--workers: -1 is out of range; give a value at least 1"),
+    ("extract {at}/good.csv --backbone ViT-B-23", "--backbone: unknown model 'ViT-B-23'; did you mean 'ViT-B-32'?"),
+    ("extract {at}/good.csv --backbone qqq", "--backbone: unknown model 'qqq'; see open_clip.list_models()"),
+    (
+        "extract {at}/good.csv --backbone local-dir:{at}/empty",
+        "{at}/empty: has no open_clip_config.json; write one with model_cfg and preprocess_cfg",
+    ),
+    (
+        "extract {at}/good.csv --precision fp8",
+        "--precision: 'fp8' is not one of 'auto', 'fp32', 'bf16', 'fp16'; see `deltaclip extract --help`",
+    ),
+    # Training.
+    ("train {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
+    ("train {at}/other.h5", "{at}/other.h5: is no deltaclip cache; " + ANEW),
+    ("train {at}/demo.h5 --out {at}/run", "{at}/run: already exists; give another --out or remove it first"),
+    ("train {at}/demo.h5 --fractions 0.7,0.3", f"--fractions: fractions 0.7,0.3 do not fit; {FRACTIONS}"),
+    ("train {at}/demo.h5 --fractions 0.7,0.2,0.2", f"--fractions: fractions 0.7,0.2,0.2 do not fit; {FRACTIONS}"),
+    (
+        "train {at}/demo.h5 --fractions 70%,10%,20%",
+        "--fractions: '70%,10%,20%' are no numbers; give train,val,test such as 0.7,0.1,0.2",
+    ),
+    (
+        "train {at}/demo.h5 --split column",
+        "--split column: the data has no split column; add one, or use --split grouped",
+    ),
+    (
+        "train {at}/one_group.h5 --split column",
+        "--split column: unknown split 'half' in row 1; known: train, val, test",
+    ),
+    ("train {at}/demo.h5 --lr -0.001", "--lr: -0.001 is out of range; give a value at least 0"),
+    ("train {at}/demo.h5 --lr nan", "--lr: nan is out of range; give a value at least 0"),
+    ("train {at}/demo.h5 --epochs 0", "--epochs: 0 is out of range; give a value at least 1"),
+    ("train {at}/demo.h5 --dropout 1", "--dropout: 1.0 is out of range; give a value below 1"),
+    ("train {at}/demo.h5 --residual-scale-q 2", "--residual-scale-q: 2.0 is out of range; give a value at most 1"),
+    ("train {at}/demo.h5 --seed -1", "--seed: -1 is out of range; give a value at least 0"),
+    (
+        "train {at}/demo.h5 --w-q 0 --w-c 0",
+        "--w-q, --w-c: every loss weight is 0 for the labels that the cache has; give one above 0",
+    ),
+    (
+        "train {at}/one_group.h5 --w-q 0",
+        "--w-q, --w-c: every loss weight is 0 for the labels that the cache has; give one above 0",
+    ),
+    ("train {at}/demo.h5 --device gpu", "--device: 'gpu' is no device; give auto, cpu, cuda or cuda:N"),
+    # Runs.
+    ("evaluate {at}/gone", "{at}/gone: no such run directory; make one with `deltaclip train`"),
+    (
+        "evaluate {at}/empty",
+        "{at}/empty: holds 0 checkpoints, not one; give a directory made by `deltaclip train`",
+    ),
+    ("evaluate {at}/run --cache {at}/other.h5", "{at}/other.h5: is no deltaclip cache; " + ANEW),
+    (
+        "evaluate {at}/run_of_another_backbone",
+        "{at}/demo.h5: was made by another backbone: weights_sha256 {sha} there, 000000000000 here; "
+        "extract the data with the run's backbone, or train on this cache",
+    ),
+    (
+        "predict {at}/run_of_another_backbone {at}/a.png --prompt x",
+        "{at}/run_of_another_backbone: was trained on another backbone: weights_sha256 000000000000 there, {sha} here; "
+        "give --backbone and --pretrained of the run's own backbone",
+    ),
+    ("predict {at}/run {at}/a.png", "{at}/a.png: has no prompt to be scored against; give --prompt 'TEXT'"),
+    ("predict {at}/run {at}/gone.png --prompt x", "{at}/gone.png: no such file; give an image that can be read"),
+    (
+        "predict {at}/run {at}/broken.png --prompt x",
+        "{at}/broken.png: not an image in a known format; give an image that can be read",
+    ),
+    (
+        "predict {at}/run {at}/empty --prompt x",
+        "{at}/empty: holds no images; known suffixes: .avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+    ),
+    (
+        "predict {at}/run {at}/good.csv --out {at}/x.xlsx",
+        "{at}/x.xlsx: unknown suffix '.xlsx'; use one of .csv, .jsonl, .parquet",
+    ),
+    # The command line itself.
+    ("trian x", "'trian' is no command; did you mean 'train'?"),
+    ("zzz", "'zzz' is no command; known: extract, train, evaluate, predict"),
+    ("train", "CACHE: is missing; see `deltaclip train --help`"),
+    ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
+    ("train x y", "got unexpected extra argument(s) (y); see `deltaclip train --help`"),
+    ("train x --epoch 3", "--epoch: no such option; did you mean '--epochs'?"),
+    ("train x --residual_scaleq 0.1", "--residual-scaleq: no such option; did you mean '--residual-scale-q'?"),
+    ("train x --zzz", "--zzz: no such option; see `deltaclip train --help`"),
+    ("train x -e 3", "-e: no such option; see `deltaclip train --help`"),
+    ("--version2", "--version2: no such option; see `deltaclip --help`"),
+    ("train x --epochs", "--epochs: requires an argument; see `deltaclip train --help`"),
+    ("train x --json=1", "--json: does not take a value; see `deltaclip train --help`"),
+    ("train x --epochs 2.5", "--epochs: '2.5' is no whole number; see `deltaclip train --help`"),
+    ("train x --lr fast", "--lr: 'fast' is no number; see `deltaclip train --help`"),
+    (
+        "train x --schedule cosin",
+        "--schedule: 'cosin' is not one of 'cosine', 'linear', 'constant'; see `deltaclip train --help`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), TABLE, ids=[arguments for arguments, _ in TABLE])
+def test_wrong_input_is_one_exact_line_and_exit_code_2(arguments, line, *, place, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with FeatureStore.open(place / "demo.h5") as store:
+        sha = store.header["request"]["weights_sha256"][:12]
+    capsys.readouterr()
+    assert run(*(part.format(at=place) for part in arguments.split())) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"deltaclip: {line.format(at=place, sha=sha)}\n"
+    assert printed.out == ""
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_image_that_is_no_image_stops_a_strict_extraction(place, capsys, tiny_backbone, tmp_path):
+    manifest = place / "broken_image.csv"
+    options = ("--backbone", tiny_backbone, "--out", str(tmp_path / "x.h5"), "--on-error", "fail")
+    assert run("extract", str(manifest), *options) == 2
+    line = f"deltaclip: {manifest}: image 'broken.png': not an image in a known format; {REPAIR}\n"
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "x.h5").exists()
+
+
+def test_a_file_that_is_no_cache(place, capsys):
+    assert run("train", str(place / "text.h5")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"deltaclip: {place / 'text.h5'}: is no readable HDF5 file (")  # then HDF5's own words
+    assert err.endswith(f"); {ANEW}\n")
+    assert err.count("\n") == 1
+
+
+def test_one_group_cannot_be_split(place, capsys):
+    assert run("train", str(place / "one_group.h5")) == 2
+    assert capsys.readouterr().err == (
+        "deltaclip: --split grouped: only one group in 6 rows, 3 are needed; "
+        "use --split random, or name a column with more groups\n"
+    )
+
+
+def test_a_long_prompt_is_cut_and_counted_not_refused(place, capsys, tiny_backbone, tmp_path):
+    (tmp_path / "long.csv").write_text("image,prompt\na.png," + "a red circle and " * 60 + "a blue square\n")
+    options = ("--backbone", tiny_backbone, "--out", str(tmp_path / "x.h5"), "--image-root", str(place))
+    assert run("extract", str(tmp_path / "long.csv"), *options) == 0
+    with FeatureStore.open(tmp_path / "x.h5") as store:
+        length = store.facts["context_length"]
+    assert f"1 texts were cut at {length} tokens" in capsys.readouterr().out.splitlines()
+
+
+def test_what_the_disk_refuses_is_exit_code_1(place, capsys, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert run("train", str(place / "demo.h5"), "--epochs", "1", "--out", str(blocked / "run")) == 1
+    line = f"deltaclip: {blocked}: File exists; check the disk and your rights on it"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_debug_shows_the_traceback_and_the_same_line(place, capsys):
+    assert run("train", str(place / "gone.h5"), "--debug") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert any("load_rows" in line for line in lines)
+    assert lines[-1] == f"deltaclip: {place / 'gone.h5'}: no such cache; make it with `deltaclip extract`"

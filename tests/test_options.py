@@ -1,0 +1,168 @@
+"""The option list is a promise: a snapshot makes every change of it a line in a diff.
+
+After a change that is meant, renew it with `python -m deltaclip.tests.test_options` and look at the diff.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.settings import (
+    check_settings,
+    field_types,
+    is_optional,
+    option_name,
+    setting,
+    settings_to_json,
+)
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, TrainConfig
+
+SNAPSHOT = Path(__file__).parent / "data" / "options.json"
+STAGES = {"extract": ExtractConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
+REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}}
+REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
+
+
+def option_list() -> dict[str, Any]:
+    """Return name, type, default and help of every option of every command, as the library will show them."""
+    from typer.main import get_command
+
+    from deltaclip.cli import app
+
+    found: dict[str, Any] = {}
+    for name, command in get_command(app).commands.items():
+        hints = field_types(STAGES[name]) | {"as_json": bool, "debug": bool}
+        found[name] = {}
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            spelling = " / ".join([*parameter.opts, *parameter.secondary_opts])
+            found[name][spelling] = {
+                "type": re.sub(r"<class '|'>|\b(pathlib|typing)[\w.]*\.", "", str(hints[parameter.name])),
+                "default": "required" if parameter.required else str(parameter.default),
+                "help": parameter.help,
+            }
+    return found
+
+
+def test_the_option_list_is_the_snapshot():
+    recorded = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    assert option_list() == recorded, (
+        "the options have changed: if that is meant, run `python -m deltaclip.tests.test_options` and look at the diff "
+        f"of {SNAPSHOT.name}"
+    )
+
+
+def test_every_command_has_settings_here():
+    assert option_list().keys() == STAGES.keys()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_field_is_an_option_with_words(name):
+    spellings = {word for option in option_list()[name] for word in option.split(" / ")}
+    for field in dataclasses.fields(STAGES[name]):
+        expected = field.name if field.metadata["argument"] else option_name(field.name)
+        assert expected in spellings
+        assert field.metadata["help"].endswith(".")
+    assert {"--json", "--debug"} <= spellings
+
+
+def test_options_that_people_know_from_elsewhere_are_there():
+    names = {word for option in option_list()["train"] for word in option.split(" / ")}
+    known = (
+        "epochs batch-size lr w-q w-c residual-scale-q residual-scale-c weight-decay warmup-ratio max-grad-norm dropout"
+    )
+    assert {f"--{name}" for name in known.split()} <= names
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_settings_are_frozen_and_survive_json(name):
+    settings = STAGES[name](**REQUIRED[name])
+    dumped = json.loads(json.dumps(settings_to_json(settings)))
+    assert dumped.keys() == {field.name for field in dataclasses.fields(settings)}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.out = None
+    hints = field_types(type(settings))
+    again = {
+        key: Path(value) if value is not None and Path in (hints[key], *get_args(hints[key])) else value
+        for key, value in dumped.items()
+    }
+    assert type(settings)(**again) == settings
+
+
+def limits():
+    for name, stage in STAGES.items():
+        for field in dataclasses.fields(stage):
+            for limit, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)):
+                if field.metadata[limit] is not None:
+                    yield pytest.param(name, field.name, limit, step, id=f"{name}-{field.name}-{limit}")
+
+
+@pytest.mark.parametrize(("name", "field", "limit", "step"), list(limits()))
+def test_every_limit_holds_at_its_edge(name, field, limit, step):
+    stage = STAGES[name]
+    edge = stage.__dataclass_fields__[field].metadata[limit]
+    if limit in ("ge", "le"):
+        assert getattr(stage(**REQUIRED[name], **{field: edge}), field) == edge
+    with pytest.raises(UserError) as error:
+        stage(**REQUIRED[name], **{field: edge + step})
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}[limit]
+    assert str(error.value) == (f"{option_name(field)}: {edge + step} is out of range; give a value {words} {edge}")
+
+
+@pytest.mark.parametrize("field", ["lr", "residual_scale_q", "weight_decay", "dropout"])
+def test_nan_is_out_of_range(field):
+    with pytest.raises(UserError, match=f"{option_name(field)}: nan is out of range"):
+        TrainConfig(cache=Path("c.h5"), **{field: float("nan")})
+
+
+def choices():
+    for name, stage in STAGES.items():
+        for field, hint in field_types(stage).items():
+            if "Literal" in str(hint):
+                yield name, field
+
+
+@pytest.mark.parametrize(("name", "field"), list(choices()))
+def test_an_unknown_choice_is_refused_with_what_there_is(name, field):
+    with pytest.raises(UserError) as error:
+        STAGES[name](**REQUIRED[name], **{field: "zzzzz"})
+    assert str(error.value).startswith(f"{option_name(field)}: 'zzzzz' is not a choice; known: ")
+
+
+def test_a_near_choice_is_proposed():
+    with pytest.raises(UserError) as error:
+        TrainConfig(cache=Path("c.h5"), schedule="cosin")
+    assert str(error.value) == "--schedule: 'cosin' is not a choice; did you mean 'cosine'?"
+
+
+def test_none_is_not_checked_and_zero_is_a_value():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Small:
+        a: int | None = setting(None, help="A.", ge=1)
+        b: float = setting(1.0, help="B.", ge=0, lt=1.5)
+
+        def __post_init__(self) -> None:
+            check_settings(self)
+
+    assert Small().a is None
+    assert Small(b=0).b == 0
+    with pytest.raises(UserError):
+        Small(a=0)
+    with pytest.raises(UserError):
+        Small(b=1.5)
+    assert is_optional(int | None)
+    assert not is_optional(int)
+
+
+if __name__ == "__main__":
+    SNAPSHOT.parent.mkdir(exist_ok=True)
+    SNAPSHOT.write_text(json.dumps(option_list(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
