@@ -26,7 +26,7 @@ def _own_cache_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_backbone() -> str:
     """Name of the bundled backbone."""
-    return os.environ.get("DELTACLIP_TEST_BACKBONE", "tiny")
+    return "tiny"
 
 
 @pytest.fixture(scope="session")

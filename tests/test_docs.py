@@ -54,14 +54,13 @@ def test_whatever_the_tree_names_exists(tree):
 
 
 def paths_of(tree):
-    """Return the paths of the lines, whether they are whole (`a/b.py`) or indented below their folder."""
+    """Return the paths of the lines: whole ones (`a/b.py`), or names indented below their folder."""
     found, folders = [], []
     for line in tree:
         name = line.partition("#")[0].strip()
         depth = len(line) - len(line.lstrip())
         folders = [(at, folder) for at, folder in folders if at < depth]
-        whole = (ROOT / name).exists() or not folders
-        path = name if whole else folders[-1][1] + name
+        path = folders[-1][1] + name if folders else name
         if name.endswith("/"):
             folders.append((depth, path))
         found.append(path.rstrip("/"))

@@ -12,7 +12,7 @@ from deltaclip.cli import main
 from deltaclip.features.store.store import FeatureStore
 
 MANIFESTS = {
-    "no_prompt_column.csv": "image,promt,quality\na.png,a red circle,0.5\n",
+    "no_prompt_column.csv": "image,promptt,quality\na.png,a red circle,0.5\n",
     "no_image_column.csv": "prompt,quality\na red circle,0.5\n",
     "no_rows.csv": "image,prompt\n",
     "empty_prompt.csv": "image,prompt\na.png,a red circle\na.png,\n",
@@ -33,10 +33,11 @@ MANIFESTS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, *, demo_folder, demo_rows, demo_cache, tiny_backbone):
+def place(tmp_path_factory, demo_folder, demo_cache, tiny_backbone):
     """Folder with every wrong thing, a good cache, and a run."""
     folder = tmp_path_factory.mktemp("errors")
-    shutil.copyfile(demo_folder / demo_rows[0]["image"], folder / "a.png")
+    images = sorted((demo_folder / "images").iterdir())[:6]
+    shutil.copyfile(images[0], folder / "a.png")
     (folder / "broken.png").write_bytes(b"no picture")
     for name, text in MANIFESTS.items():
         (folder / name).write_text(text)
@@ -45,7 +46,7 @@ def place(tmp_path_factory, *, demo_folder, demo_rows, demo_cache, tiny_backbone
     with h5py.File(folder / "other.h5", "w") as file:
         file["x"] = 1
     lines = ["image,prompt,quality,group,split"]
-    lines += [f"{demo_folder / row['image']},{i % 2},0.{i + 1},one,half" for i, row in enumerate(demo_rows[:6])]
+    lines += [f"{image},{i % 2},0.{i + 1},one,half" for i, image in enumerate(images)]
     (folder / "one_group.csv").write_text("\n".join(lines) + "\n")
     common = ["--backbone", tiny_backbone, "--allow-outside", "--out", str(folder / "one_group.h5")]
     assert run("extract", str(folder / "one_group.csv"), *common) == 0
@@ -57,12 +58,6 @@ def place(tmp_path_factory, *, demo_folder, demo_rows, demo_cache, tiny_backbone
     config["request"]["weights_sha256"] = "0" * 64
     (other / "config.json").write_text(json.dumps(config))
     return folder
-
-
-@pytest.fixture(scope="module")
-def demo_rows(demo_folder):
-    lines = (demo_folder / "demo.csv").read_text().splitlines()[1:]
-    return [{"image": line.partition(",")[0]} for line in lines]
 
 
 def run(*arguments):
@@ -88,7 +83,7 @@ TABLE = [
     ("extract {at}/no_rows.csv", "{at}/no_rows.csv: has no rows; a manifest needs a header and at least one row"),
     (
         "extract {at}/no_prompt_column.csv",
-        "{at}/no_prompt_column.csv: missing column 'prompt'; rename 'promt' to 'prompt'",
+        "{at}/no_prompt_column.csv: missing column 'prompt'; rename 'promptt' to 'prompt'",
     ),
     ("extract {at}/no_image_column.csv", "{at}/no_image_column.csv: missing column 'image'; found: prompt, quality"),
     (
@@ -224,7 +219,7 @@ TABLE = [
         "{at}/x.xlsx: unknown suffix '.xlsx'; use one of .csv, .jsonl, .parquet",
     ),
     # The command line itself.
-    ("trian x", "'trian' is no command; did you mean 'train'?"),
+    ("trainn x", "'trainn' is no command; did you mean 'train'?"),
     ("zzz", "'zzz' is no command; known: extract, train, evaluate, predict"),
     ("train", "CACHE: is missing; see `deltaclip train --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),

@@ -38,7 +38,10 @@ HELD_OUT_STREAM = 1_000_002
 DRAWN_SIZE = 128
 FAMILY = 4
 DAMAGED_SHARE = 0.35
+# In the second phase, which teaches the picture's embedding to tell damage; one or two kinds at once, as in the demo.
+LATE_DAMAGED_SHARE = 0.7
 SAID_SHARE = 0.3
+SAID_FROM = 0.4
 DAMAGE_WORDS: dict[str, str] = {
     "warp": "warped",
     "colours": "faded",
@@ -52,7 +55,7 @@ PLACES = ("alone", *RELATIONS)
 PER_SHAPE: tuple[int, ...] = (1 + MAX_COUNT, 1 + len(COLOURS), 1 + len(PLACES))
 WHOLE: tuple[int, ...] = (len(STYLES), len(BACKGROUNDS))
 
-Item = tuple[np.ndarray[Any, Any], str, np.ndarray[Any, Any]]
+Item = tuple[np.ndarray[Any, Any], str, np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 def scene_targets(scene: Scene) -> np.ndarray[Any, Any]:
@@ -72,8 +75,28 @@ def _picture(scene: Scene, damages: list[Damage], seed: int, size: int) -> np.nd
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def draw_family(seed: int, index: int, size: int) -> list[Item]:
-    """Return FAMILY items (picture uint8 (size, size, 3), caption, targets) of a scene and its edits."""
+def _damages(rng: np.random.Generator, *, late: bool) -> list[Damage]:
+    """Draw the damages of one picture for the first or the second phase; often none."""
+    if not late:
+        if rng.random() >= DAMAGED_SHARE:
+            return []
+        kind = DAMAGES[int(rng.integers(len(DAMAGES)))]
+        return [Damage(kind=kind, strength=float(rng.uniform(0.1, 1.0)))]
+    damaged = rng.random() < LATE_DAMAGED_SHARE
+    kinds = rng.permutation(DAMAGES)[: int(rng.integers(1, 3))].tolist() if damaged else []
+    return [Damage(kind=str(kind), strength=float(rng.uniform(0.1, 1.0))) for kind in kinds]
+
+
+def strengths_of(damages: list[Damage]) -> np.ndarray[Any, Any]:
+    """Return float32 (6,): the strength of each kind in DAMAGES, 0 where it is absent."""
+    strengths = np.zeros(len(DAMAGES), dtype=np.float32)
+    for damage in damages:
+        strengths[DAMAGES.index(damage.kind)] = damage.strength
+    return strengths
+
+
+def draw_family(seed: int, index: int, size: int, *, late: bool = False) -> list[Item]:
+    """Return FAMILY items of a scene and its edits: picture uint8 (size, size, 3), caption, targets, strengths."""
     stream = [TRAIN_STREAM, seed, index]
     rng = np.random.default_rng(stream)
     scene = random_scene([*stream, 1])
@@ -86,43 +109,44 @@ def draw_family(seed: int, index: int, size: int) -> list[Item]:
     items = []
     for member in scenes:
         text = write_caption(member, caption_seed).text
-        damages: list[Damage] = []
-        if rng.random() < DAMAGED_SHARE:
-            kind = DAMAGES[int(rng.integers(len(DAMAGES)))]
-            damages = [Damage(kind=kind, strength=float(rng.uniform(0.1, 1.0)))]
-            if damages[0].strength > 0.4 and rng.random() < SAID_SHARE:
-                text = f"{DAMAGE_WORDS[kind]}, {text}"
-        items.append((_picture(member, damages, int(rng.integers(2**31)), size), text, scene_targets(member)))
+        damages = _damages(rng, late=late)
+        if damages and damages[0].strength > SAID_FROM and rng.random() < SAID_SHARE:
+            text = f"{DAMAGE_WORDS[damages[0].kind]}, {text}"
+        picture = _picture(member, damages, int(rng.integers(2**31)), size)
+        items.append((picture, text, scene_targets(member), strengths_of(damages)))
     return items
 
 
-def draw_batch(seed: int, step: int, batch_size: int, size: int) -> tuple[Any, list[str], Any]:
-    """Return pictures uint8 (B, size, size, 3), B captions and targets int64 (B, 38) of one training step."""
+def draw_batch(
+    seed: int, step: int, batch_size: int, size: int, *, late: bool = False
+) -> tuple[Any, list[str], Any, Any]:
+    """Return pictures uint8 (B, size, size, 3), B captions, targets int64 (B, 38), strengths (B, 6) of one step."""
     families = batch_size // FAMILY
-    items = [item for i in range(families) for item in draw_family(seed, step * families + i, size)]
-    pictures, texts, targets = zip(*items, strict=True)
-    return np.stack(pictures), list(texts), np.stack(targets)
+    items = [item for i in range(families) for item in draw_family(seed, step * families + i, size, late=late)]
+    pictures, texts, targets, strengths = zip(*items, strict=True)
+    return np.stack(pictures), list(texts), np.stack(targets), np.stack(strengths)
 
 
 class SceneBatches:
     """Dataset of training steps for torch's DataLoader: item k is batch k, whichever worker draws it."""
 
     def __init__(
-        self, tokenize: Callable[[list[str]], Any], *, seed: int, steps: int, batch_size: int, size: int
+        self, tokenize: Callable[[list[str]], Any], *, seed: int, steps: int, batch_size: int, size: int, late: bool
     ) -> None:
-        self.tokenize = tokenize
+        self.tokenize, self.late = tokenize, late
         self.seed, self.steps, self.batch_size, self.size = seed, steps, batch_size, size
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> tuple[Any, Any, Any]:
-        """Return pictures uint8 (B, 3, size, size), tokens (B, T) cut to the longest, targets (B, 38)."""
+    def __getitem__(self, step: int) -> tuple[Any, ...]:
+        """Return pictures uint8 (B, 3, size, size), tokens (B, T) cut to the longest, targets, strengths."""
         import torch
 
         if step >= self.steps:
             raise IndexError(step)
-        pictures, texts, targets = draw_batch(self.seed, step, self.batch_size, self.size)
+        drawn = draw_batch(self.seed, step, self.batch_size, self.size, late=self.late)
+        pictures, texts, targets, strengths = drawn
         tokens = self.tokenize(texts)
         # Exact for a causal tower: nothing after the end token is read.
         length = int((tokens != 0).sum(dim=1).max())
@@ -130,10 +154,11 @@ class SceneBatches:
             torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),
             tokens[:, :length],
             torch.from_numpy(targets),
+            torch.from_numpy(strengths),
         )
 
 
-def batches(dataset: SceneBatches, num_workers: int) -> Iterator[tuple[Any, Any, Any]]:
+def batches(dataset: SceneBatches, num_workers: int) -> Iterator[tuple[Any, ...]]:
     """Yield the batches of `dataset` in order, drawn ahead by `num_workers` processes (0: by this one)."""
     from torch.utils.data import DataLoader
 

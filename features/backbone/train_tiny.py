@@ -1,7 +1,9 @@
 """Recipe of the bundled backbone: a small CLIP trained on drawn scenes (`make backbone`); spec section 7.
 
-Two helps make half an hour of two CPU cores enough: batches of scenes that differ in one attribute
-(tiny_batches.py), and a linear layer that names what stands in the picture (tiny_fit.py).
+Two helps make under an hour of two CPU cores enough: batches of scenes that differ in one attribute
+(tiny_batches.py), and linear layers that name what stands in the picture (tiny_fit.py). The first phase teaches
+what is shown; the second, with more damage, also how well. Each phase saves what it made, and the second starts from
+what the first saved, so that it can be repeated alone (`--late-only`).
 Knows the model's configuration and its files; must not know manifests, caches or heads.
 """
 
@@ -52,12 +54,13 @@ Made by `make backbone` (`python -m deltaclip.features.backbone.train_tiny`):
 
 | | |
 |---|---|
-| steps x batch | {steps} x {batch_size} = {samples} pictures, each drawn once |
-| seed | {seed} |
-| learning rate | {peak_lr}, AdamW, warm-up of 100 steps, cosine |
+| first phase, steps x batch | {steps} x {batch_size}, learning rate {peak_lr} |
+| second phase, steps x batch | {late_steps} x {batch_size}, learning rate {late_peak_lr} |
+| optimiser | AdamW, in each phase a warm-up of 100 steps, then cosine |
+| seed | {seed}; every picture is drawn once |
 | precision | {precision} |
 | threads | {num_threads}, and one process that draws |
-| time | {minutes:.0f} min at {samples_per_s:.0f} samples/s |
+| time of the phase that ran last | {minutes:.0f} min at {samples_per_s:.0f} samples/s |
 | contrastive loss at the end | {loss:.3f} |
 | recall@1, {captions} held-out captions | {recall:.2f} |
 | zero-shot SROCC with consistency, {images} demo images | {srocc:.3f} |
@@ -75,6 +78,8 @@ class Trained:
     batch_size: int
     seed: int
     peak_lr: float
+    late_steps: int
+    late_peak_lr: float
     precision: str
     num_threads: int
     seconds: float
@@ -105,7 +110,6 @@ def write_log(trained: Trained, folder: Path) -> None:
     scores = trained.scores
     text = LOG.format(
         **trained.to_json(),
-        samples=trained.steps * trained.batch_size,
         minutes=trained.seconds / 60,
         recall=scores["recall_at_1"],
         captions=scores["num_captions"],
@@ -117,65 +121,111 @@ def write_log(trained: Trained, folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def train_tiny(
+def train_tiny(  # noqa: PLR0913 - the recipe's own numbers, all with defaults
     out_dir: Path,
     *,
     steps: int = 2000,
+    late_steps: int = 700,
     batch_size: int = 128,
     seed: int = 0,
     peak_lr: float = 1.5e-3,
+    late_peak_lr: float = 6e-4,
+    late_only: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train the bundled backbone and write configuration, weights (fp16) and log to `out_dir`.
 
     Args:
-        out_dir: receives `open_clip_config.json`, `open_clip_model.safetensors` and `README.md` at the end.
-        steps: training steps.
+        out_dir: receives `open_clip_config.json`, `open_clip_model.safetensors` and `README.md`.
+        steps: training steps of the first phase.
+        late_steps: training steps of the second phase.
         batch_size: pictures per step, a multiple of 4 (one family of scenes).
         seed: of weights and scenes; the same seed draws the same batches.
-        peak_lr: learning rate after the warm-up.
+        peak_lr: learning rate after the warm-up of the first phase.
+        late_peak_lr: the same of the second phase.
+        late_only: start from the weights in `out_dir` and run the second phase alone.
         report: called with a line on rate, time left and loss every 25 steps.
 
     Raises:
-        UserError: `batch_size` is no multiple of 4, or `steps` is below 1.
+        UserError: `batch_size` is no multiple of 4, or a number of steps is below 1.
     """
     import torch
-    from open_clip.tokenizer import SimpleTokenizer
 
-    if steps < 1 or batch_size < FAMILY or batch_size % FAMILY:
+    if min(steps, late_steps) < 1 or batch_size < FAMILY or batch_size % FAMILY:
         remedy = f"give at least one step and a multiple of {FAMILY}"
-        raise UserError(f"steps {steps}, batch size {batch_size}", place="train_tiny", remedy=remedy)
-    device = choose_device("auto")
-    precision = choose_precision("auto", device)
-    model = build_model(MODEL_CONFIG, seed).to(device)
-    size = MODEL_CONFIG["model_cfg"]["vision_cfg"]["image_size"]
-    dataset = SceneBatches(SimpleTokenizer(), seed=seed, steps=steps, batch_size=batch_size, size=size)
-    began = time.monotonic()
-
-    def tell(step: int, loss: float) -> None:
-        if report is not None and (step % 25 == 0 or step == steps):
-            spent = time.monotonic() - began
-            left = spent / step * (steps - step)
-            rate = step * batch_size / spent
-            report(f"step {step}/{steps}  loss {loss:.3f}  {rate:.0f} samples/s  {left / 60:.1f} min left")
-
-    loss = fit(model, dataset, peak_lr=peak_lr, bf16=precision == "bf16", report=tell)
-    seconds = time.monotonic() - began
-    write_model(model, out_dir)
+        raise UserError(f"steps {steps} and {late_steps}, batch size {batch_size}", place="train_tiny", remedy=remedy)
+    last = None
+    for late in (True,) if late_only else (False, True):
+        phase = _Phase(
+            late=late,
+            steps=late_steps if late else steps,
+            batch_size=batch_size,
+            seed=seed + late,
+            peak_lr=late_peak_lr if late else peak_lr,
+        )
+        last = _run_phase(phase, out_dir, report)
+    assert last is not None, "one phase at least has run"
+    seconds, loss = last
     trained = Trained(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
         peak_lr=peak_lr,
-        precision=precision,
+        late_steps=late_steps,
+        late_peak_lr=late_peak_lr,
+        precision=choose_precision("auto", choose_device("auto")),
         num_threads=torch.get_num_threads(),
         seconds=seconds,
-        samples_per_s=steps * batch_size / seconds,
+        samples_per_s=late_steps * batch_size / seconds,
         loss=loss,
         scores=evaluate_tiny(out_dir).to_json(),
     )
     write_log(trained, out_dir)
     return trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phase:
+    late: bool
+    steps: int
+    batch_size: int
+    seed: int
+    peak_lr: float
+
+
+def _run_phase(phase: _Phase, out_dir: Path, report: Callable[[str], None] | None) -> tuple[float, float]:
+    """Train one phase, save it, and return its seconds and its mean loss at the end."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from safetensors.torch import load_file
+
+    device = choose_device("auto")
+    model = build_model(MODEL_CONFIG, phase.seed).to(device)
+    if phase.late:
+        saved = load_file(out_dir / WEIGHTS_NAME)
+        model.load_state_dict({name: tensor.float() for name, tensor in saved.items()})
+    size = MODEL_CONFIG["model_cfg"]["vision_cfg"]["image_size"]
+    dataset = SceneBatches(
+        SimpleTokenizer(),
+        seed=phase.seed,
+        steps=phase.steps,
+        batch_size=phase.batch_size,
+        size=size,
+        late=phase.late,
+    )
+    began = time.monotonic()
+
+    def tell(step: int, loss: float) -> None:
+        if report is not None and (step % 25 == 0 or step == phase.steps):
+            spent = time.monotonic() - began
+            left = spent / step * (phase.steps - step)
+            rate = step * phase.batch_size / spent
+            report(f"step {step}/{phase.steps}  loss {loss:.3f}  {rate:.0f} samples/s  {left / 60:.1f} min left")
+
+    bf16 = choose_precision("auto", device) == "bf16"
+    loss = fit(model, dataset, peak_lr=phase.peak_lr, bf16=bf16, report=tell)
+    seconds = time.monotonic() - began
+    write_model(model, out_dir)
+    return seconds, loss
 
 
 def _say(line: str) -> None:
@@ -189,10 +239,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="train_tiny", description="Train the bundled backbone `tiny`.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny", help="folder that receives it")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2000, help="of the first phase")
+    parser.add_argument("--late-steps", type=int, default=700, help="of the second phase")
+    parser.add_argument("--late-only", action="store_true", help="repeat the second phase from the weights in --out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
+    parser.add_argument("--late-peak-lr", type=float, default=6e-4)
     parser.add_argument("--threads", type=int, default=None, help="threads of the training; one more process draws")
     given = parser.parse_args()
     if given.threads is not None:
@@ -200,6 +253,9 @@ def main() -> None:
     trained = train_tiny(
         given.out,
         steps=given.steps,
+        late_steps=given.late_steps,
+        late_only=given.late_only,
+        late_peak_lr=given.late_peak_lr,
         batch_size=given.batch_size,
         seed=given.seed,
         peak_lr=given.peak_lr,

@@ -18,7 +18,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.heads import ResidualHeads
-from deltaclip.pipeline.training.optimizer import make_adamw
+from deltaclip.pipeline.training.optimizer import AdamW
 from deltaclip.pipeline.training.schedule import Schedule, curriculum_fraction, lr_factor
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class _Loop:
 
     def __init__(self, heads: nn.Module, train_batches: TrainBatches, objective: Objective, plan: FitPlan) -> None:
         self.heads, self.train_batches, self.objective, self.plan = heads, train_batches, objective, plan
-        self.optimizer = make_adamw(heads, lr=plan.lr, weight_decay=plan.weight_decay)
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.optimizer = AdamW(heads, weight_decay=plan.weight_decay)
         self.num_steps = plan.epochs * train_batches.steps_per_epoch
         self.step = 0
         self.lr = 0.0
@@ -192,14 +191,11 @@ class _Loop:
     def _update(self) -> None:
         plan = self.plan
         if plan.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters, plan.max_grad_norm, foreach=True)
+            torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, plan.max_grad_norm, foreach=True)
         self.lr = plan.lr * lr_factor(
             self.step, num_steps=self.num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(self.lr)
         self.step += 1
 
     def _read(self, losses: list[Tensor], epoch: int, num_before: int) -> float:

@@ -16,8 +16,6 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.tests.pipeline.conftest import read_json
 
-# Where a run goes
-
 
 def test_an_existing_out_is_refused_before_training(train_demo, tmp_path, capsys):
     taken = tmp_path / "taken"

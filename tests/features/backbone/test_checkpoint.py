@@ -133,7 +133,8 @@ def test_refusals_of_folders(folder):
         (
             "RN50",
             None,
-            "--pretrained: RN50 without weights would be random; give a tag (openai, yfcc15m, cc12m) or a checkpoint file",
+            "--pretrained: RN50 without weights would be random; "
+            "give a tag (openai, yfcc15m, cc12m) or a checkpoint file",
         ),
         (
             "ViT-S-32-alt",
@@ -141,7 +142,7 @@ def test_refusals_of_folders(folder):
             "--pretrained: ViT-S-32-alt without weights would be random; give a checkpoint file",
         ),
     ],
-)  # fmt: skip
+)
 def test_refusals_of_names(backbone, pretrained, line):
     assert refused(backbone, pretrained) == line
 
@@ -152,7 +153,7 @@ def test_fingerprint_is_remembered_and_follows_the_content(tmp_path, monkeypatch
     weights.write_bytes(b"one")
     assert fingerprint(weights) == hashlib.sha256(b"one").hexdigest()
     memo = tmp_path / "cache" / "fingerprints.json"
-    remembered = {key: "remembered" for key in json.loads(memo.read_text())}
+    remembered = dict.fromkeys(json.loads(memo.read_text()), "remembered")
     memo.write_text(json.dumps(remembered))
     assert fingerprint(weights) == "remembered"
     weights.write_bytes(b"two")

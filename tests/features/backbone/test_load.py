@@ -180,7 +180,12 @@ def test_local_dir_with_torch_weights_and_quick_gelu(tmp_path, tiny_backbone):
 @pytest.mark.parametrize(
     ("model", "tag", "active", "line"),
     [
-        ("ViT-B-32", "openai", False, "ViT-B-32: openai was trained with QuickGELU; give --backbone ViT-B-32-quickgelu"),
+        (
+            "ViT-B-32",
+            "openai",
+            False,
+            "ViT-B-32: openai was trained with QuickGELU; give --backbone ViT-B-32-quickgelu",
+        ),
         (
             "ViT-B-32-quickgelu",
             "laion2b_s34b_b79k",
@@ -189,9 +194,14 @@ def test_local_dir_with_torch_weights_and_quick_gelu(tmp_path, tiny_backbone):
         ),
         ("ViT-B-32-quickgelu", "openai", True, None),
         ("ViT-B-32", "laion2b_s34b_b79k", False, None),
-        ("ViT-B-32", "laion2b_s34b_b79k", True, "ViT-B-32: laion2b_s34b_b79k was trained without QuickGELU; give --backbone ViT-B-32"),
+        (
+            "ViT-B-32",
+            "laion2b_s34b_b79k",
+            True,
+            "ViT-B-32: laion2b_s34b_b79k was trained without QuickGELU; give --backbone ViT-B-32",
+        ),
     ],
-)  # fmt: skip
+)
 def test_activation_that_a_tag_was_trained_with(model, tag, active, line):
     source = WeightsSource(name=model, model=model, pretrained=tag, weights=Path("w"), config=None)
     if line is None:

@@ -15,6 +15,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.backbone import tiny_batches, train_tiny
 from deltaclip.features.backbone.eval_tiny import TinyClip, held_out_pairs, recall_at_1, zero_shot_srocc
 from deltaclip.features.backbone.tiny_fit import (
+    Readers,
     _encode_text,
     auxiliary_loss,
     contrastive_loss,
@@ -109,22 +110,25 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_no_decay_on_embeddings_and_every_parameter_once() -> None:
     model = train_tiny.build_model(train_tiny.MODEL_CONFIG, 0)
-    auxiliary = torch.nn.Linear(2, 2)
-    groups = parameter_groups(model, auxiliary, 0.1)
+    readers = Readers(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    groups = parameter_groups(model, readers, 0.1)
     identities = [id(p) for group in groups for p in group["params"]]
-    assert sorted(identities) == sorted(id(p) for p in [*model.parameters(), *auxiliary.parameters()])
+    assert sorted(identities) == sorted(
+        id(p) for p in [*model.parameters(), *readers.scene.parameters(), *readers.damage.parameters()]
+    )
     plain = {id(p) for p in groups[1]["params"]}
     assert id(model.token_embedding.weight) in plain
     assert groups[1]["weight_decay"] == 0
 
 
 def test_batches_are_families_and_repeat() -> None:
-    pictures, texts, targets = tiny_batches.draw_batch(FRESH_SEED, 3, 8, 48)
+    pictures, texts, targets, strengths = tiny_batches.draw_batch(FRESH_SEED, 3, 8, 48)
     again = tiny_batches.draw_batch(FRESH_SEED, 3, 8, 48)
     assert pictures.shape == (8, 48, 48, 3)
     assert (pictures == again[0]).all()
     assert texts == again[1]
     assert (targets == again[2]).all()
+    assert (strengths == again[3]).all()
     assert (pictures != tiny_batches.draw_batch(FRESH_SEED, 4, 8, 48)[0]).any()
 
 
@@ -136,7 +140,8 @@ def test_a_short_training_learns_repeats_and_writes_all(tmp_path: Path, monkeypa
     monkeypatch.setattr(train_tiny, "MODEL_CONFIG", small)
     lines: list[str] = []
     runs = [
-        train_tiny.train_tiny(tmp_path / name, steps=3, batch_size=16, seed=1, report=lines.append) for name in "ab"
+        train_tiny.train_tiny(tmp_path / name, steps=3, late_steps=2, batch_size=16, seed=1, report=lines.append)
+        for name in "ab"
     ]
     assert runs[0].loss == runs[1].loss
     assert lines[0].startswith("step 3/3  loss ")
@@ -160,4 +165,4 @@ def train_tiny_scores(folder: Path) -> object:
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         train_tiny.train_tiny(tmp_path, steps=1, batch_size=6)
-    assert str(caught.value) == "train_tiny: steps 1, batch size 6; give at least one step and a multiple of 4"
+    assert str(caught.value) == "train_tiny: steps 1 and 700, batch size 6; give at least one step and a multiple of 4"

@@ -49,8 +49,16 @@ def test_a_given_range_wins():
         (["inf", "1"], None, "line 2, column mos: 'inf' is not finite; leave a missing label empty"),
         (["1", "-Infinity"], "1,5", "line 3, column mos: '-Infinity' is not finite; leave a missing label empty"),
         (["1", "1e999"], None, "line 3, column mos: '1e999' is not finite; leave a missing label empty"),
-        (["50", "100.1"], None, "line 3, column mos: label 100.1 fits none of the usual ranges; give --label-range LO,HI"),
-        (["0.5", "-0.1"], None, "line 3, column mos: label -0.1 fits none of the usual ranges; give --label-range LO,HI"),
+        (
+            ["50", "100.1"],
+            None,
+            "line 3, column mos: label 100.1 fits none of the usual ranges; give --label-range LO,HI",
+        ),
+        (
+            ["0.5", "-0.1"],
+            None,
+            "line 3, column mos: label -0.1 fits none of the usual ranges; give --label-range LO,HI",
+        ),
         (
             ["1", "5.5", "6"],
             "1,5",
@@ -62,7 +70,7 @@ def test_a_given_range_wins():
             "line 2, column mos: label 0.5 is outside 1 to 5 (given); correct the label or give --label-range LO,HI",
         ),
     ],
-)  # fmt: skip
+)
 def test_refusals(cells, given, line):
     with pytest.raises(UserError) as caught:
         read_label(table(*cells), "mos", parse_label_range(given) if given else None)

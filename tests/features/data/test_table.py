@@ -129,7 +129,11 @@ NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair
             b'image,prompt\na.png,"x" y\n',
             "t.csv, line 2: broken CSV (',' expected after '\"'); quote fields that hold commas or quotes",
         ),
-        ("t.csv", b"image,prompt\na.png,\xe9t\xe9\n", "t.csv: is not UTF-8 text (invalid continuation byte); save it as UTF-8"),
+        (
+            "t.csv",
+            b"image,prompt\na.png,\xe9t\xe9\n",
+            "t.csv: is not UTF-8 text (invalid continuation byte); save it as UTF-8",
+        ),
         ("t.jsonl", b'{"image": "\xff"}\n', "t.jsonl: is not UTF-8 text (invalid start byte); save it as UTF-8"),
         ("t.csv", b"image,prompt,image\na,b,c\n", "t.csv: two columns are called 'image'; rename or remove one"),
         ("t.tsv", b"image\tmos\tmos \na\tb\tc\n", "t.tsv: two columns are called 'mos'; rename or remove one"),
@@ -138,13 +142,13 @@ NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair
             b'{"image": "a"}\n\n{"image": \n',
             "t.jsonl, line 3: broken JSON (Expecting value); one object a line",
         ),
-        ("t.jsonl", b'["image", "a"]\n', "t.jsonl, line 1: '[\"image\", \"a\"]' is no JSON object; one object a line"),
+        ("t.jsonl", b'["image", "a"]\n', 't.jsonl, line 1: \'["image", "a"]\' is no JSON object; one object a line'),
         ("t.csv", b"image,prompt\na.png,x\0y\n", f"t.csv, line 2, column prompt: {NO_TEXT}"),
         ("t.jsonl", b'{"image": "a"}\n{"image": "\\ud83d"}', f"t.jsonl, line 2, column image: {NO_TEXT}"),
         ("t.xlsx", b"PK", "t.xlsx: unknown suffix '.xlsx'; use one of .csv, .tsv, .jsonl, .parquet"),
         ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .parquet"),
     ],
-)  # fmt: skip
+)
 def test_refusals(tmp_path, name, content, line):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:

@@ -131,7 +131,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
 @given(st.lists(ROW, min_size=1, max_size=9), st.integers(1, 4), st.sets(st.integers(0, 9), max_size=4))
-@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
+@settings(max_examples=15, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
 def test_what_goes_in_comes_out(tmp_path, rows, batch, fail):
     path = tmp_path / "c.h5"
     path.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ def test_what_goes_in_comes_out(tmp_path, rows, batch, fail):
 
 
 @given(st.lists(ROW, min_size=1, max_size=9), st.lists(ROW, min_size=1, max_size=9), st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
+@settings(max_examples=15, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
 def test_only_new_content_is_asked_for(tmp_path, rows, more, random):
     path = tmp_path / "c.h5"
     path.unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def test_only_new_content_is_asked_for(tmp_path, rows, more, random):
 
 
 @given(st.lists(ROW, min_size=1, max_size=9), st.lists(ROW, min_size=1, max_size=9), st.integers(0, 12))
-@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
+@settings(max_examples=15, deadline=None, phases=PHASES, suppress_health_check=FOLDER_IS_SHARED)
 def test_an_interrupted_run_is_taken_over_whatever_its_rows(tmp_path, rows, more, stop):
     path = tmp_path / "c.h5"
     for name in (path, part_path(path)):
