@@ -78,10 +78,15 @@ class AdamW:
             moments = [self._moments[parameter] for parameter in moved]
             with torch.no_grad():
                 adamw(
-                    moved,  # type: ignore[arg-type]  # list[Parameter] is a list[Tensor] that nobody appends
-                    to [parameter.grad for parameter in moved if parameter.grad is not None], [moment.mean for
-                    moment in moments], [moment.square for moment in moments], [], [moment.num_steps for
-                    moment in moments], **_KERNEL, lr=lr, weight_decay=group.weight_decay,
+                    moved,  # type: ignore[arg-type]  # list[Parameter], read only
+                    [parameter.grad for parameter in moved if parameter.grad is not None],
+                    [moment.mean for moment in moments],
+                    [moment.square for moment in moments],
+                    [],
+                    [moment.num_steps for moment in moments],
+                    **_KERNEL,
+                    lr=lr,
+                    weight_decay=group.weight_decay,
                 )
         for parameter in self.parameters:
             parameter.grad = None
