@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.measuring import Row, seconds
 from benchmarks.models import vit_b_32
-from benchmarks.run import Row, seconds
 from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.extract import extract

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.measuring import Row, paired_ratio
 from benchmarks.models import vit_b_32
-from benchmarks.run import Row, paired_ratio
 from deltaclip.base.device import choose_device, cpu_has_bf16_units
 from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.encode_texts import encode_texts

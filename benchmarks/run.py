@@ -8,49 +8,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the table; `goal` in words, `met` None where the row is only shown."""
-
-    name: str
-    value: float
-    unit: str
-    goal: str = ""
-    met: bool | None = None
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return the wall time of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def paired_ratio(a: Callable[[], object], b: Callable[[], object], *, repeats: int = 5) -> float:
-    """Return the median over repeats of time(a) / time(b), after one warm-up of each, in alternating order."""
-    a(), b()
-    ratios = []
-    for repeat in range(repeats):
-        first, second = (a, b) if repeat % 2 == 0 else (b, a)
-        times = {first: seconds(first), second: seconds(second)}
-        ratios.append(times[a] / times[b])
-    return statistics.median(ratios)
+from benchmarks import extraction, frozen
 
 
 def machine() -> dict[str, object]:
     """Return what the figures were measured on."""
-    import torch
-
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next(
@@ -62,8 +29,6 @@ def machine() -> dict[str, object]:
 
 def main() -> None:
     """Measure and print everything."""
-    from benchmarks import extraction, frozen
-
     rows = [*frozen.measure(), *extraction.measure()]
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, GPU: {about['gpu'] or 'none'}\n")
