@@ -5,6 +5,7 @@ Knows tqdm. Must not know what is counted. Spec section 8.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,13 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+            # A terminal that does not know its width says 0, and tqdm would then print nothing.
+            width = (
+                {"dynamic_ncols": True}
+                if os.get_terminal_size(sys.stderr.fileno()).columns
+                else {"ncols": 80, "nrows": 20}
+            )
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.1, **width)
 
     def __enter__(self) -> Progress:
         return self

@@ -199,10 +199,9 @@ def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Cal
 
 
 def _epoch_note(row: EpochRow) -> str:
-    shown = [
-        f"{name.removeprefix('val_')} {value:.3f}" for name, value in row.figures.items() if name.endswith("srocc")
-    ]
-    return ", ".join([f"loss {row.train_loss:.4f}", *shown])
+    names = {"val_quality_srocc": "q", "val_consistency_srocc": "c"}
+    shown = [f"{letter} {row.figures[name]:.3f}" for name, letter in names.items() if name in row.figures]
+    return f"loss {row.train_loss:.4f}, SROCC {' '.join(shown)}" if shown else f"loss {row.train_loss:.4f}"
 
 
 def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
