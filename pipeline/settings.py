@@ -31,7 +31,10 @@ class TrainConfig:
         0.2, help="Largest correction of quality; 0.1 for little data, 0.3 to 0.5 for much.", ge=0, le=1
     )
     residual_scale_c: float = setting(0.2, help="Largest correction of consistency.", ge=0, le=1)
-    loss: Literal["mse"] = setting("mse", help="Loss of both heads.")
+    loss: Literal["mse", "huber", "plcc", "rank", "fidelity"] = setting(
+        "mse", help="Loss of both heads; plcc, rank and fidelity compare the rows of a batch."
+    )
+    std_weighting: bool = setting(False, help="Weigh rows by how far raters agreed: 1 / (label SD^2 + 0.01), mean 1.")
     w_q: float = setting(0.5, help="Weight of the quality loss.", ge=0)
     w_c: float = setting(0.5, help="Weight of the consistency loss.", ge=0)
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)

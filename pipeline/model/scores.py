@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks."""
+    """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks.
+
+    The rest is there only for what asks for it: SDs of the labels over raters (NaN where unknown) and weights of
+    the rows in the loss.
+    """
 
     v_BD: Tensor
     t_BD: Tensor
     q_B: Tensor
     c_B: Tensor
+    q_std_B: Tensor | None = None
+    c_std_B: Tensor | None = None
+    q_weight_B: Tensor | None = None
+    c_weight_B: Tensor | None = None
 
 
 class HeadScores(NamedTuple):

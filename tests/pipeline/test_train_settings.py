@@ -126,7 +126,8 @@ EFFECTS = {
 }
 ELSEWHERE = {
     "cache": "test_train.py, whose runs on other caches differ",
-    "loss": "test_loss_has_no_second_choice_yet",
+    "loss": "test_every_loss_trains_and_repeats",
+    "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
 }
 
@@ -142,8 +143,71 @@ def test_setting_has_its_effect(name, train_demo, demo_run):
     assert holds(Effect(demo_run, train_demo(**settings).run))
 
 
-def test_loss_has_no_second_choice_yet():
-    assert get_args(field_types(TrainConfig)["loss"]) == ("mse",), "test the effect of the new loss in EFFECTS"
+@pytest.mark.parametrize("loss", [name for name in get_args(field_types(TrainConfig)["loss"]) if name != "mse"])
+def test_every_loss_trains_and_repeats(loss, train_demo, demo_run):
+    run = train_demo(loss=loss)
+    effect = Effect(demo_run, run.run)
+    assert effect.weights_differ()
+    assert any(f"0.5 {loss}(q) + 0.5 {loss}(c)" in line for line in effect.config()["description"])
+    losses = effect.history("train_loss")[1]
+    assert losses[-1] < losses[0]
+    assert min(run.metrics["train"][label]["srocc"] for label in LABELS) > 0.3
+    assert same_weights(weights_of(run.run), weights_of(train_demo(loss=loss).run))
+
+
+def with_stds(rows):
+    for number, row in enumerate(rows):
+        row["quality_std"], row["consistency_std"] = f"{0.02 + 0.01 * (number % 30)}", "0.2"
+
+
+def test_label_stds_are_used_and_said(train_demo, relabelled):
+    cache = relabelled(with_stds)
+    plain = train_demo(cache=cache)
+    assert not any("SD" in line for line in read_json(plain.run / "config.json")["description"])
+    for settings, line in (
+        ({"loss": "fidelity"}, "label SDs     of the cache for quality and consistency, 0.13 elsewhere"),
+        ({"std_weighting": True}, "row weights   1 / (label SD^2 + 0.01), mean 1, for quality and consistency"),
+    ):
+        run = train_demo(cache=cache, **settings)
+        assert line in read_json(run.run / "config.json")["description"]
+        assert not same_weights(weights_of(run.run), weights_of(plain.run))
+    without = train_demo(loss="fidelity")
+    assert not same_weights(weights_of(without.run), weights_of(train_demo(cache=cache, loss="fidelity").run))
+
+
+def test_equal_stds_weigh_nothing(train_demo, relabelled):
+    def same_for_all(rows):
+        for row in rows:
+            row["quality_std"] = row["consistency_std"] = "0.2"
+
+    cache = relabelled(same_for_all)
+    weighted, plain = train_demo(cache=cache, std_weighting=True, epochs=1), train_demo(cache=cache, epochs=1)
+    ours, theirs = weights_of(weighted.run), weights_of(plain.run)
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_missing_label_stds_are_said(train_demo, relabelled, capsys):
+    train_demo(loss="fidelity", std_weighting=True, epochs=1)
+    err = capsys.readouterr().err
+    assert "warning: the cache has no label SDs for quality and consistency: --loss fidelity takes 0.13 there\n" in err
+    assert "warning: --std-weighting is not used for quality and consistency: the cache has no label SDs there\n" in err
+    assert "label SDs     0.13\n" in err
+    assert "row weights" not in err
+
+    def only_quality(rows):
+        for row in rows:
+            row["quality_std"] = "0.1"
+
+    train_demo(cache=relabelled(only_quality), std_weighting=True, epochs=1)
+    err = capsys.readouterr().err
+    assert "warning: --std-weighting is not used for consistency: the cache has no label SDs there\n" in err
+    assert "row weights   1 / (label SD^2 + 0.01), mean 1, for quality\n" in err
+
+
+def test_a_batch_of_one_has_nothing_to_compare(train_demo, capsys):
+    train_demo(loss="rank", batch_size=1, epochs=1)
+    line = "warning: --batch-size 1 leaves --loss rank nothing to compare: the heads do not learn\n"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
