@@ -20,6 +20,12 @@ class TrainConfig:
     cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
     out: Path | None = setting(None, help="Run directory to make; default runs/CACHE_MODE, numbered if taken.")
     residual_learning: bool = setting(True, help="Bounded corrections of a base, or direct heads (for ablation).")
+    two_branch: bool = setting(
+        False, help="Direct heads: average consistency with a sigmoid of the cosine whose two numbers are learned."
+    )
+    refinement: bool = setting(
+        False, help="Direct heads: a small transformer over image, prompt and coarse consistency corrects the latter."
+    )
     base_init: Literal["calibrated", "identity"] = setting(
         "calibrated", help="Start of the bases: fitted in closed form, or plain."
     )

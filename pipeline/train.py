@@ -15,7 +15,8 @@ import numpy as np
 from deltaclip.base.device import choose_device
 from deltaclip.base.progress import Progress
 from deltaclip.base.settings import settings_to_json
-from deltaclip.pipeline.model.calibrate import calibrate
+from deltaclip.pipeline.model.calibrate import calibrate, calibrate_branch
+from deltaclip.pipeline.model.direct import DirectHeads
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
@@ -125,14 +126,7 @@ def train(config: TrainConfig) -> TrainResult:
 def _fit(
     config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeights
 ) -> tuple[HeadSpec, nn.Module, dict[str, Any] | None, FitResult]:
-    spec = HeadSpec(
-        dim=rows.dim,
-        kind="residual" if config.residual_learning else "direct",
-        scale_q=config.residual_scale_q,
-        scale_c=config.residual_scale_c,
-        scale_mode=config.scale_mode,
-        dropout=config.dropout,
-    )
+    spec = _spec(config, rows)
     plan = FitPlan(
         epochs=config.epochs,
         lr=config.lr,
@@ -148,7 +142,9 @@ def _fit(
     with seeded(config.seed, device), Progress(config.epochs, "training", unit="epochs") as progress:
         heads = build_heads(spec).to(device)
         calibration = None
-        if isinstance(heads, ResidualHeads) and config.base_init == "calibrated":
+        if isinstance(heads, DirectHeads) and heads.two_branch:
+            calibration = calibrate_branch(heads, batches.in_order(SCORE_BATCH)).to_json()
+        elif isinstance(heads, ResidualHeads) and config.base_init == "calibrated":
             calibration = calibrate(heads, batches.in_order(SCORE_BATCH)).to_json()
         fitted = fit(
             heads,
@@ -159,6 +155,20 @@ def _fit(
             on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
         )
     return spec, heads, calibration, fitted
+
+
+def _spec(config: TrainConfig, rows: CacheRows) -> HeadSpec:
+    direct = not config.residual_learning
+    return HeadSpec(
+        dim=rows.dim,
+        kind="direct" if direct else "residual",
+        scale_q=config.residual_scale_q,
+        scale_c=config.residual_scale_c,
+        scale_mode=config.scale_mode,
+        dropout=config.dropout,
+        two_branch=direct and config.two_branch,
+        refinement=direct and config.refinement,
+    )
 
 
 def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Callable[[], Validation]:

@@ -39,7 +39,8 @@ class HeadScores(NamedTuple):
     """Scores of N rows with their parts.
 
     `q_sum_N`, `c_sum_N` are what the loss sees: base + scale * delta, not clamped, so that no row loses its
-    gradient. `q`, `c` are what is reported. Direct heads have no base, delta or scale: these are None.
+    gradient. `q`, `c` are what is reported. Direct heads have no base, delta or scale: these are None,
+    but for c when it is refined: base is the coarse c then, and scale the bound.
     """
 
     q_sum_N: Tensor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltaclip.base.settings import option_name
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
+from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.run.measure import can_rank, present_labels
 from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.targets import labels_with_std
@@ -59,10 +60,7 @@ def _about_stds(config: TrainConfig, rows: CacheRows) -> list[str]:
 
 def _formulas(config: TrainConfig) -> list[str]:
     if not config.residual_learning:
-        return [
-            "quality       q = sigmoid(Linear(v))",
-            "consistency   c = sigmoid(MLP([v, t, s])), s = v . t",
-        ]
+        return _direct_formulas(config)
     scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
     scale_q, scale_c = f"{config.residual_scale_q:g}{scale}", f"{config.residual_scale_c:g}{scale}"
     return [
@@ -70,6 +68,20 @@ def _formulas(config: TrainConfig) -> list[str]:
         f"consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + {scale_c} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
         f"bases         {config.base_init}" + (" on the training rows" if config.base_init == "calibrated" else ""),
     ]
+
+
+def _direct_formulas(config: TrainConfig) -> list[str]:
+    c = "sigmoid(MLP([v, t, s]))"
+    lines = [
+        "quality       q = sigmoid(Linear(v))",
+        f"consistency   c = {f'({c} + sigmoid(k s + m)) / 2' if config.two_branch else c}, s = v . t",
+    ]
+    if config.two_branch:
+        lines.append("cosine branch k, m start calibrated on the training rows")
+    if config.refinement:
+        shape = f"{LAYERS} layers, {HEADS} heads, width {WIDTH}"
+        lines.append(f"refinement    clamp(c + {BOUND:g} tanh(Transformer(v, t, c)), 0, 1), {shape}")
+    return lines
 
 
 def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
@@ -86,6 +98,12 @@ def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]
             f"{option_name(name)} is not used: direct heads have neither base nor scale"
             for name in ("residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
             if getattr(config, name) != getattr(type(config), name)
+        ]
+    if config.residual_learning:
+        found += [
+            f"{option_name(name)} is not used: it belongs to direct heads (--no-residual-learning)"
+            for name in ("two_branch", "refinement")
+            if getattr(config, name)
         ]
     found += _about_loss(config, rows)
     found += _about_split(config, rows, split)

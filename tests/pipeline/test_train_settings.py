@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from deltaclip.base.settings import field_types
-from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.settings import EvaluateConfig, TrainConfig
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, same_weights, weights_of
 
 LABELS = ("quality", "consistency")
@@ -127,6 +128,8 @@ EFFECTS = {
 ELSEWHERE = {
     "cache": "test_train.py, whose runs on other caches differ",
     "loss": "test_every_loss_trains_and_repeats",
+    "two_branch": "test_two_branches",
+    "refinement": "test_refinement",
     "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
 }
@@ -208,6 +211,44 @@ def test_a_batch_of_one_has_nothing_to_compare(train_demo, capsys):
     train_demo(loss="rank", batch_size=1, epochs=1)
     line = "warning: --batch-size 1 leaves --loss rank nothing to compare: the heads do not learn\n"
     assert line in capsys.readouterr().err
+
+
+def test_two_branches(train_demo):
+    run = train_demo(residual_learning=False, two_branch=True, epochs=2)
+    config, weights = read_json(run.run / "config.json"), weights_of(run.run)
+    assert "consistency   c = (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2, s = v . t" in config["description"]
+    assert "cosine branch k, m start calibrated on the training rows" in config["description"]
+    assert config["calibration"]["slope"] > 0
+    assert 0 < abs(float(weights["cosine_slope"]) - config["calibration"]["slope"]) < 0.1  # trained, from there
+    plain = train_demo(residual_learning=False, epochs=2)
+    rows = [numbers(read_csv(path / "predictions.csv"), "c") for path in (run.run, plain.run)]
+    assert np.abs(rows[0] - rows[1]).max() > 1e-3
+
+
+def test_refinement(train_demo):
+    def trained():
+        return train_demo(residual_learning=False, refinement=True, epochs=2)
+
+    run = trained()
+    rows = read_csv(run.run / "predictions.csv")
+    c, base, delta = (numbers(rows, name) for name in ("c", "c_base", "c_delta"))
+    assert 0 < np.abs(c - base).max() <= 0.2 + 1e-6  # six digits are stored
+    np.testing.assert_allclose(c, np.clip(base + delta, 0, 1), atol=2e-6)
+    assert {row["q_base"] for row in rows} == {""}
+    line = "refinement    clamp(c + 0.2 tanh(Transformer(v, t, c)), 0, 1), 4 layers, 8 heads, width 256"
+    assert line in read_json(run.run / "config.json")["description"]
+    again = evaluate(EvaluateConfig(run=run.run))
+    assert again.metrics["test"] == run.metrics["test"]
+    assert same_weights(weights_of(run.run), weights_of(trained().run))
+
+
+def test_parts_of_direct_heads_are_refused_by_residual_ones(train_demo, demo_run, capsys):
+    run = train_demo(two_branch=True, refinement=True)
+    err = capsys.readouterr().err
+    for option in ("--two-branch", "--refinement"):
+        assert f"warning: {option} is not used: it belongs to direct heads (--no-residual-learning)\n" in err
+    assert "Transformer" not in err
+    assert same_weights(weights_of(run.run), weights_of(demo_run))
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
