@@ -20,6 +20,12 @@ class TrainConfig:
     cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
     out: Path | None = setting(None, help="Run directory to make; default runs/CACHE_MODE, numbered if taken.")
     residual_learning: bool = setting(True, help="Bounded corrections of a base, or direct heads (for ablation).")
+    two_branch: bool = setting(
+        False, help="Direct heads: average consistency with a sigmoid of the cosine whose two numbers are learned."
+    )
+    refinement: bool = setting(
+        False, help="Direct heads: a small transformer over image, prompt and coarse consistency corrects the latter."
+    )
     base_init: Literal["calibrated", "identity"] = setting(
         "calibrated", help="Start of the bases: fitted in closed form, or plain."
     )
@@ -31,7 +37,10 @@ class TrainConfig:
         0.2, help="Largest correction of quality; 0.1 for little data, 0.3 to 0.5 for much.", ge=0, le=1
     )
     residual_scale_c: float = setting(0.2, help="Largest correction of consistency.", ge=0, le=1)
-    loss: Literal["mse"] = setting("mse", help="Loss of both heads.")
+    loss: Literal["mse", "huber", "plcc", "rank", "fidelity"] = setting(
+        "mse", help="Loss of both heads; plcc, rank and fidelity compare the rows of a batch."
+    )
+    std_weighting: bool = setting(False, help="Weigh rows by how far raters agreed: 1 / (label SD^2 + 0.01), mean 1.")
     w_q: float = setting(0.5, help="Weight of the quality loss.", ge=0)
     w_c: float = setting(0.5, help="Weight of the consistency loss.", ge=0)
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)

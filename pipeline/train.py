@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.device import choose_device
-from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.base.settings import settings_to_json
-from deltaclip.pipeline.model.calibrate import calibrate
+from deltaclip.pipeline.model.calibrate import calibrate, calibrate_branch
+from deltaclip.pipeline.model.direct import DirectHeads
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
@@ -27,6 +27,7 @@ from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
 from deltaclip.pipeline.run.rows import LABELS, CacheRows, load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.tables import metrics_table
+from deltaclip.pipeline.run.targets import loss_weights, training_columns
 from deltaclip.pipeline.scoring.metrics import pearson, srocc
 from deltaclip.pipeline.training.fit import EpochRow, FitPlan, FitResult, Validation, fit, seeded
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
 
@@ -81,7 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
     mode = "residual_frozen" if config.residual_learning else "direct_frozen"
     run_path = free_run_path(config.out, f"{config.cache.stem}_{mode}")
     rows = load_rows(config.cache, choose_device(config.device))
-    weights = _loss_weights(config, rows)
+    weights = loss_weights(config, rows)
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.seed)
     for line in (*warnings_of(config, rows, split), *describe(config, rows, weights)):
         print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
@@ -121,36 +123,10 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def _loss_weights(config: TrainConfig, rows: CacheRows) -> tuple[float, float]:
-    present = present_labels(rows)
-    if not present:
-        remedy = "give the manifest a quality or consistency column and extract again"
-        raise UserError("has no labels", place=config.cache, remedy=remedy)
-    # A label that no row has cannot weigh anything; warnings_of says so.
-    w_q, w_c = (
-        (config.w_q if "quality" in present else 0.0),
-        (config.w_c if "consistency" in present else 0.0),
-    )
-    if w_q == w_c == 0:
-        raise UserError(
-            "every loss weight is 0 for the labels that the cache has",
-            place="--w-q, --w-c",
-            remedy="give one above 0",
-        )
-    return w_q, w_c
-
-
 def _fit(
-    config: TrainConfig, rows: CacheRows, split: Split, weights: tuple[float, float]
+    config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeights
 ) -> tuple[HeadSpec, nn.Module, dict[str, Any] | None, FitResult]:
-    spec = HeadSpec(
-        dim=rows.dim,
-        kind="residual" if config.residual_learning else "direct",
-        scale_q=config.residual_scale_q,
-        scale_c=config.residual_scale_c,
-        scale_mode=config.scale_mode,
-        dropout=config.dropout,
-    )
+    spec = _spec(config, rows)
     plan = FitPlan(
         epochs=config.epochs,
         lr=config.lr,
@@ -161,21 +137,38 @@ def _fit(
         patience=config.patience,
     )
     device = rows.v_ID.device
-    batches = rows.batches(split.train, batch_size=config.batch_size, seed=config.seed)
+    columns = training_columns(config, rows, split.train)
+    batches = rows.batches(split.train, batch_size=config.batch_size, seed=config.seed, columns=columns)
     with seeded(config.seed, device), Progress(config.epochs, "training", unit="epochs") as progress:
         heads = build_heads(spec).to(device)
         calibration = None
-        if isinstance(heads, ResidualHeads) and config.base_init == "calibrated":
+        if isinstance(heads, DirectHeads) and heads.two_branch:
+            calibration = calibrate_branch(heads, batches.in_order(SCORE_BATCH)).to_json()
+        elif isinstance(heads, ResidualHeads) and config.base_init == "calibrated":
             calibration = calibrate(heads, batches.in_order(SCORE_BATCH)).to_json()
         fitted = fit(
             heads,
             batches,
-            objective=weighted_loss(config.loss, w_q=weights[0], w_c=weights[1]),
+            objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c),
             plan=plan,
             validate=_validator(heads, rows, split.val) if can_rank(rows, split.val) else None,
             on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
         )
     return spec, heads, calibration, fitted
+
+
+def _spec(config: TrainConfig, rows: CacheRows) -> HeadSpec:
+    direct = not config.residual_learning
+    return HeadSpec(
+        dim=rows.dim,
+        kind="direct" if direct else "residual",
+        scale_q=config.residual_scale_q,
+        scale_c=config.residual_scale_c,
+        scale_mode=config.scale_mode,
+        dropout=config.dropout,
+        two_branch=direct and config.two_branch,
+        refinement=direct and config.refinement,
+    )
 
 
 def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Callable[[], Validation]:

@@ -108,3 +108,47 @@ def leaks(sides, groups):
     """Tell whether two sides (collections of rows) share a group, by sets."""
     seen = [{groups[row] for row in side} for side in sides]
     return any(seen[i] & seen[j] for i in range(len(seen)) for j in range(i))
+
+
+def huber(x, y, w, *, delta):
+    """Mean of w h(x - y), h = e^2/2 up to delta, then delta (|e| - delta/2) (Huber 1964)."""
+    errors = [abs(a - b) for a, b in zip(x, y, strict=True)]
+    return math.fsum(
+        g * (e * e / 2 if e <= delta else delta * (e - delta / 2)) for g, e in zip(w, errors, strict=True)
+    ) / len(errors)
+
+
+def weighted_pearson(x, y, w):
+    """Pearson's correlation under the distribution that gives row i the mass w_i / sum w."""
+    mass = [g / math.fsum(w) for g in w]
+    mx, my = (math.fsum(g * a for g, a in zip(mass, values, strict=True)) for values in (x, y))
+    xy = math.fsum(g * (a - mx) * (b - my) for g, a, b in zip(mass, x, y, strict=True))
+    xx, yy = (
+        math.fsum(g * (a - m) ** 2 for g, a in zip(mass, values, strict=True)) for values, m in ((x, mx), (y, my))
+    )
+    return xy / math.sqrt(xx * yy)
+
+
+def margin_rank(x, y, w):
+    """Mean over pairs y_i > y_j of w_i w_j max(0, (y_i - y_j) - (x_i - x_j)) (Sun, Min, Lu, Zhai 2022)."""
+    found = [
+        w[i] * w[j] * max(0.0, (y[i] - y[j]) - (x[i] - x[j]))
+        for i in range(len(x))
+        for j in range(len(x))
+        if y[i] > y[j]
+    ]
+    return math.fsum(found) / max(len(found), 1)
+
+
+def thurstone_fidelity(x, y, w, std):
+    """Mean over pairs i < j of w_i w_j (1 - sqrt(p p') - sqrt((1 - p)(1 - p'))) (Thurstone 1927; Tsai 2007)."""
+    from scipy.stats import norm
+
+    found = []
+    for i in range(len(x)):
+        for j in range(i):
+            spread = math.hypot(std[i], std[j])
+            p, q = norm.cdf((y[i] - y[j]) / spread), norm.cdf((x[i] - x[j]) / spread)
+            p_not, q_not = norm.sf((y[i] - y[j]) / spread), norm.sf((x[i] - x[j]) / spread)
+            found.append(w[i] * w[j] * (1 - math.sqrt(p * q) - math.sqrt(p_not * q_not)))
+    return math.fsum(found) / max(len(found), 1)

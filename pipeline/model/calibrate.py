@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from deltaclip.pipeline.model.direct import DirectHeads
     from deltaclip.pipeline.model.heads import ResidualHeads
 
 # Labels at the ends of the range have infinite logits. One hundredth is the step of a 0-100 opinion score,
@@ -75,6 +76,24 @@ def calibrate(heads: ResidualHeads, batches: Iterable[Batch]) -> Calibration:
             heads.c_slope.fill_(slope)
             heads.c_offset.fill_(offset)
     return Calibration(quality.num_rows, consistency.num_rows, slope, offset, strength)
+
+
+def calibrate_branch(heads: DirectHeads, batches: Iterable[Batch]) -> Calibration:
+    """Set k, m of two-branch heads in place: least squares of the logit of consistency on s, over labelled rows.
+
+    Labels are pulled in as for w, b0. In the calibration `slope` is k, `offset` is m.
+    """
+    sums = Sums.zeros(1, heads.cosine_slope.device)
+    for batch in batches:
+        s_N = cosine(batch.v_BD.double(), batch.t_BD.double())
+        sums.add(s_N[:, None], torch.logit(batch.c_B.double().clamp(LABEL_MARGIN, 1 - LABEL_MARGIN)))
+    slope = offset = None
+    if sums.num_rows:
+        slope, offset = fit_line(sums)
+        with torch.no_grad():
+            heads.cosine_slope.fill_(slope)
+            heads.cosine_offset.fill_(offset)
+    return Calibration(0, sums.num_rows, slope, offset, None)
 
 
 class Ridge(NamedTuple):

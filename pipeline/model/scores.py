@@ -19,19 +19,28 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks."""
+    """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks.
+
+    The rest is there only for what asks for it: SDs of the labels over raters (NaN where unknown) and weights of
+    the rows in the loss.
+    """
 
     v_BD: Tensor
     t_BD: Tensor
     q_B: Tensor
     c_B: Tensor
+    q_std_B: Tensor | None = None
+    c_std_B: Tensor | None = None
+    q_weight_B: Tensor | None = None
+    c_weight_B: Tensor | None = None
 
 
 class HeadScores(NamedTuple):
     """Scores of N rows with their parts.
 
     `q_sum_N`, `c_sum_N` are what the loss sees: base + scale * delta, not clamped, so that no row loses its
-    gradient. `q`, `c` are what is reported. Direct heads have no base, delta or scale: these are None.
+    gradient. `q`, `c` are what is reported. Direct heads have no base, delta or scale: these are None,
+    but for c when it is refined: base is the coarse c then, and scale the bound.
     """
 
     q_sum_N: Tensor

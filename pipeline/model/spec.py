@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from deltaclip.base.errors import did_you_mean
 from deltaclip.pipeline.model.direct import DirectHeads
 from deltaclip.pipeline.model.heads import ResidualHeads, ScaleMode
+from deltaclip.pipeline.model.refinement import BOUND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,10 @@ HeadKind = Literal["residual", "direct"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """Everything that shapes heads; scales in [0, 1] are read by residual heads only."""
+    """Everything that shapes heads.
+
+    Scales in [0, 1] are read by residual heads only; `two_branch`, `refinement` and its bound by direct ones.
+    """
 
     dim: int
     kind: HeadKind = "residual"
@@ -31,6 +35,9 @@ class HeadSpec:
     dropout: float = 0.1
     hidden_q: int = 128
     hidden_c: tuple[int, int] = (256, 64)
+    two_branch: bool = False
+    refinement: bool = False
+    refine_bound: float = BOUND
 
     def __post_init__(self) -> None:
         """Refuse values that no head can be built from."""
@@ -40,9 +47,12 @@ class HeadSpec:
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown; {did_you_mean(value, known)}")
-        for name, scale in (("scale_q", self.scale_q), ("scale_c", self.scale_c)):
-            if not 0 <= scale <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {scale}")
+        for name in ("scale_q", "scale_c", "refine_bound"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        for name in ("two_branch", "refinement"):
+            if self.kind != "direct" and getattr(self, name):
+                raise ValueError(f"{name} needs direct heads, these are {self.kind}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         for width in (self.dim, self.hidden_q, *self.hidden_c):
@@ -67,7 +77,14 @@ class HeadSpec:
 def build_heads(spec: HeadSpec) -> ResidualHeads | DirectHeads:
     """Return new heads; their random weights come from torch's global generator."""
     if spec.kind == "direct":
-        return DirectHeads(spec.dim, dropout=spec.dropout, hidden_c=spec.hidden_c)
+        return DirectHeads(
+            spec.dim,
+            dropout=spec.dropout,
+            hidden_c=spec.hidden_c,
+            two_branch=spec.two_branch,
+            refinement=spec.refinement,
+            refine_bound=spec.refine_bound,
+        )
     return ResidualHeads(
         spec.dim,
         scale_q=spec.scale_q,

@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltaclip.base.settings import option_name
+from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
+from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.run.measure import can_rank, present_labels
 from deltaclip.pipeline.run.rows import LABELS
+from deltaclip.pipeline.run.targets import labels_with_std
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
 
@@ -20,13 +24,13 @@ LR_RANGE = (1e-3, 5e-3)  # spec section 3, frozen mode
 LARGE_SCALE = 0.5  # beyond, the correction is no longer small: spec section 2
 
 
-def describe(config: TrainConfig, rows: CacheRows, weights: tuple[float, float]) -> list[str]:
+def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list[str]:
     """Return the configuration of a training, one line a topic.
 
     Args:
         config: settings of the stage.
         rows: the cache.
-        weights: loss weights of quality and consistency that are in force.
+        weights: loss weights that are in force.
     """
     clip = f"gradients clipped to {config.max_grad_norm:g}" if config.max_grad_norm else "gradients not clipped"
     stop = f", stops after {config.patience} epochs without gain" if config.patience else ""
@@ -36,18 +40,27 @@ def describe(config: TrainConfig, rows: CacheRows, weights: tuple[float, float])
         f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{stop}",
         f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
-        f"loss          {weights[0]:g} {config.loss}(q) + {weights[1]:g} {config.loss}(c); no explanations",
+        f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c); no explanations",
+        *_about_stds(config, rows),
         "freezing      image tower: all frozen; text tower: all frozen (cached embeddings)",
         *_formulas(config),
     ]
 
 
+def _about_stds(config: TrainConfig, rows: CacheRows) -> list[str]:
+    known = labels_with_std(rows)
+    lines = []
+    if config.loss == "fidelity":
+        used = f"of the cache for {' and '.join(known)}, {DEFAULT_STD:g} elsewhere" if known else f"{DEFAULT_STD:g}"
+        lines.append(f"label SDs     {used}")
+    if config.std_weighting and known:
+        lines.append(f"row weights   1 / (label SD^2 + {WEIGHT_FLOOR:g}), mean 1, for {' and '.join(known)}")
+    return lines
+
+
 def _formulas(config: TrainConfig) -> list[str]:
     if not config.residual_learning:
-        return [
-            "quality       q = sigmoid(Linear(v))",
-            "consistency   c = sigmoid(MLP([v, t, s])), s = v . t",
-        ]
+        return _direct_formulas(config)
     scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
     scale_q, scale_c = f"{config.residual_scale_q:g}{scale}", f"{config.residual_scale_c:g}{scale}"
     return [
@@ -55,6 +68,20 @@ def _formulas(config: TrainConfig) -> list[str]:
         f"consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + {scale_c} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
         f"bases         {config.base_init}" + (" on the training rows" if config.base_init == "calibrated" else ""),
     ]
+
+
+def _direct_formulas(config: TrainConfig) -> list[str]:
+    c = "sigmoid(MLP([v, t, s]))"
+    lines = [
+        "quality       q = sigmoid(Linear(v))",
+        f"consistency   c = {f'({c} + sigmoid(k s + m)) / 2' if config.two_branch else c}, s = v . t",
+    ]
+    if config.two_branch:
+        lines.append("cosine branch k, m start calibrated on the training rows")
+    if config.refinement:
+        shape = f"{LAYERS} layers, {HEADS} heads, width {WIDTH}"
+        lines.append(f"refinement    clamp(c + {BOUND:g} tanh(Transformer(v, t, c)), 0, 1), {shape}")
+    return lines
 
 
 def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
@@ -72,10 +99,29 @@ def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]
             for name in ("residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
             if getattr(config, name) != getattr(type(config), name)
         ]
+    if config.residual_learning:
+        found += [
+            f"{option_name(name)} is not used: it belongs to direct heads (--no-residual-learning)"
+            for name in ("two_branch", "refinement")
+            if getattr(config, name)
+        ]
+    found += _about_loss(config, rows)
     found += _about_split(config, rows, split)
     missing = [label for label in LABELS if label not in present_labels(rows)]
     found += [f"the cache has no {label} labels: that head is not trained and has no scores" for label in missing]
     return [f"warning: {line}" for line in found]
+
+
+def _about_loss(config: TrainConfig, rows: CacheRows) -> list[str]:
+    found = []
+    lacking = " and ".join(label for label in present_labels(rows) if label not in labels_with_std(rows))
+    if lacking and config.loss == "fidelity":
+        found.append(f"the cache has no label SDs for {lacking}: --loss fidelity takes {DEFAULT_STD:g} there")
+    if lacking and config.std_weighting:
+        found.append(f"--std-weighting is not used for {lacking}: the cache has no label SDs there")
+    if config.batch_size == 1 and config.loss in BATCH_LOSSES:
+        found.append(f"--batch-size 1 leaves --loss {config.loss} nothing to compare: the heads do not learn")
+    return found
 
 
 def _about_split(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:

@@ -27,7 +27,10 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of N rows, each (N,) float32: `q`, `c` in [0, 1]; bases and corrections NaN for direct heads."""
+    """Scores of N rows, each (N,) float32: `q`, `c` in [0, 1]; bases and corrections NaN for direct heads.
+
+    The base of a refined consistency is the coarse one.
+    """
 
     q: NDArray[np.float32]
     c: NDArray[np.float32]

@@ -16,6 +16,7 @@ from deltaclip.features.store.store import FeatureStore, Rows
 from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
@@ -51,8 +52,18 @@ class CacheRows:
         parts = [(batch.v_BD * batch.t_BD).sum(dim=1) for batch in self.batches(None, batch_size=1).in_order()]
         return torch.cat(parts).cpu().numpy()
 
-    def batches(self, rows: NDArray[np.int64] | None, *, batch_size: int, seed: int = 0) -> MemoryBatches:
-        """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet."""
+    def batches(
+        self,
+        rows: NDArray[np.int64] | None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        columns: Mapping[str, Tensor] | None = None,
+    ) -> MemoryBatches:
+        """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet.
+
+        `columns` are further fields of a batch, one value for each of these rows.
+        """
         chosen = slice(None) if rows is None else rows
         device = self.v_ID.device
         return memory_batches(
@@ -62,6 +73,7 @@ class CacheRows:
             torch.from_numpy(self.label("consistency")[chosen]).to(device),
             image_index_N=torch.from_numpy(self.rows.image[chosen]).to(device),
             text_index_N=torch.from_numpy(self.rows.prompt[chosen]).to(device),
+            columns_N={name: column.to(device) for name, column in (columns or {}).items()},
             batch_size=batch_size,
             seed=seed,
         )

@@ -10,7 +10,7 @@ Shapes: N rows, I distinct images, M distinct texts, D embedding width, B rows o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from deltaclip.pipeline.model.scores import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -47,6 +47,7 @@ class MemoryBatches:
     text_index_N: Tensor | None
     batch_size: int
     seed: int
+    columns_N: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,6 +75,7 @@ class MemoryBatches:
             t_BD=self.t_MD.index_select(0, texts_B).float(),
             q_B=self.q_N.index_select(0, rows_B),
             c_B=self.c_N.index_select(0, rows_B),
+            **{name: column_N.index_select(0, rows_B) for name, column_N in self.columns_N.items()},
         )
 
 
@@ -85,13 +87,15 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
     *,
     image_index_N: Tensor | None = None,
     text_index_N: Tensor | None = None,
+    columns_N: Mapping[str, Tensor] | None = None,
     batch_size: int = 64,
     seed: int = 42,
 ) -> MemoryBatches:
     """Return shuffled batches, float32 whatever the embeddings are stored in; labels in [0, 1], NaN = missing.
 
     With an index (int64) the embeddings come deduplicated: row n has v_ID[image_index_N[n]] and
-    t_MD[text_index_N[n]]; without, they have one row per row. Nothing is copied here, and only one batch at a
+    t_MD[text_index_N[n]]; without, they have one row per row. `columns_N` are further fields of `Batch`, such as
+    q_std_B, with one value per row. Nothing is copied here, and only one batch at a
     time later.
     """
     num_rows = len(q_N)
@@ -99,6 +103,7 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
         "image rows": len(v_ID) if image_index_N is None else len(image_index_N),
         "text rows": len(t_MD) if text_index_N is None else len(text_index_N),
         "consistency labels": len(c_N),
+        **{f"values of {name}": len(column_N) for name, column_N in (columns_N or {}).items()},
     }
     for what, length in lengths.items():
         if length != num_rows:
@@ -118,4 +123,5 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
         text_index_N=text_index_N,
         batch_size=batch_size,
         seed=seed,
+        columns_N=columns_N or {},
     )

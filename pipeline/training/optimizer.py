@@ -22,8 +22,9 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r"(^|\.)bias$", False),
     (r"(^|\.)norm\w*\.weight$", False),
     (r"(^|\.)theta$", False),
-    (r"(^|\.)c_(slope|offset)$", False),
-    (r"(^|\.)weight$", True),
+    (r"(^|\.)(c|cosine)_(slope|offset)$", False),
+    (r"(^|\.)in_proj_bias$", False),
+    (r"(^|\.)(in_proj_)?weight$", True),
 )
 
 # Fused: 0.31 ms a step for the default heads (0.5 million parameters, one core), foreach 0.90, a plain loop

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from deltaclip.base.settings import field_types
-from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.settings import EvaluateConfig, TrainConfig
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, same_weights, weights_of
 
 LABELS = ("quality", "consistency")
@@ -126,7 +127,10 @@ EFFECTS = {
 }
 ELSEWHERE = {
     "cache": "test_train.py, whose runs on other caches differ",
-    "loss": "test_loss_has_no_second_choice_yet",
+    "loss": "test_every_loss_trains_and_repeats",
+    "two_branch": "test_two_branches",
+    "refinement": "test_refinement",
+    "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
 }
 
@@ -142,8 +146,109 @@ def test_setting_has_its_effect(name, train_demo, demo_run):
     assert holds(Effect(demo_run, train_demo(**settings).run))
 
 
-def test_loss_has_no_second_choice_yet():
-    assert get_args(field_types(TrainConfig)["loss"]) == ("mse",), "test the effect of the new loss in EFFECTS"
+@pytest.mark.parametrize("loss", [name for name in get_args(field_types(TrainConfig)["loss"]) if name != "mse"])
+def test_every_loss_trains_and_repeats(loss, train_demo, demo_run):
+    run = train_demo(loss=loss)
+    effect = Effect(demo_run, run.run)
+    assert effect.weights_differ()
+    assert any(f"0.5 {loss}(q) + 0.5 {loss}(c)" in line for line in effect.config()["description"])
+    losses = effect.history("train_loss")[1]
+    assert losses[-1] < losses[0]
+    assert min(run.metrics["train"][label]["srocc"] for label in LABELS) > 0.3
+    assert same_weights(weights_of(run.run), weights_of(train_demo(loss=loss).run))
+
+
+def with_stds(rows):
+    for number, row in enumerate(rows):
+        row["quality_std"], row["consistency_std"] = f"{0.02 + 0.01 * (number % 30)}", "0.2"
+
+
+def test_label_stds_are_used_and_said(train_demo, relabelled):
+    cache = relabelled(with_stds)
+    plain = train_demo(cache=cache)
+    assert not any("SD" in line for line in read_json(plain.run / "config.json")["description"])
+    for settings, line in (
+        ({"loss": "fidelity"}, "label SDs     of the cache for quality and consistency, 0.13 elsewhere"),
+        ({"std_weighting": True}, "row weights   1 / (label SD^2 + 0.01), mean 1, for quality and consistency"),
+    ):
+        run = train_demo(cache=cache, **settings)
+        assert line in read_json(run.run / "config.json")["description"]
+        assert not same_weights(weights_of(run.run), weights_of(plain.run))
+    without = train_demo(loss="fidelity")
+    assert not same_weights(weights_of(without.run), weights_of(train_demo(cache=cache, loss="fidelity").run))
+
+
+def test_equal_stds_weigh_nothing(train_demo, relabelled):
+    def same_for_all(rows):
+        for row in rows:
+            row["quality_std"] = row["consistency_std"] = "0.2"
+
+    cache = relabelled(same_for_all)
+    weighted, plain = train_demo(cache=cache, std_weighting=True, epochs=1), train_demo(cache=cache, epochs=1)
+    ours, theirs = weights_of(weighted.run), weights_of(plain.run)
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_missing_label_stds_are_said(train_demo, relabelled, capsys):
+    train_demo(loss="fidelity", std_weighting=True, epochs=1)
+    err = capsys.readouterr().err
+    assert "warning: the cache has no label SDs for quality and consistency: --loss fidelity takes 0.13 there\n" in err
+    assert "warning: --std-weighting is not used for quality and consistency: the cache has no label SDs there\n" in err
+    assert "label SDs     0.13\n" in err
+    assert "row weights" not in err
+
+    def only_quality(rows):
+        for row in rows:
+            row["quality_std"] = "0.1"
+
+    train_demo(cache=relabelled(only_quality), std_weighting=True, epochs=1)
+    err = capsys.readouterr().err
+    assert "warning: --std-weighting is not used for consistency: the cache has no label SDs there\n" in err
+    assert "row weights   1 / (label SD^2 + 0.01), mean 1, for quality\n" in err
+
+
+def test_a_batch_of_one_has_nothing_to_compare(train_demo, capsys):
+    train_demo(loss="rank", batch_size=1, epochs=1)
+    line = "warning: --batch-size 1 leaves --loss rank nothing to compare: the heads do not learn\n"
+    assert line in capsys.readouterr().err
+
+
+def test_two_branches(train_demo):
+    run = train_demo(residual_learning=False, two_branch=True, epochs=2)
+    config, weights = read_json(run.run / "config.json"), weights_of(run.run)
+    assert "consistency   c = (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2, s = v . t" in config["description"]
+    assert "cosine branch k, m start calibrated on the training rows" in config["description"]
+    assert config["calibration"]["slope"] > 0
+    assert 0 < abs(float(weights["cosine_slope"]) - config["calibration"]["slope"]) < 0.1  # trained, from there
+    plain = train_demo(residual_learning=False, epochs=2)
+    rows = [numbers(read_csv(path / "predictions.csv"), "c") for path in (run.run, plain.run)]
+    assert np.abs(rows[0] - rows[1]).max() > 1e-3
+
+
+def test_refinement(train_demo):
+    def trained():
+        return train_demo(residual_learning=False, refinement=True, epochs=2)
+
+    run = trained()
+    rows = read_csv(run.run / "predictions.csv")
+    c, base, delta = (numbers(rows, name) for name in ("c", "c_base", "c_delta"))
+    assert 0 < np.abs(c - base).max() <= 0.2 + 1e-6  # six digits are stored
+    np.testing.assert_allclose(c, np.clip(base + delta, 0, 1), atol=2e-6)
+    assert {row["q_base"] for row in rows} == {""}
+    line = "refinement    clamp(c + 0.2 tanh(Transformer(v, t, c)), 0, 1), 4 layers, 8 heads, width 256"
+    assert line in read_json(run.run / "config.json")["description"]
+    again = evaluate(EvaluateConfig(run=run.run))
+    assert again.metrics["test"] == run.metrics["test"]
+    assert same_weights(weights_of(run.run), weights_of(trained().run))
+
+
+def test_parts_of_direct_heads_are_refused_by_residual_ones(train_demo, demo_run, capsys):
+    run = train_demo(two_branch=True, refinement=True)
+    err = capsys.readouterr().err
+    for option in ("--two-branch", "--refinement"):
+        assert f"warning: {option} is not used: it belongs to direct heads (--no-residual-learning)\n" in err
+    assert "Transformer" not in err
+    assert same_weights(weights_of(run.run), weights_of(demo_run))
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])

@@ -1,4 +1,4 @@
-"""The masked, weighted loss against sums written out in float64."""
+"""Every loss against sums written out in float64, its gradient against differences, and batches with nothing to say."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from deltaclip.pipeline.model.losses import mse_loss, weighted_loss
+from deltaclip.pipeline.model.losses import (
+    BATCH_LOSSES,
+    DEFAULT_STD,
+    HUBER_DELTA,
+    LOSSES,
+    MIN_STD,
+    WEIGHT_FLOOR,
+    mse_loss,
+    std_weights,
+    weighted_loss,
+)
 from deltaclip.pipeline.model.scores import Batch, HeadScores
+from deltaclip.tests import reference
 
 
 def rows(num_rows, missing, seed=None):
@@ -59,3 +70,144 @@ def test_refusals(arguments, message):
     with pytest.raises(ValueError) as caught:  # the whole text is compared
         weighted_loss(**arguments)
     assert str(caught.value) == message
+
+
+# Truth by formulas over the labelled rows alone; weights and SDs as given.
+
+TRUTH = {
+    "mse": lambda x, y, w, std: float(np.mean(w * (x - y) ** 2)),
+    "huber": lambda x, y, w, std: reference.huber(x, y, w, delta=HUBER_DELTA),
+    "plcc": lambda x, y, w, std: (1 - reference.weighted_pearson(x, y, w)) / 2,
+    "rank": lambda x, y, w, std: reference.margin_rank(x, y, w),
+    "fidelity": reference.thurstone_fidelity,
+}
+
+
+def case(num_rows, seed=None):
+    """Rows with ties among predictions and labels, a third without label, some without SD, one SD of 0."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(0.5, 0.4, num_rows), rng.integers(0, 9, num_rows) / 8
+    x[1::5] = x[0]
+    y[:2] = 0.25, 0.75
+    y[2::3] = np.nan
+    w, std = rng.uniform(0.2, 3, num_rows), rng.uniform(0.02, 0.4, num_rows)
+    std[3::4] = np.nan
+    std[4] = 0.0
+    return x, y, w, std
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("num_rows", [6, 64])
+@pytest.mark.parametrize(("weighted", "with_std"), [(False, False), (True, True)])
+def test_value_is_that_of_the_formula(name, num_rows, weighted, with_std):
+    x, y, w, std = case(num_rows)
+    kept = ~np.isnan(y)
+    extra = {"weight_B": torch.from_numpy(w)} if weighted else {}
+    extra |= {"std_B": torch.from_numpy(std)} if with_std else {}
+    found = LOSSES[name](torch.from_numpy(x), torch.from_numpy(y), **extra)
+    stds = (
+        np.maximum(np.where(np.isnan(std), DEFAULT_STD, std), MIN_STD) if with_std else np.full(num_rows, DEFAULT_STD)
+    )
+    expected = TRUTH[name](x[kept], y[kept], (w if weighted else np.ones(num_rows))[kept], stds[kept])
+    # plcc carries an epsilon of 1e-8 beside a product of variances near 1e-2; the rest is rounding.
+    assert found.item() == pytest.approx(expected, rel=1e-5 if name == "plcc" else 1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_agrees_with_float64(name):
+    x, y, w, std = (torch.from_numpy(values) for values in case(64))
+    wide = LOSSES[name](x, y, weight_B=w, std_B=std)
+    narrow = LOSSES[name](x.float(), y.float(), weight_B=w.float(), std_B=std.float())
+    assert narrow.dtype == torch.float32
+    assert narrow.item() == pytest.approx(wide.item(), rel=1e-4, abs=1e-6)  # 1 - a - b cancels in fidelity
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradient_is_that_of_finite_differences(name, weighted):
+    x, y, w, std = case(12, seed=5)  # fixed: differences across the kink of huber or rank would be no gradient
+    x += np.linspace(0, 0.01, 12)
+    extra = {"weight_B": torch.from_numpy(w), "std_B": torch.from_numpy(std)} if weighted else {}
+    leaf = torch.from_numpy(x).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda z: LOSSES[name](z, torch.from_numpy(y), **extra), (leaf,), eps=1e-7, atol=1e-5
+    )
+    LOSSES[name](leaf, torch.from_numpy(y), **extra).backward()
+    assert not leaf.grad[np.isnan(y)].any()
+    assert leaf.grad[~np.isnan(y)].any()
+
+
+NAN = float("nan")
+NOTHING_TO_COMPARE = [
+    [],
+    [0.7],
+    [NAN, NAN, NAN],
+    [NAN, 0.3, NAN],
+    [0.1, 0.1, NAN, 0.1],
+    [0.9] * 64,
+]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("labels", NOTHING_TO_COMPARE, ids=lambda labels: f"{len(labels)}rows")
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_batches_with_nothing_to_compare_are_harmless(name, labels, spread):
+    y = torch.tensor(labels)
+    leaf = (0.5 + spread * torch.randn(len(y))).requires_grad_()
+    loss = LOSSES[name](leaf, y, weight_B=torch.full_like(y, 2.0), std_B=torch.full_like(y, NAN))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(leaf.grad).all()
+    labelled = int((~y.isnan()).sum())
+    if labelled == 0 or (labelled == 1 and name in BATCH_LOSSES) or name in ("plcc", "rank"):
+        assert loss.item() == 0
+        assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("distance", [0.0, 5.0, 1e4])
+def test_gradients_are_finite_however_far_the_scores_are(name, distance):
+    """A fidelity of plain square roots is NaN here: the chance of the prediction underflows."""
+    y = torch.tensor([0.0, 1.0, 0.5, NAN])
+    leaf = (0.5 - distance * (y.nan_to_num(0.5) - 0.5)).requires_grad_()
+    loss = LOSSES[name](leaf, y, std_B=torch.full((4,), 0.001))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(leaf.grad).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_truth_costs_nothing_and_noise_costs_more(name):
+    x, y, _, std = (torch.from_numpy(values) for values in case(64))
+    best = LOSSES[name](y.nan_to_num(0.5), y, std_B=std)
+    assert best.item() == pytest.approx(0, abs=1e-6)
+    assert LOSSES[name](x, y, std_B=std) > best + 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_missing_prediction_shows_in_every_loss(name):
+    prediction = torch.tensor([0.2, NAN, 0.5, 0.6])
+    assert torch.isnan(LOSSES[name](prediction, torch.tensor([0.1, 0.9, NAN, 0.4])))
+    assert torch.isfinite(LOSSES[name](prediction, torch.tensor([0.1, NAN, 0.2, 0.4])))
+
+
+def test_each_head_gets_its_own_weights_and_stds():
+    x, y, w, std = (torch.from_numpy(values) for values in case(32))
+    none = torch.empty(32, 0)
+    batch = Batch(none, none, y, y.flip(0), q_std_B=std, c_std_B=std / 2, q_weight_B=w, c_weight_B=w.flip(0))
+    loss = weighted_loss("fidelity", w_q=0.3, w_c=0.6)(HeadScores(q_sum_N=x, c_sum_N=x + 0.1), batch)
+    of_q = LOSSES["fidelity"](x, y, weight_B=w, std_B=std)
+    of_c = LOSSES["fidelity"](x + 0.1, y.flip(0), weight_B=w.flip(0), std_B=std / 2)
+    assert loss.item() == pytest.approx(float(0.3 * of_q + 0.6 * of_c), rel=1e-12)
+
+
+def test_std_weights_are_inverse_variances_of_mean_one():
+    _, y, _, std = case(40)
+    found = std_weights(torch.from_numpy(y), torch.from_numpy(std)).numpy()
+    known = ~np.isnan(y) & ~np.isnan(std)
+    expected = np.array([1 / (s**2 + WEIGHT_FLOOR) for s in std])
+    np.testing.assert_allclose(found[known], expected[known] / expected[known].mean(), rtol=1e-12)
+    assert (found[~known] == 1).all()
+    assert found[known].mean() == pytest.approx(1)
+    nothing = torch.full((3,), NAN)
+    assert std_weights(torch.ones(3), nothing).tolist() == std_weights(nothing, torch.ones(3)).tolist() == [1, 1, 1]

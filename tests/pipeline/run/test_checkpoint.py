@@ -19,6 +19,8 @@ SPECS = [
     HeadSpec(dim=8, scale_q=0.0, scale_c=0.3, scale_mode="learned", dropout=0.0),
     HeadSpec(dim=8, scale_mode="curriculum", hidden_q=4, hidden_c=(6, 3)),
     HeadSpec(dim=8, kind="direct"),
+    HeadSpec(dim=8, kind="direct", two_branch=True),
+    HeadSpec(dim=8, kind="direct", two_branch=True, refinement=True, refine_bound=0.3),
 ]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.targets import LossWeights
 from deltaclip.pipeline.settings import TrainConfig
 
 
@@ -38,4 +39,4 @@ def rows(demo_cache):
     ],
 )
 def test_line(rows, demo_cache, settings, line):
-    assert line in describe(TrainConfig(cache=demo_cache, **settings), rows, (0.5, 0.25))
+    assert line in describe(TrainConfig(cache=demo_cache, **settings), rows, LossWeights(0.5, 0.25))

@@ -58,6 +58,17 @@ def test_deduplicated_embeddings_of_any_precision(dtype):
         assert torch.equal(batch.t_BD[:, 1], texts[rows].float())
 
 
+def test_further_columns_follow_their_rows():
+    number = torch.arange(10.0)
+    rows = number[:, None]
+    batches = memory_batches(rows, rows, number, number, columns_N={"q_std_B": number + 0.5}, batch_size=4, seed=0)
+    for batch in [*batches(1), *batches.in_order(3)]:
+        assert torch.equal(batch.q_std_B, batch.q_B + 0.5)
+        assert batch.c_std_B is batch.q_weight_B is None
+    with pytest.raises(ValueError, match=r"^10 quality labels but 9 values of q_std_B$"):
+        memory_batches(rows, rows, number, number, columns_N={"q_std_B": number[:9]})
+
+
 @pytest.mark.parametrize(
     ("shapes", "batch_size", "message"),
     [

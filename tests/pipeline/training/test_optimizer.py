@@ -12,7 +12,15 @@ from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.training.optimizer import AdamW, parameter_groups
 
 
-@pytest.mark.parametrize("spec", [{"scale_mode": "learned"}, {"scale_mode": "fixed"}, {"kind": "direct"}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"scale_mode": "learned"},
+        {"scale_mode": "fixed"},
+        {"kind": "direct"},
+        {"kind": "direct", "two_branch": True, "refinement": True},
+    ],
+)
 def test_every_parameter_in_exactly_one_group(spec):
     heads = build_heads(HeadSpec(dim=6, **spec))
     groups = parameter_groups(heads, weight_decay=0.1)

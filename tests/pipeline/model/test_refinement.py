@@ -1,0 +1,150 @@
+"""Two-branch and refined direct heads against float64 formulas, and the bound of the refinement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import erf, expit, logit, softmax
+
+from deltaclip.pipeline.model.calibrate import LABEL_MARGIN, calibrate_branch
+from deltaclip.pipeline.model.direct import DirectHeads
+from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH, Refinement
+from deltaclip.pipeline.model.scores import Batch
+from deltaclip.pipeline.model.spec import HeadSpec, build_heads
+
+DIM = 12
+
+
+def unit_rows(num_rows):
+    return torch.nn.functional.normalize(torch.randn(num_rows, DIM), dim=1)
+
+
+def scrambled(module, magnitude=0.1):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(magnitude * torch.randn(parameter.shape))
+    return module.eval()
+
+
+def norm(x, w, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(x, w, name):
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + erf(x / np.sqrt(2)))
+
+
+def attention(x_3W, w, name):
+    """Softmax(q k^T / sqrt(d)) v, head by head (Vaswani et al. 2017)."""
+    q, k, v = np.split(x_3W @ w[f"{name}.in_proj_weight"].T + w[f"{name}.in_proj_bias"], 3, axis=1)
+    size = WIDTH // HEADS
+    parts = []
+    for head in range(HEADS):
+        cut = slice(head * size, (head + 1) * size)
+        parts.append(softmax(q[:, cut] @ k[:, cut].T / np.sqrt(size), axis=1) @ v[:, cut])
+    return linear(np.concatenate(parts, axis=1), w, f"{name}.out_proj")
+
+
+def reference(module, v_D, t_D, c):
+    """One row, three tokens, from the text of the specification."""
+    w = {name: tensor.double().numpy() for name, tensor in module.state_dict().items()}
+    x = np.stack([linear(v_D, w, "v_token"), linear(t_D, w, "t_token"), linear(np.array([c]), w, "c_token")])
+    for layer in range(LAYERS):
+        at = f"layers.{layer}"
+        x = x + attention(norm(x, w, f"{at}.norm1"), w, f"{at}.self_attn")
+        x = x + linear(gelu(linear(norm(x, w, f"{at}.norm2"), w, f"{at}.linear1")), w, f"{at}.linear2")
+    return np.tanh(linear(norm(x[2], w, "norm"), w, "out")[0])
+
+
+def test_refinement_is_a_transformer_over_three_tokens():
+    module = scrambled(Refinement(DIM))
+    v, t, c = unit_rows(4), unit_rows(4), torch.rand(4)
+    with torch.no_grad():
+        found = module(v, t, c).numpy()
+    expected = [reference(module, *(x.double().numpy() for x in row)) for row in zip(v, t, c, strict=True)]
+    # float32 against float64 through four layers of width 256
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    assert np.abs(found).max() > 0.01
+
+
+def test_the_shape_is_that_of_the_specification():
+    module = Refinement(DIM)
+    assert (len(module.layers), module.layers[0].self_attn.num_heads, module.norm.normalized_shape) == (4, 8, (256,))
+
+
+@pytest.mark.parametrize("token", ["v", "t", "c"])
+def test_every_token_matters(token):
+    module = scrambled(Refinement(DIM))
+    rows = {"v": unit_rows(8), "t": unit_rows(8), "c": torch.rand(8)}
+    with torch.no_grad():
+        before = module(*rows.values())
+        rows[token] = rows[token].flip(0)
+        assert ((module(*rows.values()) - before).abs() > 1e-5).any()
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize("magnitude", [0.1, 10.0])
+def test_the_correction_keeps_its_bound(bound, magnitude):
+    heads = scrambled(build_heads(HeadSpec(dim=DIM, kind="direct", refinement=True, refine_bound=bound)), magnitude)
+    with torch.no_grad():
+        scores = heads(unit_rows(200), unit_rows(200))
+    assert ((scores.c.double() - scores.c_base_N.double()).abs() <= scores.scale_c.double()).all()
+    assert ((scores.c >= 0) & (scores.c <= 1)).all()
+    assert (scores.dc_N.abs() <= 1).all()
+    assert scores.q_base_N is None
+
+
+def test_new_refinement_leaves_the_coarse_score():
+    heads = DirectHeads(DIM, refinement=True).eval()
+    scores = heads(unit_rows(8), unit_rows(8))
+    assert torch.equal(scores.c, scores.c_base_N)
+    (scores.c_sum_N - 0.9).square().sum().backward()
+    assert heads.refinement.out.weight.grad.any()
+
+
+@pytest.mark.parametrize("refinement", [False, True])
+def test_two_branches_are_averaged(refinement):
+    heads = scrambled(DirectHeads(DIM, two_branch=True, refinement=refinement))
+    one = DirectHeads(DIM).eval()
+    one.load_state_dict(heads.state_dict(), strict=False)
+    v, t = unit_rows(30), unit_rows(30)
+    with torch.no_grad():
+        both, mlp = heads(v, t), one(v, t).c_sum_N.double().numpy()
+    k, m = float(heads.cosine_slope.detach()), float(heads.cosine_offset.detach())
+    expected = (mlp + expit(k * (v.double() * t.double()).sum(1).numpy() + m)) / 2
+    np.testing.assert_allclose(both.c_base_N if refinement else both.c_sum_N, expected, atol=1e-6)
+
+
+def test_the_cosine_branch_starts_at_least_squares():
+    v, t, c = unit_rows(50), unit_rows(50), torch.rand(50)
+    c[:2], c[2:9] = torch.tensor([0.0, 1.0]), torch.nan
+    heads = DirectHeads(DIM, two_branch=True)
+    nothing = torch.full((50,), torch.nan)
+    found = calibrate_branch(
+        heads, [Batch(v[:20], t[:20], nothing[:20], c[:20]), Batch(v[20:], t[20:], nothing, c[20:])]
+    )
+    s, kept = (v.double() * t.double()).sum(1).numpy(), ~c.isnan().numpy()
+    slope, offset = np.polyfit(s[kept], logit(np.clip(c.double().numpy()[kept], LABEL_MARGIN, 1 - LABEL_MARGIN)), 1)
+    assert (found.num_rows_c, found.slope, found.offset) == (43, pytest.approx(slope), pytest.approx(offset))
+    assert float(heads.cosine_slope.detach()) == pytest.approx(slope, rel=1e-6)
+    assert float(heads.cosine_offset.detach()) == pytest.approx(offset, rel=1e-6)
+    untouched = DirectHeads(DIM, two_branch=True)
+    assert calibrate_branch(untouched, [Batch(v, t, nothing, nothing)]).slope is None
+    assert float(untouched.cosine_slope.detach()) == 10
+
+
+@pytest.mark.parametrize("name", ["two_branch", "refinement"])
+def test_residual_heads_refuse_direct_parts(name):
+    with pytest.raises(ValueError) as caught:
+        HeadSpec(dim=4, **{name: True})
+    assert str(caught.value) == f"{name} needs direct heads, these are residual"
+
+
+def test_the_default_bound_is_that_of_the_residual_scales():
+    assert HeadSpec(dim=4).scale_c == BOUND
