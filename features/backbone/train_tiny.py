@@ -125,7 +125,7 @@ def train_tiny(  # noqa: PLR0913 - the recipe's own numbers, all with defaults
     out_dir: Path,
     *,
     steps: int = 2000,
-    late_steps: int = 700,
+    late_steps: int = 1500,
     batch_size: int = 128,
     seed: int = 0,
     peak_lr: float = 1.5e-3,
@@ -240,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="train_tiny", description="Train the bundled backbone `tiny`.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny", help="folder that receives it")
     parser.add_argument("--steps", type=int, default=2000, help="of the first phase")
-    parser.add_argument("--late-steps", type=int, default=700, help="of the second phase")
+    parser.add_argument("--late-steps", type=int, default=1500, help="of the second phase")
     parser.add_argument("--late-only", action="store_true", help="repeat the second phase from the weights in --out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

@@ -165,4 +165,4 @@ def train_tiny_scores(folder: Path) -> object:
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         train_tiny.train_tiny(tmp_path, steps=1, batch_size=6)
-    assert str(caught.value) == "train_tiny: steps 1 and 700, batch size 6; give at least one step and a multiple of 4"
+    assert str(caught.value) == "train_tiny: steps 1 and 1500, batch size 6; give at least one step and a multiple of 4"
