@@ -60,13 +60,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             remedy="extract the data with the run's backbone, or train on this cache",
         )
     rows = load_rows(cache, "cpu")
-    if not present_labels(rows):
-        raise UserError("has no labels to compare with", place=cache, remedy="use `deltaclip predict` for scores alone")
+    present, trained = present_labels(rows), run.config["labels"]
+    if not set(present) & set(trained):
+        lacking = f"has no {' or '.join(trained)} labels to compare with"
+        raise UserError(lacking, place=cache, remedy="use `deltaclip predict` for scores alone")
     split = split_of_run(run, rows)
     scores = score(run.heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
-    metrics = measure(rows, scores, split, scales=scales)
+    metrics = measure(rows, scores, split, labels=trained, scales=scales)
     if config.out:
+        if config.out.resolve().is_relative_to(config.run.resolve()):
+            raise UserError(
+                "lies in the run", place=config.out, remedy="give a file outside: a finished run stays as it is"
+            )
         with whole_file(config.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return EvaluateResult(run=config.run, cache=cache, metrics=metrics)

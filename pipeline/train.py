@@ -22,7 +22,7 @@ from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.folder import RunContents, free_run_path, surroundings, write_run
-from deltaclip.pipeline.run.measure import can_rank, measure, present_labels
+from deltaclip.pipeline.run.measure import measure, rankable_labels, trained_labels
 from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
 from deltaclip.pipeline.run.rows import LABELS, CacheRows, load_rows
 from deltaclip.pipeline.run.sides import split_cache
@@ -52,6 +52,7 @@ class TrainResult:
     run: Path
     metrics: dict[str, Any]
     best_epoch: int
+    scales: tuple[float | None, float | None]
     fit_seconds: float
     seconds: float
 
@@ -60,6 +61,7 @@ class TrainResult:
         about = {
             "run": str(self.run),
             "best_epoch": self.best_epoch,
+            "scales": {"quality": self.scales[0], "consistency": self.scales[1]},
             "fit_seconds": self.fit_seconds,
             "seconds": self.seconds,
         }
@@ -67,9 +69,10 @@ class TrainResult:
 
     def summary(self) -> str:
         """Return the metrics table and where the run lies."""
-        where = (
-            f"run: {self.run} (best epoch {self.best_epoch}, fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s)"
-        )
+        q, c = self.scales
+        scales = f", scales q {q:.3f} c {c:.3f}" if q is not None and c is not None else ""
+        times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
+        where = f"run: {self.run} (best epoch {self.best_epoch}{scales}, {times})"
         return f"{metrics_table(self.metrics)}\n\n{where}"
 
 
@@ -81,7 +84,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     started = time.monotonic()
     mode = "residual_frozen" if config.residual_learning else "direct_frozen"
-    run_path = free_run_path(config.out, f"{config.cache.stem}_{mode}")
+    run_name = f"{config.cache.stem}_{mode}"
+    free_run_path(config.out, run_name)  # refused now if taken, not after the training
     rows = load_rows(config.cache, choose_device(config.device))
     weights = loss_weights(config, rows)
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.seed)
@@ -90,7 +94,8 @@ def train(config: TrainConfig) -> TrainResult:
     spec, heads, calibration, fitted = _fit(config, rows, split, weights)
     scores = score(heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
     scales = heads.scales() if isinstance(heads, ResidualHeads) else (None, None)
-    metrics = measure(rows, scores, split, scales=scales)
+    labels = trained_labels(rows, split.train, weights[:2])
+    metrics = measure(rows, scores, split, labels=labels, scales=scales)
     contents = RunContents(
         mode=mode,
         heads=heads,
@@ -101,7 +106,7 @@ def train(config: TrainConfig) -> TrainResult:
             "settings": settings_to_json(config),
             "description": describe(config, rows, weights),
             "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
-            "labels": present_labels(rows),
+            "labels": labels,
             "request": rows.header["request"],
             "backbone": rows.facts,
             "calibration": calibration,
@@ -111,13 +116,13 @@ def train(config: TrainConfig) -> TrainResult:
         },
         history=_history(fitted.history),
         metrics=metrics,
-        predictions=_predictions(rows, scores, split),
+        predictions=_predictions(rows, blank_untrained(scores, labels), split),
     )
-    write_run(run_path, contents)
     return TrainResult(
-        run=run_path,
+        run=write_run(config.out, run_name, contents),
         metrics=metrics,
         best_epoch=fitted.best_epoch,
+        scales=scales,
         fit_seconds=round(sum(row.seconds for row in fitted.history), 3),
         seconds=round(time.monotonic() - started, 3),
     )
@@ -137,6 +142,7 @@ def _fit(
         patience=config.patience,
     )
     device = rows.v_ID.device
+    ranked = set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2]))
     columns = training_columns(config, rows, split.train)
     batches = rows.batches(split.train, batch_size=config.batch_size, seed=config.seed, columns=columns)
     with seeded(config.seed, device), Progress(config.epochs, "training", unit="epochs") as progress:
@@ -151,7 +157,7 @@ def _fit(
             batches,
             objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c),
             plan=plan,
-            validate=_validator(heads, rows, split.val) if can_rank(rows, split.val) else None,
+            validate=_validator(heads, rows, split.val, sorted(ranked)) if ranked else None,
             on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
         )
     return spec, heads, calibration, fitted
@@ -171,10 +177,12 @@ def _spec(config: TrainConfig, rows: CacheRows) -> HeadSpec:
     )
 
 
-def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Callable[[], Validation]:
+def _validator(
+    heads: nn.Module, rows: CacheRows, val: NDArray[np.int64], ranked: list[str]
+) -> Callable[[], Validation]:
     """Return a hook that scores the validation rows; the epoch is chosen by the mean of `main` over the labels."""
     batches = rows.batches(val, batch_size=1)
-    labels = {label: rows.label(label)[val] for label in present_labels(rows)}
+    labels = {label: rows.label(label)[val] for label in ranked}
 
     def validate() -> Validation:
         scores = score(heads, batches.in_order(SCORE_BATCH))
@@ -185,8 +193,8 @@ def _validator(heads: nn.Module, rows: CacheRows, val: NDArray[np.int64]) -> Cal
             rank, linear = srocc(predicted[known], truth[known]), pearson(predicted[known], truth[known])
             figures[f"val_{label}_srocc"], figures[f"val_{label}_plcc"] = rank, linear
             mains.append((rank + linear) / 2)
-        known_mains = [main for main in mains if not np.isnan(main)]
-        return Validation(float(np.mean(known_mains)) if known_mains else np.nan, figures)
+        # Constant scores have no correlation; they rank as 0, so that every epoch is judged on the same labels.
+        return Validation(float(np.mean(np.nan_to_num(mains))), figures)
 
     return validate
 
@@ -223,5 +231,4 @@ def _predictions(rows: CacheRows, scores: Scores, split: Split) -> dict[str, Any
         "source": text["source"],
         "split": side,
     }
-    shown = blank_untrained(scores, present_labels(rows))
-    return {**about, **{label: rows.label(label) for label in LABELS}, **shown.columns()}
+    return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}

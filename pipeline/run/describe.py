@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deltaclip.base.settings import option_name
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
 from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH
-from deltaclip.pipeline.run.measure import can_rank, present_labels
+from deltaclip.pipeline.run.measure import present_labels, rankable_labels, trained_labels
 from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.targets import labels_with_std
 
@@ -109,6 +109,9 @@ def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]
     found += _about_split(config, rows, split)
     missing = [label for label in LABELS if label not in present_labels(rows)]
     found += [f"the cache has no {label} labels: that head is not trained and has no scores" for label in missing]
+    learned = trained_labels(rows, split.train, (config.w_q, config.w_c))
+    idle = [label for label in LABELS if label not in (*missing, *learned)]
+    found += [f"no training row weighs for {label}: that head is not trained and has no scores" for label in idle]
     return [f"warning: {line}" for line in found]
 
 
@@ -126,8 +129,8 @@ def _about_loss(config: TrainConfig, rows: CacheRows) -> list[str]:
 
 def _about_split(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
     found = []
-    if not can_rank(rows, split.val):
-        found.append("no validation rows whose labels differ: the last epoch is kept")
+    if not rankable_labels(rows, split.val):
+        found.append("too few validation rows to rank: the last epoch is kept")
         if config.patience:
             found.append(f"--patience {config.patience} is not used: it needs validation rows")
     if not split.test.size:

@@ -66,8 +66,23 @@ def free_run_path(out: Path | None, name: str) -> Path:
     return path
 
 
-def write_run(path: Path, contents: RunContents) -> None:
-    """Write a run directory; it appears with everything in it or not at all."""
+def write_run(out: Path | None, name: str, contents: RunContents) -> Path:
+    """Write a run directory, which appears with everything in it or not at all, and return where.
+
+    Without `out`, another process may take the free number while this one trains: then the next one.
+    """
+    while True:
+        path = free_run_path(out, name)
+        try:
+            _write_run(path, contents)
+        except (UserError, OSError):
+            if out is None and path.exists():
+                continue
+            raise
+        return path
+
+
+def _write_run(path: Path, contents: RunContents) -> None:
     with whole_folder(path) as folder:
         about = {
             "backbone": contents.config["backbone"],

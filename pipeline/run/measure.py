@@ -13,7 +13,7 @@ from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.scoring.bootstrap import srocc_interval
 from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
 from deltaclip.pipeline.scoring.floors import cosine_floor, no_image_floor
-from deltaclip.pipeline.scoring.metrics import agreement, agreement_by, json_number, srocc
+from deltaclip.pipeline.scoring.metrics import MIN_ROWS, agreement, agreement_by, json_number, srocc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,13 +28,29 @@ def present_labels(rows: CacheRows) -> list[str]:
     return [label for label in LABELS if not np.isnan(rows.label(label)).all()]
 
 
-def can_rank(rows: CacheRows, chosen: NDArray[np.int64]) -> bool:
-    """Tell whether some label has two values among the chosen rows; without, no correlation exists there."""
-    return any(np.unique(truth[~np.isnan(truth)]).size > 1 for truth in (rows.label(x)[chosen] for x in LABELS))
+def trained_labels(rows: CacheRows, train: NDArray[np.int64], weights: tuple[float, float]) -> list[str]:
+    """Return the labels that a head can learn from: their loss weighs, and some training row has them."""
+    return [
+        label
+        for label, weight in zip(LABELS, weights, strict=True)
+        if weight > 0 and not np.isnan(rows.label(label)[train]).all()
+    ]
+
+
+def rankable_labels(rows: CacheRows, chosen: NDArray[np.int64]) -> list[str]:
+    """Return the labels for which a correlation exists among the chosen rows: three of them, and two values."""
+    found = {label: rows.label(label)[chosen] for label in LABELS}
+    known = {label: truth[~np.isnan(truth)] for label, truth in found.items()}
+    return [label for label, truth in known.items() if truth.size >= MIN_ROWS and np.unique(truth).size > 1]
 
 
 def measure(
-    rows: CacheRows, scores: Scores, split: Split, *, scales: tuple[float | None, float | None]
+    rows: CacheRows,
+    scores: Scores,
+    split: Split,
+    *,
+    labels: list[str],
+    scales: tuple[float | None, float | None],
 ) -> dict[str, Any]:
     """Compute everything that stands in `metrics.json`.
 
@@ -42,9 +58,10 @@ def measure(
         rows: N rows with labels.
         scores: N scores.
         split: sides of the N rows; train may be empty (a foreign cache), and there is then no no-image floor.
+        labels: those whose head was trained; the scores of another head mean nothing.
         scales: quality and consistency scale of residual heads, None for direct ones.
     """
-    labels = present_labels(rows)
+    labels = [label for label in labels if label in present_labels(rows)]
     metrics: dict[str, Any] = {"split": split.to_json()}
     for side in ("test", "val", "train"):
         chosen = getattr(split, side)

@@ -1,25 +1,30 @@
-"""The sides of a run's rows: as it trained with them, or all test where it did not. Spec section 5."""
+"""The sides of a run's rows: as it trained with them, or test where it did not. Spec section 5."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.manifest import prompt_group
-from deltaclip.pipeline.scoring.splits import Split, split_rows
+from deltaclip.pipeline.scoring.splits import Split, leaks, split_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.rows import CacheRows
 
+CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
+
 
 def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Split:
-    """Split the rows of a cache.
+    """Split the rows of a cache; groups that share an image, byte for byte, stay together.
 
     Args:
         rows: the cache.
@@ -37,29 +42,41 @@ def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Spl
         raise UserError(f"{fractions!r} are no numbers", place="--fractions", remedy=remedy) from None
     text = rows.rows.text
     column = text["split"] if kind == "column" and any(text["split"]) else None
-    return split_rows(kind, groups=text["group"].astype(str), seed=seed, fractions=shares, column=column)
+    split = split_rows(kind, groups=_joined_groups(rows), seed=seed, fractions=shares, column=column)
+    return _with_leaks(split, rows)
 
 
 def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
-    """Return the sides that a run trained with if this is its cache, else all rows as test.
+    """Return the sides that a run trained with; rows that it did not have are test.
 
-    In another cache, rows of a prompt that the run has trained on count as a leak and are said so. Prompts are
-    compared, not groups: a group may be a number that means something else in another data set.
+    Rows are known by image and prompt. In another cache every row is test, and those whose prompt the run trained
+    on count as a leak. Prompts are compared, not groups: a group may be a number that means something else there.
     """
     recorded = _read_predictions(run.path / "predictions.csv")
-    if rows.header["plan"] == run.config["cache"]["plan"]:
-        # As recorded, not dealt again: another release may deal otherwise.
-        side = np.array([row["split"] for row in recorded])
-        about = run.metrics["split"]
-        return Split(
-            kind=about["kind"],
-            train=np.flatnonzero(side == "train"),
-            val=np.flatnonzero(side == "val"),
-            test=np.flatnonzero(side == "test"),
-            leaks_groups=about["leaks_groups"],
-            seeds=tuple(about["seeds"]),
-            note=about["note"],
-        )
+    pairs = list(zip(rows.rows.text["file"], rows.rows.text["prompt"], strict=True))
+    if pairs == [(row["image"], row["prompt"]) for row in recorded]:
+        sides = [row["split"] for row in recorded]  # by place: a pair may stand there twice, on two sides
+    else:
+        side_of = {(row["image"], row["prompt"]): row["split"] for row in recorded}
+        sides = [side_of.get(pair, "new") for pair in pairs]
+    side = np.array(sides)
+    num_new = int((side == "new").sum())
+    if num_new == len(side):
+        return _all_test(recorded, rows)
+    about = run.metrics["split"]
+    known = Split(
+        kind=about["kind"],
+        train=np.flatnonzero(side == "train"),
+        val=np.flatnonzero(side == "val"),
+        test=np.flatnonzero((side == "test") | (side == "new")),
+        leaks_groups=False,
+        seeds=tuple(about["seeds"]),
+        note=f"{num_new:,} rows are new since the training and count as test" if num_new else about["note"],
+    )
+    return _with_leaks(known, rows) if num_new else replace(known, leaks_groups=about["leaks_groups"])
+
+
+def _all_test(recorded: list[dict[str, str]], rows: CacheRows) -> Split:
     trained = {prompt_group(row["prompt"]) for row in recorded if row["split"] != "test"}
     seen = np.array([prompt_group(prompt) in trained for prompt in rows.rows.text["prompt"]])
     none = np.empty(0, dtype=np.int64)
@@ -74,9 +91,52 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
     )
 
 
+def _joined_groups(rows: CacheRows) -> NDArray[np.str_]:
+    """Return the group of each row, (N,) str, where groups with an image in common are one."""
+    names, group_N = np.unique(rows.rows.text["group"].astype(str), return_inverse=True)
+    pairs = np.unique(np.stack([rows.rows.image, group_N], axis=1), axis=0)
+    repeated = np.flatnonzero(np.diff(pairs[:, 0]) == 0)  # the same image in two groups
+    if repeated.size == 0:
+        return names[group_N]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = (np.ones(len(repeated)), (pairs[repeated, 1], pairs[repeated + 1, 1]))
+    _, component_G = connected_components(coo_array(edges, shape=(len(names), len(names))), directed=False)
+    # Named after its first group, so that the split depends on names and not on the order of rows.
+    _, first_G = np.unique(component_G, return_index=True)
+    return names[first_G[component_G]][group_N]
+
+
+def _with_leaks(split: Split, rows: CacheRows) -> Split:
+    """Add what the rows themselves say: a prompt or an image on two sides is a leak, whatever the groups are."""
+    side_N = np.zeros(len(rows.rows), dtype=np.int64)
+    side_N[split.val], side_N[split.test] = 1, 2
+    texts, text_N = np.unique(rows.rows.prompt, return_inverse=True)
+    first_row = dict(zip(rows.rows.prompt.tolist(), range(len(rows.rows)), strict=True))
+    prompts = [prompt_group(rows.rows.text["prompt"][first_row[text]]) for text in texts.tolist()]
+    prompt_N = np.unique(prompts, return_inverse=True)[1][text_N]
+    notes = [split.note] if split.note else []
+    # One prompt for all rows is quality-only data: it tells nothing, so it cannot leak.
+    found = {"prompt": len(set(prompts)) > 1 and leaks(side_N, prompt_N), "image": leaks(side_N, rows.rows.image)}
+    for what, code_N in (("prompt", prompt_N), ("image", rows.rows.image)):
+        if found[what]:
+            trained = np.isin(code_N[split.test], code_N[np.concatenate([split.train, split.val])])
+            article = "an" if what == "image" else "a"
+            notes.append(f"{int(trained.sum()):,} test rows have {article} {what} of another side")
+    leaky = split.leaks_groups or any(found.values())
+    return replace(split, leaks_groups=leaky, note="; ".join(notes))
+
+
 def _read_predictions(path: Path) -> list[dict[str, str]]:
+    csv.field_size_limit(CSV_FIELD_BYTES)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", place=path, remedy="train again") from error
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot be read ({reason})", place=path, remedy="train again") from error
+    missing = [name for name in ("image", "prompt", "split") if rows and name not in rows[0]]
+    if missing:
+        raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")
+    return rows

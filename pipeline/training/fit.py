@@ -99,10 +99,10 @@ def fit(
 ) -> FitResult:
     """Train `heads` in place; they end in evaluation mode with the weights of the best validation epoch.
 
-    `validate` is called after each epoch, in evaluation mode and without gradients. The highest score wins,
-    the earlier epoch on a tie, NaN loses to any number. Without `validate` the last epoch is kept and nothing
-    stops early. The only randomness is dropout, from torch's global generator: call inside `seeded`. Raises
-    UserError at the first loss that is not finite.
+    `validate` is called after each epoch, in evaluation mode and without gradients. The highest score wins, the
+    earlier epoch on a tie; NaN loses to any number and, while there is none, to a later NaN. Without `validate` the
+    last epoch is kept and nothing stops early. The only randomness is dropout, from torch's global generator: call
+    inside `seeded`. Raises UserError at the first loss that is not finite.
     """
     loop = _Loop(heads, train_batches, objective, plan)
     history: list[EpochRow] = []
@@ -124,7 +124,7 @@ def fit(
         )
         history.append(row)
         rank = -math.inf if math.isnan(found.score) else found.score
-        if validate is None or epoch == 1 or rank > best_rank:
+        if validate is None or rank > best_rank or best_rank == -math.inf:
             best_epoch, best_rank, best_state = epoch, rank, copy.deepcopy(heads.state_dict())
         if on_epoch is not None:
             on_epoch(row)

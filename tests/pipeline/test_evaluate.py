@@ -52,7 +52,8 @@ def test_out_writes_the_metrics(demo_run, tmp_path):
 
 
 def test_prompts_that_were_trained_on_are_a_leak_in_another_cache(demo_run, relabelled):
-    cache = relabelled(lambda rows: rows[:-1])
+    # The same files under other names, one fewer: another data set to the run.
+    cache = relabelled(lambda rows: [row | {"image": "./" + row["image"]} for row in rows[:-1]])
     found = evaluate(EvaluateConfig(run=demo_run, cache=cache))
     split = found.metrics["split"]
     sides = [row["split"] for row in read_csv(demo_run / "predictions.csv")][:-1]
@@ -69,6 +70,7 @@ def test_leaks_are_found_by_prompt_whatever_the_group(demo_run, relabelled):
     def rename(rows):
         for row in rows:
             row["group"] = "another name of " + row["prompt"]
+            row["image"] = "./" + row["image"]
 
     assert evaluate(EvaluateConfig(run=demo_run, cache=relabelled(rename))).metrics["split"]["leaks_groups"] is True
 
@@ -79,9 +81,9 @@ def test_test_prompts_alone_are_no_leak_and_score_as_in_training(demo_run, relab
     cache = relabelled(lambda rows: [row for row in rows if side[row["image"]] == "test"])
     found = evaluate(EvaluateConfig(run=demo_run, cache=cache))
     assert found.metrics["split"] == {
-        "kind": "all",
+        "kind": "grouped",
         "leaks_groups": False,
-        "seeds": [],
+        "seeds": [42],
         "rows": {"train": 0, "val": 0, "test": 48},
         "note": "",
     }
@@ -121,7 +123,7 @@ def test_a_cache_without_labels_is_refused(demo_run, relabelled, tmp_path):
     with pytest.raises(UserError) as error:
         evaluate(EvaluateConfig(run=demo_run, cache=cache, out=out))
     remedy = "use `deltaclip predict` for scores alone"
-    assert str(error.value) == f"{cache}: has no labels to compare with; {remedy}"
+    assert str(error.value) == f"{cache}: has no quality or consistency labels to compare with; {remedy}"
     assert not out.exists()
 
 

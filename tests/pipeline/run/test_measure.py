@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deltaclip.pipeline.run.measure import can_rank, measure, present_labels
+from deltaclip.pipeline.run.measure import measure, present_labels, rankable_labels, trained_labels
 from deltaclip.pipeline.run.predictions import Scores
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.tables import metrics_table
+
+LABELS = ["quality", "consistency"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def split_of(rows, fractions="0.7,0.1,0.2"):
 
 
 def test_perfect_scores_have_perfect_metrics(rows):
-    metrics = measure(rows, perfect(rows), split_of(rows), scales=(0.2, 0.2))
+    metrics = measure(rows, perfect(rows), split_of(rows), labels=LABELS, scales=(0.2, 0.2))
     for side in ("test", "val", "train"):
         for figures in metrics[side].values():
             assert figures["srocc"] == pytest.approx(1, abs=1e-9)
@@ -47,7 +49,7 @@ def test_perfect_scores_have_perfect_metrics(rows):
 
 
 def test_saturated_corrections_are_found_and_advised_against(rows):
-    metrics = measure(rows, perfect(rows, delta=0.199), split_of(rows), scales=(0.2, 0.2))
+    metrics = measure(rows, perfect(rows, delta=0.199), split_of(rows), labels=LABELS, scales=(0.2, 0.2))
     found = {entry["name"]: entry for entry in metrics["diagnostics"]}
     assert found["quality.saturated_share"]["value"] == 1
     assert found["quality.saturated_share"]["advice"].endswith("raise --residual-scale-q.")
@@ -57,7 +59,7 @@ def test_saturated_corrections_are_found_and_advised_against(rows):
 def test_a_missing_label_has_no_figures_anywhere(rows):
     half = with_columns(rows, consistency=np.full(240, np.nan))
     assert present_labels(half) == ["quality"]
-    metrics = measure(half, perfect(half), split_of(half), scales=(0.2, 0.2))
+    metrics = measure(half, perfect(half), split_of(half), labels=LABELS, scales=(0.2, 0.2))
     for part in ("test", "val", "train", "per_source"):
         assert list(metrics[part]) == ["quality"]
     assert list(metrics["floors"]["cosine"]) == ["quality"]
@@ -67,21 +69,33 @@ def test_a_missing_label_has_no_figures_anywhere(rows):
 
 def test_without_sources_there_is_no_table_of_them(rows):
     bare = with_columns(rows, source=[""] * 240)
-    metrics = measure(bare, perfect(bare), split_of(bare), scales=(0.2, 0.2))
+    metrics = measure(bare, perfect(bare), split_of(bare), labels=LABELS, scales=(0.2, 0.2))
     assert metrics["per_source"] == {"quality": {}, "consistency": {}}
     assert "per source" not in metrics_table(metrics)
 
 
 def test_direct_heads_and_missing_validation_have_no_diagnostics(rows):
-    assert measure(rows, perfect(rows), split_of(rows), scales=(None, None))["diagnostics"] == []
-    assert measure(rows, perfect(rows), split_of(rows, "0.8,0,0.2"), scales=(0.2, 0.2))["diagnostics"] == []
+    assert measure(rows, perfect(rows), split_of(rows), labels=LABELS, scales=(None, None))["diagnostics"] == []
+    assert (
+        measure(rows, perfect(rows), split_of(rows, "0.8,0,0.2"), labels=LABELS, scales=(0.2, 0.2))["diagnostics"] == []
+    )
 
 
 def test_what_can_rank(rows):
     everything, none = np.arange(240), np.empty(0, dtype=np.int64)
-    assert can_rank(rows, everything)
-    assert not can_rank(rows, none)
-    assert not can_rank(rows, everything[:1])
+    assert rankable_labels(rows, everything) == LABELS
+    assert rankable_labels(rows, none) == []
+    assert rankable_labels(rows, everything[:2]) == []  # two rows always correlate
     flat = np.full(240, 0.5)
-    assert not can_rank(with_columns(rows, quality=flat, consistency=flat * np.nan), everything)
-    assert can_rank(with_columns(rows, quality=flat), everything)
+    assert rankable_labels(with_columns(rows, quality=flat, consistency=flat * np.nan), everything) == []
+    assert rankable_labels(with_columns(rows, quality=flat), everything) == ["consistency"]
+
+
+def test_what_is_trained(rows):
+    train = np.arange(100)
+    late = np.where(np.arange(240) < 100, np.nan, 0.5)
+    assert trained_labels(rows, train, (0.5, 0.5)) == LABELS
+    assert trained_labels(rows, train, (0.5, 0.0)) == ["quality"]
+    assert trained_labels(with_columns(rows, quality=late), train, (0.5, 0.5)) == ["consistency"]
+    metrics = measure(rows, perfect(rows), split_of(rows), labels=["quality"], scales=(0.2, 0.2))
+    assert list(metrics["test"]) == list(metrics["floors"]["cosine"]) == ["quality"]

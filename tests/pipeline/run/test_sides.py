@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,3 +80,51 @@ def test_a_run_without_predictions_is_refused(demo_run, rows, tmp_path):
         split_of_run(open_run(run), rows)
     place = run / "predictions.csv"
     assert str(error.value) == f"{place}: cannot be read (No such file or directory); train again"
+
+
+def with_text(rows, *, image=None, **text):
+    changed = replace(rows.rows, text=rows.rows.text | {k: np.asarray(v, dtype=object) for k, v in text.items()})
+    return replace(rows, rows=changed if image is None else replace(changed, image=np.asarray(image)))
+
+
+def test_groups_with_an_image_in_common_stay_together(rows):
+    # Image i stands in row i and in row i + 120, which has another prompt.
+    shared = with_text(rows, image=np.arange(240) % 120)
+    split = split_cache(shared, "grouped", fractions="0.6,0.2,0.2", seed=1)
+    side = np.zeros(240, dtype=int)
+    side[split.val], side[split.test] = 1, 2
+    assert (side[:120] == side[120:]).all()
+    assert len(set(side)) == 3
+    assert not split.leaks_groups
+    order = np.random.default_rng(0).permutation(240)
+    moved = with_text(shared, image=shared.rows.image[order], **{k: v[order] for k, v in shared.rows.text.items()})
+    moved = replace(moved, rows=replace(moved.rows, prompt=rows.rows.prompt[order]))
+    again = split_cache(moved, "grouped", fractions="0.6,0.2,0.2", seed=1)
+    assert set(order[again.test]) == set(split.test)
+
+
+def test_groups_finer_than_prompts_leak_and_say_so(rows):
+    fine = with_text(rows, group=[f"g{i}" for i in range(240)])
+    split = split_cache(fine, "grouped", fractions="0.6,0.2,0.2", seed=0)
+    assert split.leaks_groups
+    assert split.note.endswith("test rows have a prompt of another side")
+
+
+def test_an_image_on_two_sides_of_a_column_is_a_leak(rows):
+    marks = np.where(np.arange(240) < 120, "train", "test")
+    twice = with_text(rows, image=np.arange(240) % 120, split=marks, prompt=["same"] * 240)
+    twice = replace(twice, rows=replace(twice.rows, prompt=np.zeros(240, dtype=np.int64)))
+    split = split_cache(twice, "column", fractions="1,0,0", seed=0)
+    assert split.leaks_groups
+    assert split.note == "120 test rows have an image of another side"
+
+
+def test_new_rows_of_the_own_cache_are_test(demo_run, rows):
+    run = open_run(demo_run)
+    before = split_of_run(run, rows)
+    files = [*rows.rows.text["file"][:230], *(f"new-{i}.png" for i in range(10))]
+    found = split_of_run(run, with_text(rows, file=files))
+    kept = before.train[before.train < 230]
+    assert (found.train == kept).all()
+    assert set(range(230, 240)) <= set(found.test)
+    assert found.note.startswith("10 rows are new since the training and count as test")

@@ -101,7 +101,7 @@ def test_train_loss_is_the_mean_over_steps():
         ([0.1, 0.5, 0.3, 0.4], 2),
         ([0.5, 0.5, 0.5, 0.5], 1),  # on a tie the earlier wins
         ([math.nan, -0.2, math.nan, -0.3], 2),  # NaN loses to any number
-        ([math.nan] * 4, 1),
+        ([math.nan] * 4, 4),  # nothing to choose by: the last, as without validation
         ([0.1, 0.2, 0.3, 0.4], 4),
     ],
 )
