@@ -43,6 +43,10 @@ class TrainConfig:
     std_weighting: bool = setting(False, help="Weigh rows by how far raters agreed: 1 / (label SD^2 + 0.01), mean 1.")
     w_q: float = setting(0.5, help="Weight of the quality loss.", ge=0)
     w_c: float = setting(0.5, help="Weight of the consistency loss.", ge=0)
+    use_explanations: bool = setting(
+        False, help="Also learn to predict the embedding of the explanation, where the data has one."
+    )
+    w_exp: float = setting(0.1, help="Weight of the explanation loss.", ge=0)
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)
     lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)

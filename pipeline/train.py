@@ -131,7 +131,7 @@ def train(config: TrainConfig) -> TrainResult:
 def _fit(
     config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeights
 ) -> tuple[HeadSpec, nn.Module, dict[str, Any] | None, FitResult]:
-    spec = _spec(config, rows)
+    spec = _spec(config, rows, weights)
     plan = FitPlan(
         epochs=config.epochs,
         lr=config.lr,
@@ -144,7 +144,9 @@ def _fit(
     device = rows.v_ID.device
     ranked = set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2]))
     columns = training_columns(config, rows, split.train)
-    batches = rows.batches(split.train, batch_size=config.batch_size, seed=config.seed, columns=columns)
+    batches = rows.batches(
+        split.train, batch_size=config.batch_size, seed=config.seed, columns=columns, explanations=spec.rationale
+    )
     with seeded(config.seed, device), Progress(config.epochs, "training", unit="epochs") as progress:
         heads = build_heads(spec).to(device)
         calibration = None
@@ -155,7 +157,7 @@ def _fit(
         fitted = fit(
             heads,
             batches,
-            objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c),
+            objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c, w_exp=weights.exp),
             plan=plan,
             validate=_validator(heads, rows, split.val, sorted(ranked)) if ranked else None,
             on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
@@ -163,7 +165,7 @@ def _fit(
     return spec, heads, calibration, fitted
 
 
-def _spec(config: TrainConfig, rows: CacheRows) -> HeadSpec:
+def _spec(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> HeadSpec:
     direct = not config.residual_learning
     return HeadSpec(
         dim=rows.dim,
@@ -174,6 +176,7 @@ def _spec(config: TrainConfig, rows: CacheRows) -> HeadSpec:
         dropout=config.dropout,
         two_branch=direct and config.two_branch,
         refinement=direct and config.refinement,
+        rationale=weights.exp > 0,
     )
 
 

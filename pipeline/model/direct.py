@@ -7,12 +7,17 @@ Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s].
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from deltaclip.pipeline.model.heads import fusion_mlp
+from deltaclip.pipeline.model.heads import fuse, fusion_mlp
 from deltaclip.pipeline.model.refinement import BOUND, Refinement
 from deltaclip.pipeline.model.scores import HeadScores, cosine
+
+if TYPE_CHECKING:
+    from deltaclip.pipeline.model.rationale import RationaleHead
 
 
 class DirectHeads(nn.Module):
@@ -42,16 +47,19 @@ class DirectHeads(nn.Module):
             self.cosine_slope = nn.Parameter(torch.tensor(10.0))
             self.cosine_offset = nn.Parameter(torch.tensor(-2.5))
         self.refinement = Refinement(dim, bound=refine_bound, dropout=dropout) if refinement else None
+        self.rationale: RationaleHead | None = None
 
     def forward(self, v_ND: Tensor, t_ND: Tensor) -> HeadScores:
         """Score rows of embeddings; with refinement the coarse c is the base of the correction."""
         s_N = cosine(v_ND, t_ND)
         q_N = torch.sigmoid(self.q_linear(v_ND).squeeze(-1))
         vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
-        c_N = torch.sigmoid(self.c_fusion(vts_NM).squeeze(-1))
+        c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
+        c_N = torch.sigmoid(c_logit_N)
         if self.two_branch:
             c_N = (c_N + torch.sigmoid(self.cosine_slope * s_N + self.cosine_offset)) / 2
         if self.refinement is None:
-            return HeadScores(q_sum_N=q_N, c_sum_N=c_N)
+            return HeadScores(q_sum_N=q_N, c_sum_N=c_N, e_ND=e_ND)
         d_N, bound = self.refinement(v_ND, t_ND, c_N), self.refinement.bound
-        return HeadScores(q_sum_N=q_N, c_sum_N=c_N + bound * d_N, c_base_N=c_N, dc_N=d_N, scale_c=bound)
+        c_sum_N = c_N + bound * d_N
+        return HeadScores(q_sum_N=q_N, c_sum_N=c_sum_N, c_base_N=c_N, dc_N=d_N, scale_c=bound, e_ND=e_ND)

@@ -10,12 +10,15 @@ Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deltaclip.pipeline.model.scores import HeadScores, cosine
+
+if TYPE_CHECKING:
+    from deltaclip.pipeline.model.rationale import RationaleHead
 
 ScaleMode = Literal["fixed", "learned", "curriculum"]
 
@@ -81,6 +84,7 @@ class ResidualHeads(nn.Module):
         self.c_fusion = fusion_mlp(dim, hidden_c, dropout)
         self.scale_q = Scale(scale_q, scale_mode)
         self.scale_c = Scale(scale_c, scale_mode)
+        self.rationale: RationaleHead | None = None
         # The last layers of both corrections start at zero, so that training starts exactly at the
         # (calibrated) base and the first steps only improve on it; a random correction would first have to be
         # unlearned. The base itself is a logistic regression: convex, no symmetry to break, so it starts at
@@ -101,7 +105,8 @@ class ResidualHeads(nn.Module):
         # c_base = clamp(a (s + 1)/2 + b, 0, 1);  c_sum = c_base + scale_c * tanh(Fusion([v, t, s]))
         c_base_N = _clamp_straight(self.c_slope * ((s_N + 1) / 2) + self.c_offset)
         vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
-        dc_N = torch.tanh(self.c_fusion(vts_NM).squeeze(-1))
+        c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
+        dc_N = torch.tanh(c_logit_N)
 
         return HeadScores(
             q_sum_N=q_base_N + scale_q * dq_N,
@@ -112,6 +117,7 @@ class ResidualHeads(nn.Module):
             dc_N=dc_N,
             scale_q=scale_q,
             scale_c=scale_c,
+            e_ND=e_ND,
         )
 
     def scales(self) -> tuple[float, float]:
@@ -147,6 +153,18 @@ def fusion_mlp(dim: int, hidden: tuple[int, int], dropout: float) -> nn.Sequenti
             out=nn.Linear(hidden[1], 1),
         )
     )
+
+
+# Layers of `fusion_mlp` that a rationale head shares: up to the dropout.
+_SHARED = 4
+
+
+def fuse(fusion: nn.Sequential, rationale: RationaleHead | None, vts_NM: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the output of a `fusion_mlp`, and what the rationale head predicts from its first layer."""
+    if rationale is None or not rationale.training:  # only the loss reads it, so scoring does not pay for it
+        return fusion(vts_NM).squeeze(-1), None
+    hidden_NH = fusion[:_SHARED](vts_NM)
+    return fusion[_SHARED:](hidden_NH).squeeze(-1), rationale(hidden_NH)
 
 
 def _clamp_straight(x_N: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaclip.base.errors import did_you_mean
+from deltaclip.pipeline.model.rationale import rationale_loss
 from deltaclip.pipeline.model.scores import Batch, HeadScores
 
 # Errors above are outliers to `huber`: good scorers reach an RMSE of about 0.1 on labels in [0, 1].
@@ -145,12 +146,14 @@ LOSSES: dict[str, Loss] = {
 BATCH_LOSSES = ("plcc", "rank", "fidelity")
 
 
-def weighted_loss(name: str = "mse", *, w_q: float = 0.5, w_c: float = 0.5) -> Objective:
-    """Return w_q * L(q) + w_c * L(c) on the unclamped sums; a head of weight 0 is left out: no gradient."""
+def weighted_loss(name: str = "mse", *, w_q: float = 0.5, w_c: float = 0.5, w_exp: float = 0.0) -> Objective:
+    """Return w_q * L(q) + w_c * L(c) + w_exp * MSE(e) on the unclamped sums; a weight of 0 leaves its part out."""
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; {did_you_mean(name, LOSSES)}")
     if min(w_q, w_c) < 0 or max(w_q, w_c) == 0:
         raise ValueError(f"loss weights must not be negative nor both 0, got w_q={w_q} and w_c={w_c}")
+    if w_exp < 0:
+        raise ValueError(f"w_exp must not be negative, got {w_exp}")
     loss = LOSSES[name]
 
     def of_q(scores: HeadScores, batch: Batch) -> Tensor:
@@ -159,11 +162,20 @@ def weighted_loss(name: str = "mse", *, w_q: float = 0.5, w_c: float = 0.5) -> O
     def of_c(scores: HeadScores, batch: Batch) -> Tensor:
         return w_c * loss(scores.c_sum_N, batch.c_B, weight_B=batch.c_weight_B, std_B=batch.c_std_B)
 
-    if w_c == 0:
-        return of_q
-    if w_q == 0:
-        return of_c
-    return lambda scores, batch: of_q(scores, batch) + of_c(scores, batch)
+    def of_e(scores: HeadScores, batch: Batch) -> Tensor:
+        if scores.e_ND is None or batch.e_BD is None:
+            raise ValueError("w_exp needs heads with a rationale, and batches with explanations")
+        return w_exp * rationale_loss(scores.e_ND, batch.e_BD)
+
+    parts = [part for part, weight in ((of_q, w_q), (of_c, w_c), (of_e, w_exp)) if weight]
+
+    def objective(scores: HeadScores, batch: Batch) -> Tensor:
+        total = parts[0](scores, batch)
+        for part in parts[1:]:
+            total = total + part(scores, batch)
+        return total
+
+    return objective
 
 
 def std_weights(label_N: Tensor, std_N: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks.
 
-    The rest is there only for what asks for it: SDs of the labels over raters (NaN where unknown) and weights of
-    the rows in the loss.
+    The rest is there only for what asks for it: SDs of the labels over raters (NaN where unknown), weights of the rows
+    in the loss, and embeddings of explanations (NaN in rows that have none).
     """
 
     v_BD: Tensor
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     c_std_B: Tensor | None = None
     q_weight_B: Tensor | None = None
     c_weight_B: Tensor | None = None
+    e_BD: Tensor | None = None
 
 
 class HeadScores(NamedTuple):
@@ -41,6 +42,7 @@ class HeadScores(NamedTuple):
     `q_sum_N`, `c_sum_N` are what the loss sees: base + scale * delta, not clamped, so that no row loses its
     gradient. `q`, `c` are what is reported. Direct heads have no base, delta or scale: these are None,
     but for c when it is refined: base is the coarse c then, and scale the bound.
+    `e_ND`, the predicted embedding of the explanation, is there in training with a rationale head.
     """
 
     q_sum_N: Tensor
@@ -51,6 +53,7 @@ class HeadScores(NamedTuple):
     dc_N: Tensor | None = None
     scale_q: Tensor | None = None
     scale_c: Tensor | None = None
+    e_ND: Tensor | None = None
 
     @property
     def q(self) -> Tensor:

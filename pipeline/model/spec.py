@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from deltaclip.base.errors import did_you_mean
 from deltaclip.pipeline.model.direct import DirectHeads
 from deltaclip.pipeline.model.heads import ResidualHeads, ScaleMode
+from deltaclip.pipeline.model.rationale import RationaleHead
 from deltaclip.pipeline.model.refinement import BOUND
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class HeadSpec:
     two_branch: bool = False
     refinement: bool = False
     refine_bound: float = BOUND
+    rationale: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no head can be built from."""
@@ -76,6 +78,13 @@ class HeadSpec:
 
 def build_heads(spec: HeadSpec) -> ResidualHeads | DirectHeads:
     """Return new heads; their random weights come from torch's global generator."""
+    heads = _build_scores(spec)
+    if spec.rationale:  # after the rest, whose random start is the same without
+        heads.rationale = RationaleHead(spec.hidden_c[0], spec.dim)
+    return heads
+
+
+def _build_scores(spec: HeadSpec) -> ResidualHeads | DirectHeads:
     if spec.kind == "direct":
         return DirectHeads(
             spec.dim,

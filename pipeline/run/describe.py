@@ -12,7 +12,7 @@ from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FL
 from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.run.measure import present_labels, rankable_labels, trained_labels
 from deltaclip.pipeline.run.rows import LABELS
-from deltaclip.pipeline.run.targets import labels_with_std
+from deltaclip.pipeline.run.targets import labels_with_std, num_explained
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.run.rows import CacheRows
@@ -40,11 +40,21 @@ def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list
         f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{stop}",
         f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
-        f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c); no explanations",
+        f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c)"
+        + (f" + {weights.exp:g} mse(explanation)" if weights.exp else "; no explanations"),
+        *_about_rationale(config, rows, weights),
         *_about_stds(config, rows),
         "freezing      image tower: all frozen; text tower: all frozen (cached embeddings)",
         *_formulas(config),
     ]
+
+
+def _about_rationale(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list[str]:
+    if not weights.exp:
+        return []
+    shared = "Fusion" if config.residual_learning else "MLP"
+    found = f"{num_explained(rows):,} of {len(rows.rows):,} rows have one"
+    return [f"explanations  {found}; predicted by a Linear on the first layer of {shared}([v, t, s])"]
 
 
 def _about_stds(config: TrainConfig, rows: CacheRows) -> list[str]:
@@ -106,6 +116,7 @@ def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]
             if getattr(config, name)
         ]
     found += _about_loss(config, rows)
+    found += _about_explanations(config, rows)
     found += _about_split(config, rows, split)
     missing = [label for label in LABELS if label not in present_labels(rows)]
     found += [f"the cache has no {label} labels: that head is not trained and has no scores" for label in missing]
@@ -125,6 +136,15 @@ def _about_loss(config: TrainConfig, rows: CacheRows) -> list[str]:
     if config.batch_size == 1 and config.loss in BATCH_LOSSES:
         found.append(f"--batch-size 1 leaves --loss {config.loss} nothing to compare: the heads do not learn")
     return found
+
+
+def _about_explanations(config: TrainConfig, rows: CacheRows) -> list[str]:
+    if not config.use_explanations:
+        changed = config.w_exp != type(config).w_exp
+        return [f"--w-exp {config.w_exp:g} is not used: give --use-explanations"] if changed else []
+    if not num_explained(rows):
+        return ["--use-explanations is not used: no row of the cache has an explanation"]
+    return [] if config.w_exp else ["--use-explanations is not used: --w-exp is 0"]
 
 
 def _about_split(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:

@@ -59,13 +59,15 @@ class CacheRows:
         batch_size: int,
         seed: int = 0,
         columns: Mapping[str, Tensor] | None = None,
+        explanations: bool = False,
     ) -> MemoryBatches:
         """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet.
 
-        `columns` are further fields of a batch, one value for each of these rows.
+        `columns` are further fields of a batch, one value for each of these rows; `explanations` adds e_BD.
         """
         chosen = slice(None) if rows is None else rows
         device = self.v_ID.device
+        explanation_N = torch.from_numpy(self.rows.explanation[chosen]).to(device) if explanations else None
         return memory_batches(
             self.v_ID,
             self.t_TD,
@@ -74,6 +76,7 @@ class CacheRows:
             image_index_N=torch.from_numpy(self.rows.image[chosen]).to(device),
             text_index_N=torch.from_numpy(self.rows.prompt[chosen]).to(device),
             columns_N={name: column.to(device) for name, column in (columns or {}).items()},
+            explanation_index_N=explanation_N,
             batch_size=batch_size,
             seed=seed,
         )

@@ -29,6 +29,7 @@ class LossWeights(NamedTuple):
 
     q: float
     c: float
+    exp: float = 0.0
 
 
 def loss_weights(config: TrainConfig, rows: CacheRows) -> LossWeights:
@@ -51,7 +52,13 @@ def loss_weights(config: TrainConfig, rows: CacheRows) -> LossWeights:
             place="--w-q, --w-c",
             remedy="give one above 0",
         )
-    return LossWeights(w_q, w_c)
+    explained = config.use_explanations and num_explained(rows)
+    return LossWeights(w_q, w_c, config.w_exp if explained else 0.0)
+
+
+def num_explained(rows: CacheRows) -> int:
+    """Return how many rows have an explanation."""
+    return int((rows.rows.explanation >= 0).sum())
 
 
 def labels_with_std(rows: CacheRows) -> list[str]:

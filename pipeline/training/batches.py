@@ -48,6 +48,7 @@ class MemoryBatches:
     batch_size: int
     seed: int
     columns_N: Mapping[str, Tensor] = field(default_factory=dict)
+    explanation_index_N: Tensor | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,7 +77,12 @@ class MemoryBatches:
             q_B=self.q_N.index_select(0, rows_B),
             c_B=self.c_N.index_select(0, rows_B),
             **{name: column_N.index_select(0, rows_B) for name, column_N in self.columns_N.items()},
+            e_BD=None if self.explanation_index_N is None else self._explanations(self.explanation_index_N[rows_B]),
         )
+
+    def _explanations(self, texts_B: Tensor) -> Tensor:
+        e_BD = self.t_MD.index_select(0, texts_B.clamp(min=0)).float()
+        return e_BD.masked_fill((texts_B < 0).unsqueeze(-1), torch.nan)
 
 
 def memory_batches(  # noqa: PLR0913 - four columns and what places them
@@ -88,6 +94,7 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
     image_index_N: Tensor | None = None,
     text_index_N: Tensor | None = None,
     columns_N: Mapping[str, Tensor] | None = None,
+    explanation_index_N: Tensor | None = None,
     batch_size: int = 64,
     seed: int = 42,
 ) -> MemoryBatches:
@@ -95,14 +102,15 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
 
     With an index (int64) the embeddings come deduplicated: row n has v_ID[image_index_N[n]] and
     t_MD[text_index_N[n]]; without, they have one row per row. `columns_N` are further fields of `Batch`, such as
-    q_std_B, with one value per row. Nothing is copied here, and only one batch at a
-    time later.
+    q_std_B, with one value per row; explanation_index_N finds e_BD in t_MD, -1 for rows without one. Nothing is
+    copied here, and only one batch at a time later.
     """
     num_rows = len(q_N)
     lengths = {
         "image rows": len(v_ID) if image_index_N is None else len(image_index_N),
         "text rows": len(t_MD) if text_index_N is None else len(text_index_N),
         "consistency labels": len(c_N),
+        "explanations": num_rows if explanation_index_N is None else len(explanation_index_N),
         **{f"values of {name}": len(column_N) for name, column_N in (columns_N or {}).items()},
     }
     for what, length in lengths.items():
@@ -124,4 +132,5 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
         batch_size=batch_size,
         seed=seed,
         columns_N=columns_N or {},
+        explanation_index_N=explanation_index_N,
     )

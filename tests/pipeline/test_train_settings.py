@@ -130,6 +130,8 @@ ELSEWHERE = {
     "loss": "test_every_loss_trains_and_repeats",
     "two_branch": "test_two_branches",
     "refinement": "test_refinement",
+    "use_explanations": "test_explanations_join_the_loss",
+    "w_exp": "test_explanations_join_the_loss",
     "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
 }
@@ -249,6 +251,48 @@ def test_parts_of_direct_heads_are_refused_by_residual_ones(train_demo, demo_run
         assert f"warning: {option} is not used: it belongs to direct heads (--no-residual-learning)\n" in err
     assert "Transformer" not in err
     assert same_weights(weights_of(run.run), weights_of(demo_run))
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_explanations_join_the_loss(train_demo, demo_rows, residual):
+    def trained(**settings):
+        return train_demo(residual_learning=residual, epochs=2, **settings).run
+
+    plain, light, heavy = trained(), trained(use_explanations=True), trained(use_explanations=True, w_exp=10)
+    assert same_weights(weights_of(light), weights_of(trained(use_explanations=True)))
+    assert not any(name.startswith("rationale") for name in weights_of(plain))
+    explained = sum(bool(row["explanation"]) for row in demo_rows)
+    for run, weight in ((light, 0.1), (heavy, 10)):
+        description = read_json(run / "config.json")["description"]
+        assert f"loss          0.5 mse(q) + 0.5 mse(c) + {weight} mse(explanation)" in description
+        shared = "Fusion" if residual else "MLP"
+        line = f"{explained} of 240 rows have one; predicted by a Linear on the first layer of {shared}([v, t, s])"
+        assert f"explanations  {line}" in description
+        assert weights_of(run)["rationale.out.weight"].shape == (128, 256)
+    columns = [numbers(read_csv(run / "predictions.csv"), "c") for run in (plain, light, heavy)]
+    assert (columns[0] != columns[1]).any()
+    assert (columns[1] != columns[2]).any()
+    assert evaluate(EvaluateConfig(run=heavy)).metrics["test"] == read_json(heavy / "metrics.json")["test"]
+
+
+def test_explanations_that_cannot_be_used_are_said(train_demo, demo_run, relabelled, capsys):
+    def drop(rows):
+        for row in rows:
+            row["explanation"] = ""
+
+    for settings, line in (
+        (
+            {"cache": relabelled(drop), "use_explanations": True},
+            "--use-explanations is not used: no row of the cache has an explanation",
+        ),
+        ({"use_explanations": True, "w_exp": 0}, "--use-explanations is not used: --w-exp is 0"),
+        ({"w_exp": 0.5}, "--w-exp 0.5 is not used: give --use-explanations"),
+    ):
+        run = train_demo(**settings)
+        err = capsys.readouterr().err
+        assert f"warning: {line}\n" in err
+        assert "; no explanations\n" in err
+        assert same_weights(weights_of(run.run), weights_of(demo_run))
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])

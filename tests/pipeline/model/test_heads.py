@@ -101,7 +101,7 @@ def test_direct_formulas_and_absent_parts():
     s = (v64 * t64).sum(1)
     np.testing.assert_allclose(scores.q, expit(linear(v64, w, "q_linear")[:, 0]), rtol=0, atol=1e-5)
     np.testing.assert_allclose(scores.c, expit(fusion(v64, t64, s, w)), rtol=0, atol=1e-5)
-    assert scores[2:] == (None,) * 6
+    assert set(scores[2:]) == {None}
 
 
 @settings(max_examples=150, deadline=None)

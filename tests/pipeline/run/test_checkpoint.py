@@ -21,6 +21,7 @@ SPECS = [
     HeadSpec(dim=8, kind="direct"),
     HeadSpec(dim=8, kind="direct", two_branch=True),
     HeadSpec(dim=8, kind="direct", two_branch=True, refinement=True, refine_bound=0.3),
+    HeadSpec(dim=8, rationale=True),
 ]
 
 
@@ -40,6 +41,9 @@ def test_heads_survive_exactly(spec, tmp_path):
     assert HeadSpec.from_json(header["spec"]) == spec
     assert header["mode"] == "m"
     assert not loaded.training
+    ours, theirs = heads.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     v, t = (torch.nn.functional.normalize(torch.randn(5, 8), dim=1) for _ in range(2))
     with torch.no_grad():
         assert torch.equal(heads(v, t).q, loaded(v, t).q)

@@ -37,3 +37,14 @@ def test_batches_hold_the_chosen_rows(rows):
     assert torch.equal(batch.v_BD, rows.v_ID[rows.rows.image[chosen]].float())
     assert torch.equal(batch.t_BD, rows.t_TD[rows.rows.prompt[chosen]].float())
     assert rows.dim == batch.v_BD.shape[1]
+
+
+def test_explanations_are_those_of_the_rows(rows, demo_rows):
+    (batch,) = rows.batches(None, batch_size=8, explanations=True).in_order()
+    said = np.array([bool(row["explanation"]) for row in demo_rows])
+    assert 0 < said.sum() < len(said)
+    assert torch.equal(~batch.e_BD[:, 0].isnan(), torch.from_numpy(said))
+    index = rows.rows.explanation[said]
+    assert torch.equal(batch.e_BD[torch.from_numpy(said)], rows.t_TD[index].float())
+    (plain,) = rows.batches(None, batch_size=8).in_order()
+    assert plain.e_BD is None

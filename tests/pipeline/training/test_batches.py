@@ -69,6 +69,22 @@ def test_further_columns_follow_their_rows():
         memory_batches(rows, rows, number, number, columns_N={"q_std_B": number[:9]})
 
 
+def test_explanations_are_texts_and_nan_where_there_is_none():
+    number = torch.arange(10.0)
+    t_MD, index = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float16), torch.tensor([0, -1] * 5)
+    texts = torch.zeros(10, dtype=torch.long)
+    batches = memory_batches(
+        t_MD[texts], t_MD, number, number, text_index_N=texts, explanation_index_N=index, batch_size=3
+    )
+    for batch in [*batches(1), *batches.in_order(4)]:
+        even = batch.q_B % 2 == 0
+        assert batch.e_BD.dtype == torch.float32
+        assert torch.equal(batch.e_BD[even], torch.zeros(int(even.sum()), 2))
+        assert batch.e_BD[~even].isnan().all()
+    with pytest.raises(ValueError, match=r"^10 quality labels but 9 explanations$"):
+        memory_batches(t_MD[texts], t_MD[texts], number, number, explanation_index_N=index[:9])
+
+
 @pytest.mark.parametrize(
     ("shapes", "batch_size", "message"),
     [

@@ -18,7 +18,7 @@ from deltaclip.pipeline.training.optimizer import AdamW, parameter_groups
         {"scale_mode": "learned"},
         {"scale_mode": "fixed"},
         {"kind": "direct"},
-        {"kind": "direct", "two_branch": True, "refinement": True},
+        {"kind": "direct", "two_branch": True, "refinement": True, "rationale": True},
     ],
 )
 def test_every_parameter_in_exactly_one_group(spec):
