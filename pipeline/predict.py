@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.settings import option_name
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.run.scorer import FileScores
     from deltaclip.pipeline.settings import PredictConfig
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+    | {".jp2", ".ppm", ".pgm", ".tga", ".ico"}
+)
 ROWS_SHOWN = 20
 
 
@@ -85,6 +89,7 @@ def predict(config: PredictConfig) -> PredictResult:
     """
     if config.out:
         check_suffix(config.out)
+        _refuse_overwriting_input(config)
     pairs = _pairs(config)
     scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
     found = scorer.score_files(pairs.paths, pairs.prompts, root=pairs.root, batch_size=config.batch_size)
@@ -108,16 +113,37 @@ def _check_failures(found: FileScores, pairs: _Pairs, *, strict: bool) -> None:
         raise UserError(reason, place=pairs.paths[row], remedy="give an image that can be read")
 
 
+def _refuse_overwriting_input(config: PredictConfig) -> None:
+    assert config.out is not None, "asked only where scores are written"
+    inputs = [Path(config.target), *([config.prompts] if config.prompts else [])]
+    if config.out.resolve() in [path.resolve() for path in inputs]:
+        raise UserError("is an input", place=config.out, remedy="give another --out")
+    if config.out.resolve().is_relative_to(config.run.resolve()):
+        raise UserError(
+            "lies in the run", place=config.out, remedy="give a file outside: a finished run stays as it is"
+        )
+
+
+def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:
+    """Refuse options that would change nothing for this kind of target, rather than ignore them."""
+    for name in names:
+        if getattr(config, name) != getattr(type(config), name):
+            raise UserError("would not be used", place=option_name(name), remedy=f"leave it out: the target is {what}")
+
+
 def _pairs(config: PredictConfig) -> _Pairs:
     path = Path(config.target)
     if path.is_dir():
+        _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
         return _folder_pairs(config, path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
+        _refuse_unused(config, "one image", "prompts", "image_root", "allow_outside")
         if not config.prompt:
             raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
         if not path.is_file():  # before the backbone is loaded
             raise UserError("no such file", place=path, remedy="give an image that can be read")
         return _Pairs([path.name], [path], [config.prompt], None)
+    _refuse_unused(config, "a manifest, which has its own prompts", "prompt", "prompts")
     manifest = read_manifest(config.target, image_root=config.image_root, allow_outside=config.allow_outside)
     root = None if config.allow_outside else manifest.image_root
     paths = [manifest.image_path(row) for row in range(len(manifest))]

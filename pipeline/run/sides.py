@@ -97,7 +97,7 @@ def _joined_groups(rows: CacheRows) -> NDArray[np.str_]:
     pairs = np.unique(np.stack([rows.rows.image, group_N], axis=1), axis=0)
     repeated = np.flatnonzero(np.diff(pairs[:, 0]) == 0)  # the same image in two groups
     if repeated.size == 0:
-        return names[group_N]
+        return np.asarray(names[group_N])
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -105,7 +105,8 @@ def _joined_groups(rows: CacheRows) -> NDArray[np.str_]:
     _, component_G = connected_components(coo_array(edges, shape=(len(names), len(names))), directed=False)
     # Named after its first group, so that the split depends on names and not on the order of rows.
     _, first_G = np.unique(component_G, return_index=True)
-    return names[first_G[component_G]][group_N]
+    joined: NDArray[np.str_] = names[first_G[component_G]][group_N]
+    return joined
 
 
 def _with_leaks(split: Split, rows: CacheRows) -> Split:
@@ -114,7 +115,7 @@ def _with_leaks(split: Split, rows: CacheRows) -> Split:
     side_N[split.val], side_N[split.test] = 1, 2
     texts, text_N = np.unique(rows.rows.prompt, return_inverse=True)
     first_row = dict(zip(rows.rows.prompt.tolist(), range(len(rows.rows)), strict=True))
-    prompts = [prompt_group(rows.rows.text["prompt"][first_row[text]]) for text in texts.tolist()]
+    prompts = [prompt_group(str(rows.rows.text["prompt"][first_row[text]])) for text in texts.tolist()]
     prompt_N = np.unique(prompts, return_inverse=True)[1][text_N]
     notes = [split.note] if split.note else []
     # One prompt for all rows is quality-only data: it tells nothing, so it cannot leak.

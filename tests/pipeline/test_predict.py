@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -224,7 +225,7 @@ def test_a_missing_text_file_is_named(scored, pictures):
 def test_a_folder_without_images(scored, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     assert refused(scored, tmp_path, prompt="x") == (
-        f"{tmp_path}: holds no images; known suffixes: .avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+        f"{tmp_path}: holds no images; known suffixes: .avif, .bmp, .gif, .ico, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tga, .tif, .tiff, .webp"
     )
 
 
@@ -275,3 +276,32 @@ def test_a_backbone_that_moved(scored, pictures, *, recorded, tiny_backbone, dem
     (run / "config.json").write_text(json.dumps(config))
     line = f"{tmp_path / 'gone'}: no such folder; give local-dir:PATH of a folder with open_clip_config.json"
     assert refused(scored, folder, prompt="x", run=run) == line
+
+
+UNUSED = {
+    "demo.csv": ({"prompt": "x"}, "--prompt", "a manifest, which has its own prompts"),
+    "images": ({"image_root": Path("/x"), "prompt": "x"}, "--image-root", "a folder"),
+    "images/0000_0.png": ({"prompt": "x", "prompts": Path("p.csv")}, "--prompts", "one image"),
+}
+
+
+@pytest.mark.parametrize("target", UNUSED)
+def test_an_option_that_would_change_nothing_is_refused(demo_run, demo_folder, target):
+    options, name, what = UNUSED[target]
+    with pytest.raises(UserError) as error:
+        predict(PredictConfig(run=demo_run, target=str(demo_folder / target), **options))
+    assert str(error.value) == f"{name}: would not be used; leave it out: the target is {what}"
+
+
+def test_scores_never_overwrite_the_input_or_the_run(demo_run, tmp_path, demo_folder):
+    table = tmp_path / "ratings.csv"
+    table.write_text((demo_folder / "demo.csv").read_text())
+    before = table.read_bytes()
+    with pytest.raises(UserError) as error:
+        predict(PredictConfig(run=demo_run, target=str(table), image_root=demo_folder, out=table))
+    assert str(error.value) == f"{table}: is an input; give another --out"
+    assert table.read_bytes() == before
+    inside = demo_run / "predictions.csv"
+    with pytest.raises(UserError) as error:
+        predict(PredictConfig(run=demo_run, target=str(demo_folder / "demo.csv"), out=inside))
+    assert str(error.value) == f"{inside}: lies in the run; give a file outside: a finished run stays as it is"
