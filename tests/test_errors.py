@@ -212,7 +212,8 @@ TABLE = [
     ),
     (
         "predict {at}/run {at}/empty --prompt x",
-        "{at}/empty: holds no images; known suffixes: .avif, .bmp, .gif, .ico, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tga, .tif, .tiff, .webp",
+        "{at}/empty: holds no images; known suffixes: .avif, .bmp, .gif, "
+        ".ico, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tga, .tif, .tiff, .webp",
     ),
     (
         "predict {at}/run {at}/good.csv --out {at}/x.xlsx",

@@ -225,7 +225,8 @@ def test_a_missing_text_file_is_named(scored, pictures):
 def test_a_folder_without_images(scored, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     assert refused(scored, tmp_path, prompt="x") == (
-        f"{tmp_path}: holds no images; known suffixes: .avif, .bmp, .gif, .ico, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tga, .tif, .tiff, .webp"
+        f"{tmp_path}: holds no images; known suffixes: .avif, .bmp, .gif, "
+        ".ico, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tga, .tif, .tiff, .webp"
     )
 
 
