@@ -118,15 +118,15 @@ def huber(x, y, w, *, delta):
     ) / len(errors)
 
 
-def weighted_pearson(x, y, w):
-    """Pearson's correlation under the distribution that gives row i the mass w_i / sum w."""
+def weighted_pearson(x, y, w, *, eps=0.0):
+    """Pearson's correlation where row i has the mass w_i / sum w; eps joins the product of variances."""
     mass = [g / math.fsum(w) for g in w]
     mx, my = (math.fsum(g * a for g, a in zip(mass, values, strict=True)) for values in (x, y))
     xy = math.fsum(g * (a - mx) * (b - my) for g, a, b in zip(mass, x, y, strict=True))
     xx, yy = (
         math.fsum(g * (a - m) ** 2 for g, a in zip(mass, values, strict=True)) for values, m in ((x, mx), (y, my))
     )
-    return xy / math.sqrt(xx * yy)
+    return xy / math.sqrt(xx * yy + eps)
 
 
 def margin_rank(x, y, w):

@@ -24,7 +24,7 @@ HUBER_DELTA = 0.1
 
 # Keeps the gradient of `plcc` finite where all predictions are equal. A product of variances is about 1e-3 on real
 # labels, so correlations move by 1e-5.
-_PLCC_EPS = 1e-8
+PLCC_EPS = 1e-8
 
 # Variance below which labels count as constant: the rounding of equal float32 labels leaves 1e-15.
 _CONSTANT = 1e-12
@@ -90,7 +90,7 @@ def plcc_loss(
     share_B = rows.w_B / rows.w_B.sum().clamp(min=torch.finfo(rows.w_B.dtype).tiny)
     x_B, y_B = rows.x_B - share_B @ rows.x_B, rows.y_B - share_B @ rows.y_B
     var_x, var_y = share_B @ x_B.square(), share_B @ y_B.square()
-    rho = share_B @ (x_B * y_B) / (var_x * var_y + _PLCC_EPS).sqrt()
+    rho = share_B @ (x_B * y_B) / (var_x * var_y + PLCC_EPS).sqrt()
     return (1 - rho) / 2 * (var_y > _CONSTANT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from deltaclip.pipeline.model.losses import (
     BATCH_LOSSES,
@@ -12,6 +13,7 @@ from deltaclip.pipeline.model.losses import (
     HUBER_DELTA,
     LOSSES,
     MIN_STD,
+    PLCC_EPS,
     WEIGHT_FLOOR,
     mse_loss,
     std_weights,
@@ -77,7 +79,7 @@ def test_refusals(arguments, message):
 TRUTH = {
     "mse": lambda x, y, w, std: float(np.mean(w * (x - y) ** 2)),
     "huber": lambda x, y, w, std: reference.huber(x, y, w, delta=HUBER_DELTA),
-    "plcc": lambda x, y, w, std: (1 - reference.weighted_pearson(x, y, w)) / 2,
+    "plcc": lambda x, y, w, std: (1 - reference.weighted_pearson(x, y, w, eps=PLCC_EPS)) / 2,
     "rank": lambda x, y, w, std: reference.margin_rank(x, y, w),
     "fidelity": reference.thurstone_fidelity,
 }
@@ -109,8 +111,15 @@ def test_value_is_that_of_the_formula(name, num_rows, weighted, with_std):
         np.maximum(np.where(np.isnan(std), DEFAULT_STD, std), MIN_STD) if with_std else np.full(num_rows, DEFAULT_STD)
     )
     expected = TRUTH[name](x[kept], y[kept], (w if weighted else np.ones(num_rows))[kept], stds[kept])
-    # plcc carries an epsilon of 1e-8 beside a product of variances near 1e-2; the rest is rounding.
-    assert found.item() == pytest.approx(expected, rel=1e-5 if name == "plcc" else 1e-10, abs=1e-12)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_plcc_is_scipys_correlation():
+    """Its epsilon of 1e-8 beside a product of variances near 1e-2 moves it by less than 1e-5."""
+    x, y, _, _ = case(64)
+    kept = ~np.isnan(y)
+    expected = (1 - stats.pearsonr(x[kept], y[kept]).statistic) / 2
+    assert LOSSES["plcc"](torch.from_numpy(x), torch.from_numpy(y)).item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
