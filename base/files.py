@@ -78,6 +78,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(0o666 & ~_umask())  # safetensors writes private files
                 sync_file(file)
+            elif file.is_dir():
+                sync_folder(file)
+        sync_folder(temporary)  # its names, before it has one itself
         temporary.rename(path)
         sync_folder(path.parent)
     finally:

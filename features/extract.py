@@ -17,11 +17,11 @@ from deltaclip.base.files import one_writer
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
 from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
-from deltaclip.features.data.adapters import read_manifest
+from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.content import hash_images
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import check_request, open_interrupted, open_writer
+from deltaclip.features.store.takeover import check_data, check_request, open_left, open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,8 @@ class ExtractResult:
 
     def summary(self) -> str:
         """Return what is in the cache now, what was computed, and what could not be read."""
+        from deltaclip.features.backbone.load import preprocessing_words
+
         facts = self.facts
         images, activation = self.images - len(self.failed), "QuickGELU" if facts["quick_gelu"] else "GELU"
         work = f"nothing to compute, {self.seconds:.1f} s"
@@ -73,7 +75,9 @@ class ExtractResult:
             f"{self.cache}: {self.usable_rows:,} rows of {images:,} images and {self.texts:,} texts",
             work,
             f"backbone: {facts['backbone']}, D = {facts['dim']}, {activation}, weights {facts['weights_sha256'][:12]}",
+            f"preprocessing: {preprocessing_words(facts['preprocessing'])}",
             f"precision: {facts['precision']} ({facts['precision_reason']})",
+            *([facts["quick_gelu_note"]] if "quick_gelu_note" in facts else []),
             *(f"{label}: range {words}" for label, words in self.label_ranges.items()),
         ]
         if self.truncated_texts:
@@ -87,9 +91,10 @@ class ExtractResult:
 
 
 def default_cache(data: str, backbone: str, pretrained: str | None) -> Path:
-    """Return where `extract` writes when not told: one file per data set and backbone."""
-    parts = [Path(part.rpartition(":")[2] or part).name for part in (data, backbone, pretrained) if part]
-    return Path("cache") / ("_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts) + ".h5")
+    """Return where `extract` writes when not told: one file per data set (`data_name`) and backbone."""
+    parts = [Path(part.rpartition(":")[2] or part).name for part in (backbone, pretrained) if part]
+    parts = [data_name(data), *(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts)]
+    return Path("cache") / f"{'_'.join(parts)}.h5"
 
 
 def extract(config: ExtractConfig) -> ExtractResult:
@@ -100,6 +105,9 @@ def extract(config: ExtractConfig) -> ExtractResult:
             cache's name, and what was computed is kept for the next run.
     """
     started = time.monotonic()
+    out = config.out or default_cache(config.data, config.backbone, config.pretrained)
+    if out.is_dir():
+        raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
     source = find_weights(config.backbone, config.pretrained)
     manifest = read_manifest(
         config.data,
@@ -107,7 +115,6 @@ def extract(config: ExtractConfig) -> ExtractResult:
         label_range=config.label_range,
         allow_outside=config.allow_outside,
     )
-    out = config.out or default_cache(config.data, config.backbone, config.pretrained)
     with one_writer(out):
         job = _Job(config, manifest, source, out)
         done = job.nothing_to_do() or job.compute()
@@ -144,18 +151,21 @@ class _Job:
 
     def nothing_to_do(self) -> _Done | None:
         """Check what is on disk against the request; return at once if it is exactly what was asked for."""
-        for store in (FeatureStore.open(self.out) if self.out.exists() else None, open_interrupted(self.out)):
-            if store is None:
-                continue
+        for store in open_left(self.out):
             with store:
                 request = self._request(self._known_precision(store))
                 check_request(store, request)
-                if store.path == self.out and store.header == {
-                    "request": request,
-                    "plan": self.plan.digest(),
-                }:
-                    return _Done()
+                if store.header == {"request": request, "plan": self.plan.digest()}:
+                    self._refuse(store.failed())
+                    if store.path == self.out:
+                        return _Done()
+                elif store.path == self.out:
+                    check_data(store, self.plan)
         return None
+
+    def _refuse(self, failed: list[tuple[str, str]]) -> None:
+        if failed and self.config.on_error == "fail":
+            raise _unreadable(*failed[0], place=self.manifest.path)
 
     def compute(self) -> _Done:
         """Encode all that no earlier run has left, then publish the cache."""
@@ -192,10 +202,9 @@ class _Job:
         return str(store.header["request"]["precision"]) if self.config.precision == "auto" else self.config.precision
 
     def _previous_facts(self) -> dict[str, Any] | None:
-        for store in (FeatureStore.open(self.out) if self.out.exists() else None, open_interrupted(self.out)):
-            if store is not None:
-                with store:
-                    return store.facts
+        for store in open_left(self.out):
+            with store:
+                return store.facts
         return None
 
     def _load(self, precision: Any) -> Backbone:
@@ -231,17 +240,22 @@ class _Job:
     def _encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
         from deltaclip.features.backbone.encode_images import encode_images
 
-        todo, num_encoded = writer.todo("images"), 0
+        todo, num_encoded, later = writer.todo("images"), 0, []
         with Progress(len(todo), "encoding images", unit="images") as progress:
             for batch in self._batches(todo, backbone.preprocess, self.config.batch_size):
-                if batch.failed and self.config.on_error == "fail":
-                    entry, reason = batch.failed[0]
-                    raise _unreadable(self.plan.image_files[entry], reason, place=self.manifest.path)
+                self._refuse([(self.plan.image_files[entry], reason) for entry, reason in batch.failed])
                 pixels = batch.pixels_B3HW
                 vectors = encode_images(backbone, pixels) if pixels is not None else None
-                writer.put_images(batch.entries, vectors, batch.failed)
+                for_good = [failure for failure in batch.failed if failure[0] not in batch.passing]
+                if batch.entries or for_good:
+                    writer.put_images(batch.entries, vectors, for_good)
+                later += [failure for failure in batch.failed if failure[0] in batch.passing]
                 num_encoded += len(batch.entries)
                 progress.advance(len(batch.entries) + len(batch.failed))
+        if later:  # they stay to do: what could not be read now says nothing of the image
+            first = f"{self.plan.image_files[later[0][0]]}: {later[0][1]}"
+            message = f"{len(later):,} images could not be read just now (first: {first})"
+            raise UserError(message, remedy="give the same command again")
         return num_encoded
 
 

@@ -144,7 +144,9 @@ def _pairs(config: PredictConfig) -> _Pairs:
             raise UserError("no such file", place=path, remedy="give an image that can be read")
         return _Pairs([path.name], [path], [config.prompt], None)
     _refuse_unused(config, "a manifest, which has its own prompts", "prompt", "prompts")
-    manifest = read_manifest(config.target, image_root=config.image_root, allow_outside=config.allow_outside)
+    manifest = read_manifest(
+        config.target, image_root=config.image_root, allow_outside=config.allow_outside, read_labels=False
+    )
     root = None if config.allow_outside else manifest.image_root
     paths = [manifest.image_path(row) for row in range(len(manifest))]
     return _Pairs(manifest.images, paths, manifest.prompts, root)
@@ -155,7 +157,9 @@ def _folder_pairs(config: PredictConfig, folder: Path) -> _Pairs:
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if config.prompts:
         table = read_table(config.prompts)
-        manifest = manifest_from_table(table, name=folder.name, image_root=folder, allow_outside=config.allow_outside)
+        manifest = manifest_from_table(
+            table, name=folder.name, image_root=folder, allow_outside=config.allow_outside, read_labels=False
+        )
         paths = [manifest.image_path(row) for row in range(len(manifest))]
         left = len(set(images) - set(paths))
         note = f"{left:,} images of the folder have no row in {config.prompts} and were not scored" if left else ""

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.features.data.images import UnreadableImage, open_image, read_image_bytes
+from deltaclip.features.data.images import UnreadableFile, UnreadableImage, open_image, read_image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +35,15 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """`pixels_B3HW` float32 for `entries`; `failed` holds (entry, reason) of those that could not be read."""
+    """`pixels_B3HW` float32 for `entries`; `failed` holds (entry, reason) of those that could not be read.
+
+    `passing` are the entries of `failed` whose bytes could not be had: another time they may be.
+    """
 
     entries: list[int]
     pixels_B3HW: torch.Tensor | None
     failed: list[tuple[int, str]]
+    passing: frozenset[int] = frozenset()
 
 
 def default_workers() -> int:
@@ -76,18 +80,20 @@ def pixel_batches(
 def _pixels(file: ImageFile, preprocess: Callable[[Any], torch.Tensor], root: Path | None) -> torch.Tensor:
     content = read_image_bytes(file.path, root)
     if file.sha256 is not None and hashlib.sha256(content).digest() != file.sha256:
-        raise UnreadableImage("changed while the run was reading it")
+        raise UnreadableFile("changed while the run was reading it")
     return preprocess(open_image(content))
 
 
 def _collect(files: Sequence[ImageFile], futures: list[Future[torch.Tensor]]) -> PixelBatch:
     import torch
 
-    entries, pixels, failed = [], [], []
+    entries, pixels, failed, passing = [], [], [], set()
     for file, future in zip(files, futures, strict=True):
         try:
             pixels.append(future.result())
             entries.append(file.entry)
         except UnreadableImage as reason:
             failed.append((file.entry, str(reason)))
-    return PixelBatch(entries, torch.stack(pixels) if pixels else None, failed)
+            if isinstance(reason, UnreadableFile):
+                passing.add(file.entry)
+    return PixelBatch(entries, torch.stack(pixels) if pixels else None, failed, frozenset(passing))

@@ -6,6 +6,7 @@ without it. Must not know images or prompts. Spec sections 6, 7 and 12; PEERS se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import urllib.request
@@ -42,6 +43,11 @@ class WeightsSource:
     weights: Path
     config: Path | None
 
+    @property
+    def is_bare_file(self) -> bool:
+        """Whether the weights are a file for a built-in model, that says nothing of its preprocessing."""
+        return self.config is None and self.pretrained == str(self.weights)
+
     def identity(self) -> dict[str, str | None]:
         """Return what tells these weights from others: contents, never paths."""
         return {
@@ -49,7 +55,7 @@ class WeightsSource:
             "weights_sha256": fingerprint(self.weights),
             "config_sha256": sha256_file(self.config) if self.config else None,
             # A tag brings its own preprocessing and a bare file takes the defaults, for the same weights.
-            "tag": None if self.config or self.pretrained == str(self.weights) else self.pretrained,
+            "tag": None if self.config or self.is_bare_file else self.pretrained,
         }
 
 
@@ -190,7 +196,8 @@ def fingerprint(weights: Path) -> str:
         memo = {}
     if key not in memo:
         memo[key] = sha256_file(weights)
-        with whole_file(memo_path) as temporary:
+        # Where the user's cache folder cannot be written to, every run hashes anew.
+        with contextlib.suppress(OSError), whole_file(memo_path) as temporary:
             temporary.write_text(json.dumps(memo, indent=1), encoding="utf-8")
     return str(memo[key])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import PrecisionChoice, choose_precision
-from deltaclip.features.backbone.encode_images import encode_images
+from deltaclip.features.backbone.encode_images import encode_images, is_usable, try_images
 from deltaclip.features.backbone.load import Backbone, load_backbone
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def load_in_best_precision(
     if pixels is None:
         return exact_backbone, "no image to measure on"
     fast_backbone = load_backbone(source, device=device, precision=fast, quick_gelu=quick_gelu)
-    exact, close = encode_images(exact_backbone, pixels), encode_images(fast_backbone, pixels)
+    exact, close = encode_images(exact_backbone, pixels), try_images(fast_backbone, pixels)
+    if not is_usable(close):
+        return exact_backbone, f"{fast} gives embeddings that are not finite"
     cosine = float((exact.unit_BD * close.unit_BD).sum(axis=1).min())
     measured = f"{fast} reaches a cosine of {cosine:.4f} with fp32 on {len(pixels)} images"
     return (fast_backbone, measured) if cosine >= MIN_COSINE else (exact_backbone, measured)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from deltaclip.base.errors import UserError
+
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 
@@ -23,7 +26,16 @@ class Embeddings(NamedTuple):
 
 
 def encode_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
-    """Encode preprocessed images.
+    """Encode preprocessed images; as `try_images`, but what is unusable never gets out.
+
+    Raises:
+        UserError: an embedding is not finite or has no length.
+    """
+    return require_usable(try_images(backbone, pixels_B3HW), backbone)
+
+
+def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
+    """Encode preprocessed images, whatever comes of it.
 
     Args:
         backbone: a loaded model.
@@ -37,6 +49,24 @@ def encode_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
     with torch.inference_mode():
         pixels = pixels_B3HW.to(backbone.device, next(backbone.model.parameters()).dtype, non_blocking=True)
         return to_unit_length(backbone.model.encode_image(pixels))  # type: ignore[operator]
+
+
+def is_usable(found: Embeddings) -> bool:
+    """Tell whether every embedding is finite and has a length."""
+    return bool(np.isfinite(found.unit_BD).all() and np.isfinite(found.norm_B).all() and (found.norm_B > 0).all())
+
+
+def require_usable(found: Embeddings, backbone: Backbone) -> Embeddings:
+    """Return the embeddings as they are.
+
+    Raises:
+        UserError: one of them is not finite or has no length.
+    """
+    if is_usable(found):
+        return found
+    what = "of length zero" if np.isfinite(found.norm_B).all() else "that are not finite"
+    remedy = "check the weights, or give --precision fp32"
+    raise UserError(f"the backbone gives embeddings {what}", place=backbone.facts["backbone"], remedy=remedy)
 
 
 def to_unit_length(features_BD: torch.Tensor) -> Embeddings:

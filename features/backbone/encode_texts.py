@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaclip.features.backbone.encode_images import Embeddings, to_unit_length
+from deltaclip.features.backbone.encode_images import Embeddings, require_usable, to_unit_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,12 +26,16 @@ def encode_texts(backbone: Backbone, texts: list[str]) -> Embeddings:
 
     Returns:
         unit_BD float32 (B, D), L2 norm 1; norm_B float32 (B,).
+
+    Raises:
+        UserError: an embedding is not finite or has no length.
     """
     import torch
 
     tokens_BL = backbone.tokenizer(texts, context_length=backbone.context_length)
     with torch.inference_mode():
-        return to_unit_length(backbone.model.encode_text(tokens_BL.to(backbone.device)))  # type: ignore[operator]
+        found = to_unit_length(backbone.model.encode_text(tokens_BL.to(backbone.device)))  # type: ignore[operator]
+    return require_usable(found, backbone)
 
 
 def find_truncated(backbone: Backbone, texts: list[str]) -> NDArray[np.bool_]:

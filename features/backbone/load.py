@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # How open_clip says that weights do not fit: load_state_dict's RuntimeError, its own assertions on sizes, and what
 # falls out of its code on a file that holds no state dict.
 MISFITS = (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError, StopIteration)
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
 
 
@@ -77,12 +78,15 @@ def load_backbone(
         quick_gelu: force the activation on or refuse it; None takes the model's own, and OpenAI's archive as trained.
 
     Raises:
-        UserError: the weights do not fit the model, are a pickle, or need the other activation.
+        UserError: the weights do not fit the model, are a pickle, need the other activation, or are a bare file
+            of an architecture whose weights all need another preprocessing than such a file gets.
     """
     import open_clip
     import safetensors
 
     archive = is_torchscript(source.weights)
+    tags = published_tags(source) if source.is_bare_file and not archive else {}
+    _check_preprocessing(source, tags)
     force = quick_gelu is True or (archive and quick_gelu is None)
     with _without_word_of_random_weights(archive), warnings.catch_warnings():
         # Answered below with an error or by `facts`, not with a warning that scrolls away.
@@ -112,13 +116,16 @@ def load_backbone(
     active = _uses_quick_gelu(model)
     _check_quick_gelu(source, active=active, asked=quick_gelu)
     tokenizer = open_clip.get_tokenizer(source.model)
+    facts = _facts(source, model, precision, quick_gelu=active)
+    if quick_gelu is None and (note := quick_gelu_note(tags)):
+        facts["quick_gelu_note"] = note
     return Backbone(
         model=model.eval(),
         preprocess=preprocess,
         tokenizer=tokenizer,
         device=device,
         precision=precision,
-        facts=_facts(source, model, precision, quick_gelu=active),
+        facts=facts,
     )
 
 
@@ -167,6 +174,14 @@ def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gel
     }
 
 
+def preprocessing_words(cfg: dict[str, Any]) -> str:
+    """Return the preprocessing that `facts` names, in one line."""
+    mean, std = (" ".join(f"{value:.4g}" for value in cfg[name]) for name in ("mean", "std"))
+    sides = cfg["size"] if isinstance(cfg["size"], list) else [cfg["size"]] * 2
+    size = " x ".join(str(side) for side in sides)
+    return f"{size} pixels, {cfg['resize_mode']}, {cfg['interpolation']}, mean {mean}, std {std}"
+
+
 def _embedding_dim(model: Any) -> int:
     import torch
 
@@ -175,6 +190,48 @@ def _embedding_dim(model: Any) -> int:
     tokens = torch.zeros(1, int(text.context_length), dtype=torch.long, device=parameter.device)
     with torch.inference_mode():
         return int(model.encode_text(tokens).shape[-1])
+
+
+def published_tags(source: WeightsSource) -> dict[str, dict[str, Any]]:
+    """Return what open_clip knows of the published weights of an architecture, by tag."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    model = source.model.replace("/", "-")
+    return {tag: get_pretrained_cfg(model, tag) for tag in list_pretrained_tags_by_model(model)}
+
+
+def _check_preprocessing(source: WeightsSource, tags: dict[str, dict[str, Any]]) -> None:
+    # A tag brings its preprocessing, a bare file takes OpenAI's: SigLIP would be fed with another mean and a crop.
+    from open_clip.transform import PreprocessCfg
+
+    bare = PreprocessCfg().__dict__
+    needed = [{key: tag[key] for key in PREPROCESSING if key in tag} for tag in tags.values()]
+    if not needed or any(other != needed[0] for other in needed):
+        return
+    wrong = [key for key, value in needed[0].items() if value != bare[key]]
+    if wrong:
+        there, here = (", ".join(f"{key} {cfg[key]}" for key in wrong) for cfg in (needed[0], bare))
+        raise UserError(
+            f"all published weights of {source.model} need {there}; a bare file would get {here}",
+            place=source.weights,
+            remedy="put it beside an open_clip_config.json that says so and give --backbone local-dir:FOLDER",
+        )
+
+
+def quick_gelu_note(tags: dict[str, dict[str, Any]]) -> str | None:
+    """Return what to tell where published weights of one architecture differ in their activation, else None."""
+    quick = [tag for tag, config in tags.items() if config.get("quick_gelu")]
+    plain = [tag for tag in tags if tag not in quick]
+    if not quick or not plain:
+        return None
+    return (
+        f"weights of this architecture exist with and without QuickGELU: {_some(quick)} with, {_some(plain)} without; "
+        "give --quick-gelu or --no-quick-gelu"
+    )
+
+
+def _some(tags: list[str]) -> str:
+    return ", ".join(tags[:2]) + (f" and {len(tags) - 2} more" if len(tags) > 2 else "")
 
 
 def _uses_quick_gelu(model: Any) -> bool:

@@ -38,6 +38,10 @@ class UnreadableImage(Exception):  # noqa: N818 - a reason to list, not an error
     """Why a file cannot be used as an image; `str()` is the reason without the file's name."""
 
 
+class UnreadableFile(UnreadableImage):
+    """The bytes could not be had now; says nothing of what they are, so that another run may fare better."""
+
+
 def read_image_bytes(path: Path, root: Path | None) -> bytes:
     """Return the bytes of an image file.
 
@@ -46,18 +50,18 @@ def read_image_bytes(path: Path, root: Path | None) -> bytes:
         root: folder that it must lie in once symbolic links are followed; None permits every place.
 
     Raises:
-        UnreadableImage: no such file, no right to read it, empty, or outside the root.
+        UnreadableFile: no such file, no right to read it, empty, or outside the root.
     """
     try:
         if root is not None and not path.resolve(strict=True).is_relative_to(root.resolve()):
-            raise UnreadableImage("links to a file outside the image root")
+            raise UnreadableFile("links to a file outside the image root")
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UnreadableImage("no such file") from None
+        raise UnreadableFile("no such file") from None
     except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
+        raise UnreadableFile(error.strerror or str(error)) from error
     if not content:
-        raise UnreadableImage("empty file")
+        raise UnreadableFile("empty file")
     return content
 
 
@@ -65,7 +69,8 @@ def open_image(content: bytes) -> Image.Image:
     """Decode an image to RGB, 8 bits: upright (EXIF), first frame, transparency over white.
 
     Raises:
-        UnreadableImage: not an image, truncated, over 100 million pixels, or a strip longer than 100:1.
+        UnreadableImage: not an image, truncated, over 100 million pixels, a strip longer than 100:1, or pixels
+            without a known range (float, 32 bits).
     """
     try:
         # Pillow warns of sizes (our limit below is the one that refuses) and of odd metadata. The filter stays:
@@ -73,6 +78,7 @@ def open_image(content: bytes) -> Image.Image:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = Image.open(io.BytesIO(content), formats=_formats())
         _check_size(*image.size)
+        _check_range(image)
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
@@ -93,6 +99,14 @@ def _check_size(width: int, height: int) -> None:
         raise UnreadableImage(f"{width} x {height} is over {MAX_PIXELS // 1_000_000} million pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UnreadableImage(f"{width} x {height} is a strip longer than {MAX_ASPECT}:1")
+
+
+def _check_range(image: Image.Image) -> None:
+    # Pillow opens 16-bit grey as I;16 or, from PNG and PPM in some releases, as I; every other I holds 32 bits.
+    if image.mode == "F":
+        raise UnreadableImage("float pixels have no known range")
+    if image.mode == "I" and image.format not in {"PNG", "PPM"}:
+        raise UnreadableImage("32-bit pixels have no known range")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

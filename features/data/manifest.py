@@ -90,6 +90,7 @@ def manifest_from_table(
     label_range: LabelRange | None = None,
     source_of: Callable[[str], str] | None = None,
     allow_outside: bool = False,
+    read_labels: bool = True,
 ) -> Manifest:
     """Turn a table into a manifest.
 
@@ -100,6 +101,7 @@ def manifest_from_table(
         label_range: scale of both labels; None detects it per label.
         source_of: gives the generator from an image name where no column does.
         allow_outside: permit image paths that leave `image_root`.
+        read_labels: False leaves the label columns alone, whatever is in them.
 
     Raises:
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
@@ -109,7 +111,7 @@ def manifest_from_table(
     prompts = _required(table, found, "prompt")
     if not allow_outside:
         _refuse_outside(table, found["image"], images, image_root)
-    labels, ranges = _read_labels(table, found, label_range)
+    labels, ranges = _read_labels(table, found if read_labels else {}, label_range)
     empty = [""] * len(images)
     sources = (
         table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
@@ -174,7 +176,7 @@ def _read_labels(
 def _refuse_outside(table: Table, column: str, images: list[str], root: Path) -> None:
     # By the text alone (cheap, every row), so that a manifest from elsewhere cannot name /etc through `..`;
     # symbolic links that leave the root are caught when the file is opened (images.py).
-    base = os.path.normpath(root.absolute()) + os.sep
+    base = os.path.join(os.path.normpath(root.absolute()), "")  # noqa: PTH118 - ends in one separator, also for /
     for row, image in enumerate(images):
         joined = os.path.join(base, image)  # noqa: PTH118 - Path objects cost five times as much, on every row
         if not os.path.normpath(joined).startswith(base):

@@ -176,12 +176,56 @@ class FeatureStore:
         )
 
 
+_EMBEDDED = ("embedding", "norm", "status")
+_LENGTHS = {  # datasets that have one length
+    "rows": [f"rows/{name}" for name in ("image", "prompt", "explanation", "file", *NUMBER_COLUMNS, *CODE_COLUMNS)],
+    "images": [*(f"views/{VIEW}/{name}" for name in _EMBEDDED), "images/sha256", "images/file", "images/reason"],
+    "texts": [f"texts/{name}" for name in (*_EMBEDDED, "sha256", "text", "truncated")],
+}
+
+
 def _problem(file: h5py.File, *, unfinished: bool) -> str | None:
     if file.attrs.get("format") != FORMAT:
         return "is no deltaclip cache"
-    version = int(file.attrs.get("schema_version", 0))
+    version = file.attrs.get("schema_version", 0)
     if version != SCHEMA_VERSION:
         return f"has schema version {version}, this release reads {SCHEMA_VERSION}"
-    if "header" not in file.attrs or not (unfinished or file.attrs["complete"]):
+    if "header" not in file.attrs or not (unfinished or file.attrs.get("complete")):
         return "is not complete"
+    return _broken_words(file) or _broken_lengths(file) or _broken_indices(file)
+
+
+def _broken_words(file: h5py.File) -> str | None:
+    needed = {"header": {"request", "plan"}, "facts": {"dim", "precision"}, "dataset": {"name", "label_ranges"}}
+    for name, parts in needed.items():
+        try:
+            found = json.loads(file.attrs[name])
+        except (KeyError, TypeError, ValueError):
+            found = None
+        if not isinstance(found, dict) or not parts <= found.keys():
+            return f"is damaged ({name})"
+    return None
+
+
+def _broken_lengths(file: h5py.File) -> str | None:
+    for kind, names in _LENGTHS.items():
+        wrong = [name for name in names if not isinstance(file.get(name), h5py.Dataset) or not file[name].shape]
+        wrong = wrong or [name for name in names if len(file[name]) != len(file[names[0]])]
+        if wrong:
+            return f"is damaged ({kind}: no {wrong[0]} of the right length)"
+    widths = [file[name].shape[1:] for name in (f"views/{VIEW}/embedding", "texts/embedding")]
+    return None if len(widths[0]) == 1 and widths[0] == widths[1] else "is damaged (width of the embeddings)"
+
+
+def _broken_indices(file: h5py.File) -> str | None:
+    num_images, num_texts = len(file["images/file"]), len(file["texts/text"])
+    limits = {"image": (0, num_images), "prompt": (0, num_texts), "explanation": (-1, num_texts)}
+    for column in CODE_COLUMNS:
+        if not isinstance(file.get(f"names/{column}"), h5py.Dataset):
+            return f"is damaged (no names/{column})"
+        limits[column] = (-1, len(file[f"names/{column}"]))
+    for column, (first, end) in limits.items():
+        values = np.asarray(file[f"rows/{column}"])
+        if ((values < first) | (values >= end)).any():
+            return f"is damaged (rows/{column} is out of range)"
     return None

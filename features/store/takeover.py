@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import publish
+from deltaclip.features.store.schema import MISSING_KEY
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.writer import StoreWriter, part_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from deltaclip.features.store.schema import Plan
 
 
 def open_writer(path: Path, plan: Plan, *, request: dict[str, Any], facts: dict[str, Any]) -> StoreWriter:
-    """Return a writer for `plan` that already holds every embedding found in the cache or in an interrupted run."""
+    """Return a writer for `plan` that already holds every embedding found in the cache or in an interrupted run.
+
+    Raises:
+        UserError: what lies there was made by another backbone or in another precision; the disk is full.
+    """
     part = part_path(path)
+    _check_all(path, request)
     interrupted = open_interrupted(path)
     header = {"request": request, "plan": plan.digest()}
     if interrupted is not None and interrupted.header == header:
@@ -38,6 +45,21 @@ def open_writer(path: Path, plan: Plan, *, request: dict[str, Any], facts: dict[
     writer.close()
     publish(draft, part)
     return StoreWriter.resume(part)
+
+
+def _check_all(path: Path, request: dict[str, Any]) -> None:
+    # Both, before a byte is written: an interrupted run and the cache beside it may come from different requests.
+    for store in open_left(path):
+        with store:
+            check_request(store, request)
+
+
+def open_left(path: Path) -> Iterator[FeatureStore]:
+    """Yield what earlier runs left under the name `path`: a finished cache, an interrupted run."""
+    if path.exists():
+        yield FeatureStore.open(path)
+    if (interrupted := open_interrupted(path)) is not None:
+        yield interrupted
 
 
 def open_interrupted(path: Path) -> FeatureStore | None:
@@ -60,6 +82,18 @@ def check_request(
     wrong = differences(store.header["request"], request)
     if wrong:
         raise UserError(f"was made by another backbone: {'; '.join(wrong)}", place=store.path, remedy=remedy)
+
+
+def check_data(store: FeatureStore, plan: Plan) -> None:
+    """Refuse to replace a cache that holds not one image of `plan`: it is another data set's.
+
+    Raises:
+        UserError: with the name and size of that data set.
+    """
+    here = {key.tobytes() for key in plan.image_keys} - {MISSING_KEY}
+    if not any(key.tobytes() in here for key in store.keys("images")):
+        message = f"holds another data set ({store.dataset['name']}, {store.num_rows:,} rows)"
+        raise UserError(message, place=store.path, remedy="give another --out or remove it")
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

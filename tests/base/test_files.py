@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from deltaclip.base import files
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer, require_space, sha256_file, user_cache, whole_file, whole_folder
 
@@ -74,6 +75,19 @@ def test_a_folder_appears_whole_and_is_never_overwritten(tmp_path):
     with pytest.raises(RuntimeError):
         fail()
     assert names(target.parent) == ["a"]
+
+
+def test_every_name_in_a_folder_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
+    synced, sync = [], files.sync_folder
+
+    def record(folder):
+        synced.append((folder, (tmp_path / "a").exists()))
+        sync(folder)
+
+    monkeypatch.setattr(files, "sync_folder", record)
+    with whole_folder(tmp_path / "a") as temporary:
+        (temporary / "sub").mkdir()
+    assert synced == [(temporary / "sub", False), (temporary, False), (tmp_path, True)]
 
 
 def test_one_writer_until_it_is_killed(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -16,9 +18,12 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.data.content import hash_images
 from deltaclip.features.extract import default_cache, extract
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.schema import DONE
@@ -225,8 +230,6 @@ def test_another_backbone_is_another_cache(twelve, tiny_backbone, tmp_path_facto
     assert run(twelve, tiny_backbone, precision="auto").facts["precision"] == "fp32"
     with FeatureStore.open(path) as store:
         request = store.header["request"]
-    from deltaclip.features.backbone.checkpoint import find_weights
-
     source = find_weights(tiny_backbone, None)
     other = tmp_path_factory.mktemp("other")
     shutil.copy(source.weights, other)
@@ -257,13 +260,132 @@ def test_a_file_that_is_no_cache_is_not_overwritten(twelve, tiny_backbone):
     ("data", "backbone", "pretrained", "name"),
     [
         ("demo", "tiny", None, "demo_tiny.h5"),
-        ("agiqa-3k:../sets/agiqa-3k", "ViT-L-14", "openai", "agiqa-3k_ViT-L-14_openai.h5"),
-        ("a/my set.csv", "local-dir:/x/mobile net", None, "my-set.csv_mobile-net.h5"),
-        ("t.csv", "hf-hub:org/name", None, "t.csv_name.h5"),
+        ("agiqa-3k:/no/such/my.set", "ViT-L-14", "openai", "agiqa-3k-my-set-DIGITS_ViT-L-14_openai.h5"),
+        ("/no/such/my set.csv", "local-dir:/x/mobile net", None, "my-set-DIGITS_mobile-net.h5"),
+        ("/no/such/評価.JSONL", "hf-hub:org/name", None, "評価-DIGITS_name.h5"),
+        ("/no/such/v1.2", "tiny", "weights/a.pt", "v1-2-DIGITS_tiny_a.pt.h5"),
     ],
 )
 def test_default_cache(data, backbone, pretrained, name):
-    assert default_cache(data, backbone, pretrained) == Path("cache") / name
+    digits = hashlib.sha256(data.removeprefix("agiqa-3k:").encode()).hexdigest()[:6]
+    assert default_cache(data, backbone, pretrained) == Path("cache") / name.replace("DIGITS", digits)
+
+
+def test_default_caches_of_two_tables_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["A/data.csv", "B/data.csv", "評価.csv", "評点.csv"]
+    assert len({default_cache(name, "tiny", None) for name in names}) == 4
+    assert default_cache("A/../t.csv", "tiny", None) == default_cache(str(tmp_path / "t.csv"), "tiny", None)
+
+
+def while_reading(monkeypatch, change):
+    """Let `change` happen once all images are hashed."""
+
+    def hash_then_change(*arguments):
+        found = hash_images(*arguments)
+        change()
+        return found
+
+    monkeypatch.setattr("deltaclip.features.extract.hash_images", hash_then_change)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_a_passing_read_error_is_tried_again(twelve, tiny_backbone, monkeypatch, batch_size):
+    rows = read_rows(twelve)
+    (twelve / rows[9]["image"]).write_text("no image")
+    run(twelve, tiny_backbone, out=twelve / "reference.h5")
+    first, second = (twelve / rows[number]["image"] for number in (2, 7))
+
+    def change():
+        first.rename(twelve / "away")
+        shutil.copy(second, twelve / "kept")
+        second.write_bytes(b"half")
+
+    while_reading(monkeypatch, change)
+    assert refused(twelve, tiny_backbone, batch_size=batch_size) == (
+        f"2 images could not be read just now (first: {rows[2]['image']}: no such file); give the same command again"
+    )
+    monkeypatch.undo()
+    assert not (twelve / "c.h5").exists()
+    with FeatureStore.open(twelve / "c.h5.part", unfinished=True) as store:
+        assert [file for file, _ in store.failed()] == [rows[9]["image"]]
+        assert (store.group("images")["status"][:] == DONE).sum() == 9
+    (twelve / "away").rename(first)
+    (twelve / "kept").rename(second)
+    assert run(twelve, tiny_backbone, batch_size=batch_size).new_images == 2
+    with FeatureStore.open(twelve / "c.h5") as store, FeatureStore.open(twelve / "reference.h5") as reference:
+        assert (store.header, store.failed()) == (reference.header, reference.failed())
+        np.testing.assert_allclose(store.embeddings("images"), reference.embeddings("images"), atol=1e-5)
+
+
+def test_on_error_fail_sees_what_a_cache_or_an_interrupted_run_lists(twelve, tiny_backbone, monkeypatch):
+    rows = read_rows(twelve)
+    (twelve / rows[5]["image"]).write_text("no image")
+    line = (
+        f"{twelve}/demo.csv: image {rows[5]['image']!r}: not an image in a known format; "
+        "repair or remove it, or give --on-error skip"
+    )
+    gone = twelve / rows[7]["image"]
+    while_reading(monkeypatch, lambda: gone.rename(twelve / "away"))
+    assert "just now" in refused(twelve, tiny_backbone)
+    monkeypatch.undo()
+    (twelve / "away").rename(gone)
+    assert (twelve / "c.h5.part").exists()
+    assert refused(twelve, tiny_backbone, on_error="fail") == line
+    run(twelve, tiny_backbone)
+    assert refused(twelve, tiny_backbone, on_error="fail") == line
+
+
+def test_a_cache_of_another_data_set_is_not_replaced(twelve, tiny_backbone):
+    run(twelve, tiny_backbone)
+    before = (twelve / "c.h5").read_bytes()
+    Image.new("RGB", (30, 30), "red").save(twelve / "other.png")
+    (twelve / "other.csv").write_text("image,prompt\nother.png,a cat\n")
+    remedy = "give another --out or remove it"
+    line = f"{twelve}/c.h5: holds another data set (demo, 12 rows); {remedy}"
+    assert refused(twelve, tiny_backbone, data=str(twelve / "other.csv")) == line
+    assert (twelve / "c.h5").read_bytes() == before
+    # One image in common is the same set, grown and shrunk.
+    (twelve / "other.csv").write_text(f"image,prompt\nother.png,a cat\n{read_rows(twelve)[0]['image']},a dog\n")
+    assert run(twelve, tiny_backbone, data=str(twelve / "other.csv")).new_images == 1
+
+
+def test_out_that_is_a_folder(twelve, tiny_backbone):
+    line = f"{twelve}: is a folder; give --out the name of a file in it"
+    assert refused(twelve, tiny_backbone, out=twelve, data="no such.csv") == line
+
+
+@pytest.mark.parametrize("part", ["visual.", "token_embedding"])
+def test_embeddings_that_are_not_finite_are_not_stored(twelve, tiny_backbone, tmp_path_factory, part):
+    source = find_weights(tiny_backbone, None)
+    broken = tmp_path_factory.mktemp("broken")
+    shutil.copy(source.config, broken)
+    state = load_file(source.weights)
+    hit = {
+        name: tensor.fill_(float("nan"))
+        for name, tensor in state.items()
+        if name.removeprefix("text.").startswith(part)
+    }
+    assert hit
+    save_file(state, broken / source.weights.name)
+    assert refused(twelve, f"local-dir:{broken}") == (
+        f"local-dir:{broken}: the backbone gives embeddings that are not finite; "
+        "check the weights, or give --precision fp32"
+    )
+    assert not (twelve / "c.h5").exists()
+
+
+def test_the_summary_says_how_images_are_prepared(twelve, tiny_backbone):
+    result = run(twelve, tiny_backbone)
+    config = json.loads(find_weights(tiny_backbone, None).config.read_text())
+    cfg, side = config["preprocess_cfg"], config["model_cfg"]["vision_cfg"]["image_size"]
+    mean, std = (" ".join(f"{value:.4g}" for value in cfg[name]) for name in ("mean", "std"))
+    mode = f"{cfg.get('resize_mode', 'shortest')}, {cfg.get('interpolation', 'bicubic')}"
+    line = f"preprocessing: {side} x {side} pixels, {mode}, mean {mean}, std {std}"
+    assert line in result.summary().splitlines()
+    assert "give --quick-gelu" not in result.summary()
+    noted = dataclasses.replace(result, facts=result.facts | {"quick_gelu_note": "a note"})
+    assert "a note" in noted.summary().splitlines()
 
 
 NO_OP = """

@@ -306,3 +306,10 @@ def test_scores_never_overwrite_the_input_or_the_run(demo_run, tmp_path, demo_fo
     with pytest.raises(UserError) as error:
         predict(PredictConfig(run=demo_run, target=str(demo_folder / "demo.csv"), out=inside))
     assert str(error.value) == f"{inside}: lies in the run; give a file outside: a finished run stays as it is"
+
+
+def test_labels_that_no_range_fits_do_not_stop_a_prediction(demo_run, demo_folder, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("image,prompt,quality\nimages/0000_0.png,a red circle,-2.394\n")
+    found = predict(PredictConfig(run=demo_run, target=str(table), image_root=demo_folder))
+    assert 0 <= found.columns["q"][0] <= 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RANGE = LabelRange(0.0, 5.0, "adapter")
 
 
-def read(folder: Path, label_range: LabelRange | None) -> Manifest:
+def read(folder: Path, label_range: LabelRange | None, *, read_labels: bool = True) -> Manifest:
     """Read the set from its folder; the source of a row is its generator with the setting.
 
     Raises:
@@ -28,7 +28,12 @@ def read(folder: Path, label_range: LabelRange | None) -> Manifest:
     table = read_table(folder / "data.csv")
     root = folder / "images" if (folder / "images").is_dir() else folder
     return manifest_from_table(
-        table, name="agiqa-3k", image_root=root, label_range=label_range or RANGE, source_of=generator_of
+        table,
+        name="agiqa-3k",
+        image_root=root,
+        label_range=label_range or RANGE,
+        source_of=generator_of,
+        read_labels=read_labels,
     )
 
 

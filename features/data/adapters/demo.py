@@ -22,7 +22,7 @@ VERSION = 1
 RANGE = LabelRange(0.0, 1.0, "adapter")
 
 
-def read(label_range: LabelRange | None) -> Manifest:
+def read(label_range: LabelRange | None, *, read_labels: bool = True) -> Manifest:
     """Read the demo set, rendering it first where it is not there yet."""
     folder = demo_folder()
     if not folder.exists():
@@ -30,7 +30,9 @@ def read(label_range: LabelRange | None) -> Manifest:
 
         render_demo(folder)
     table = read_table(folder / "demo.csv")
-    return manifest_from_table(table, name="demo", image_root=folder, label_range=label_range or RANGE)
+    return manifest_from_table(
+        table, name="demo", image_root=folder, label_range=label_range or RANGE, read_labels=read_labels
+    )
 
 
 def demo_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 import time
@@ -56,6 +57,7 @@ def test_failures_stay_in_their_batch(files, tmp_path):
     Image.new("RGB", (2, 2)).save(files[9].path)  # readable, yet not what was hashed
     batches = run(files, root=tmp_path)
     assert batches[0].failed == [(101, "no such file"), (102, "changed while the run was reading it")]
+    assert batches[0].passing == {101, 102}
     assert batches[0].entries == [100, 103]
     assert batches[0].pixels_B3HW.tolist() == [0, 3]
     assert batches[1].pixels_B3HW is None
@@ -63,6 +65,15 @@ def test_failures_stay_in_their_batch(files, tmp_path):
     assert batches[1].failed == [(entry, "empty file") for entry in range(104, 108)]
     assert batches[2].failed == [(109, "changed while the run was reading it")]
     assert sum(len(batch.entries) for batch in batches) == 23 - 7
+
+
+def test_only_what_could_not_be_read_passes(files):
+    files[1].path.unlink()
+    files[2].path.write_bytes(b"no image")
+    expected = [*files[:2], dataclasses.replace(files[2], sha256=hashlib.sha256(b"no image").digest())]
+    (batch,) = run(expected)
+    assert batch.failed == [(101, "no such file"), (102, "not an image in a known format")]
+    assert batch.passing == {101}
 
 
 def test_content_is_free_without_a_hash(files):

@@ -162,6 +162,13 @@ def test_fingerprint_is_remembered_and_follows_the_content(tmp_path, monkeypatch
     assert fingerprint(weights) == hashlib.sha256(b"two").hexdigest()
 
 
+def test_a_cache_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DELTACLIP_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "w.bin").write_bytes(b"one")
+    assert fingerprint(tmp_path / "w.bin") == hashlib.sha256(b"one").hexdigest()
+
+
 def test_torchscript_is_told_from_other_files(tmp_path):
     import torch
 

@@ -7,8 +7,14 @@ import open_clip
 import pytest
 import torch
 
+from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.encode_images import encode_images, to_unit_length
+from deltaclip.features.backbone.encode_images import (
+    encode_images,
+    is_usable,
+    require_usable,
+    to_unit_length,
+)
 from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
 from deltaclip.features.backbone.load import load_backbone
 
@@ -52,6 +58,19 @@ def test_normalisation_is_in_float32():
     assert found.unit_BD.dtype == np.float32
     np.testing.assert_allclose(found.unit_BD, [[0.6, 0.8], [0, 0]], rtol=1e-7)  # bf16 would give 0.6016
     np.testing.assert_allclose(found.norm_B, [5, 0])
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(np.nan, "that are not finite"), (np.inf, "that are not finite"), (0, "of length zero")]
+)
+def test_what_has_no_direction_is_refused(backbone, value, what):
+    found = to_unit_length(torch.tensor([[3.0, 4.0], [value, 0.0]]))
+    assert not is_usable(found)
+    with pytest.raises(UserError) as caught:
+        require_usable(found, backbone)
+    remedy = "check the weights, or give --precision fp32"
+    assert str(caught.value) == f"tiny: the backbone gives embeddings {what}; {remedy}"
+    assert is_usable(to_unit_length(torch.tensor([[3.0, 4.0]])))
 
 
 # "cat" is one token of CLIP's vocabulary; a begin and an end mark take two of the 77 places.

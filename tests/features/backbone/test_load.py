@@ -21,7 +21,13 @@ from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights, 
 from deltaclip.features.backbone.choose import load_in_best_precision
 from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.encode_texts import encode_texts
-from deltaclip.features.backbone.load import _check_quick_gelu, load_backbone, request_facts
+from deltaclip.features.backbone.load import (
+    _check_quick_gelu,
+    load_backbone,
+    published_tags,
+    quick_gelu_note,
+    request_facts,
+)
 
 # Small for a built-in model: 43 million parameters.
 SMALL = "ViT-S-32-alt"
@@ -212,6 +218,47 @@ def test_activation_that_a_tag_was_trained_with(model, tag, active, line):
     assert str(caught.value) == line
 
 
+@pytest.mark.parametrize(
+    ("model", "there", "here"),
+    [
+        (
+            "ViT-B-16-SigLIP",
+            "mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5), resize_mode squash",
+            "mean (0.48145466, 0.4578275, 0.40821073), std (0.26862954, 0.26130258, 0.27577711), resize_mode shortest",
+        ),
+        ("ViT-H-14-378", "resize_mode squash", "resize_mode shortest"),
+    ],
+)
+def test_a_bare_file_that_needs_another_preprocessing(tmp_path, model, there, here):
+    save_file({"logit_scale": torch.zeros(())}, tmp_path / "w.safetensors")
+    assert refused(find_weights(model, str(tmp_path / "w.safetensors"))) == (
+        f"{tmp_path}/w.safetensors: all published weights of {model} need {there}; a bare file would get {here}; "
+        "put it beside an open_clip_config.json that says so and give --backbone local-dir:FOLDER"
+    )
+    # Tags of ViT-L-14 differ from one another: none of them can be required.
+    line = refused(find_weights("ViT-L-14", str(tmp_path / "w.safetensors")))
+    assert "does not fit ViT-L-14" in line
+
+
+def test_a_bare_file_whose_activation_is_open(small, tmp_path, monkeypatch):
+    bare = {"pretrained": "w", "weights": Path("w"), "config": None}
+    tags = published_tags(WeightsSource(name="ViT-B/16", model="ViT-B/16", **bare))
+    assert {"openai", "laion2b_s34b_b88k"} <= tags.keys()
+    note = quick_gelu_note({name: tags[name] for name in ("openai", "dfn2b", "metaclip_400m", "laion2b_s34b_b88k")})
+    assert note == (
+        "weights of this architecture exist with and without QuickGELU: openai, dfn2b and 1 more with, "
+        "laion2b_s34b_b88k without; give --quick-gelu or --no-quick-gelu"
+    )
+    assert quick_gelu_note({"openai": tags["openai"]}) is None
+    assert quick_gelu_note({}) is None
+    # A model small enough to load has no tags of its own.
+    monkeypatch.setattr("deltaclip.features.backbone.load.published_tags", lambda _source: tags)
+    save_file(small[0], tmp_path / "w.safetensors")
+    source = find_weights(SMALL, str(tmp_path / "w.safetensors"))
+    assert ours(source)[0].facts["quick_gelu_note"] == quick_gelu_note(tags)
+    assert "quick_gelu_note" not in ours(source, quick_gelu=False)[0].facts
+
+
 def test_another_architecture(small, tmp_path):
     save_file({name: tensor.contiguous() for name, tensor in small[0].items()}, tmp_path / "w.safetensors")
     line = refused(find_weights("ViT-B-32", str(tmp_path / "w.safetensors")))
@@ -337,6 +384,24 @@ def test_auto_on_tiny(monkeypatch, tiny_backbone):
     monkeypatch.setattr("deltaclip.base.device.cpu_has_bf16_units", lambda: False)
     backbone, reason = load_in_best_precision(source, **arguments, probe=probe_with(pictures()))
     assert (backbone.precision, reason) == ("fp32", "no 16-bit units in this processor")
+
+
+def test_a_precision_that_overflows_is_not_taken(monkeypatch, tiny_backbone):
+    def load(source, *, precision, **options):
+        backbone = load_backbone(source, precision=precision, **options)
+        if precision == broken:
+            backbone.model.visual.conv1.weight.data.fill_(float("nan"))
+        return backbone
+
+    monkeypatch.setattr("deltaclip.base.device.cpu_has_bf16_units", lambda: True)
+    monkeypatch.setattr("deltaclip.features.backbone.choose.load_backbone", load)
+    arguments = {"device": "cpu", "precision": "auto", "quick_gelu": None, "probe": probe_with(pictures())}
+    broken = "bf16"
+    backbone, reason = load_in_best_precision(find_weights(tiny_backbone, None), **arguments)
+    assert (backbone.precision, reason) == ("fp32", "bf16 gives embeddings that are not finite")
+    broken = "fp32"
+    with pytest.raises(UserError, match="the backbone gives embeddings that are not finite"):
+        load_in_best_precision(find_weights(tiny_backbone, None), **arguments)
 
 
 @pytest.mark.slow

@@ -106,3 +106,10 @@ def test_facts_of_agiqa_3k(agiqa_folder):
     tolerance = 3 * (1 - 0.742**2) / np.sqrt(len(found))
     assert spearmanr(quality, consistency).statistic == pytest.approx(0.742, abs=tolerance)
     assert all(found.image_path(row).is_file() for row in range(0, len(found), 50))
+
+
+def test_labels_are_left_alone_on_demand(small_agiqa):
+    for data in ("demo", f"agiqa-3k:{small_agiqa}"):
+        found = read_manifest(data, read_labels=False)
+        assert found.label_ranges == {}
+        assert all(np.isnan(values).all() for values in found.labels.values())

@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 
 from deltaclip.features.data.content import CHUNK, hash_images
-from deltaclip.features.data.images import MAX_PIXELS, UnreadableImage, open_image, read_image_bytes
+from deltaclip.features.data.images import (
+    MAX_PIXELS,
+    UnreadableFile,
+    UnreadableImage,
+    open_image,
+    read_image_bytes,
+)
 
 
 def encoded(image, kind="PNG", **options):
@@ -69,6 +75,19 @@ def test_16_bit_png_is_scaled_not_clipped():
     content = encoded(Image.fromarray(levels))
     assert Image.open(io.BytesIO(content)).mode == "I;16"
     np.testing.assert_array_equal(pixels(content), np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_16_bit_tiff_and_ppm_are_scaled_too():
+    levels = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    for kind in ("TIFF", "PPM"):
+        np.testing.assert_array_equal(pixels(encoded(Image.fromarray(levels), kind))[0, :, 0], [0, 1, 128, 255])
+
+
+def test_pixels_without_a_known_range_are_refused():
+    grey = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    assert refused(encoded(Image.fromarray(grey), "TIFF")) == "float pixels have no known range"
+    wide = (grey * 2**31).astype(np.int64).clip(0, 2**31 - 1).astype(np.int32)
+    assert refused(encoded(Image.fromarray(wide), "TIFF")) == "32-bit pixels have no known range"
 
 
 def test_grey_one_bit_and_grey_with_alpha():
@@ -210,3 +229,11 @@ def test_hashes_come_in_order(tmp_path, count):
         None if number % 7 == 3 else hashlib.sha256(str(number).encode()).digest() for number in range(count)
     ]
     assert {content.reason for content in found} <= {"", "no such file"}
+
+
+def test_a_file_that_cannot_be_read_is_told_from_one_that_is_no_image(tmp_path):
+    with pytest.raises(UnreadableFile):
+        read_image_bytes(tmp_path / "none.png", tmp_path)
+    with pytest.raises(UnreadableImage) as caught:
+        open_image(b"no image")
+    assert not isinstance(caught.value, UnreadableFile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +119,17 @@ def test_groups_are_prompts_without_case_and_spacing(tmp_path):
     assert groups[0] == groups[1] == groups[2] == prompt_group(" a cat")
     assert groups[4] == groups[5]
     assert len(set(groups)) == 3
+
+
+def test_the_root_of_the_file_system_as_root(tmp_path):
+    data = write(tmp_path / "t.csv", f"image,prompt\n{tmp_path}/a.png,p\n../b.png,q\n")
+    assert read_manifest(data, image_root=Path("/")).image_path(0) == tmp_path / "a.png"
+
+
+def test_labels_that_are_not_read_may_be_anything(tmp_path):
+    data = write(tmp_path / "t.csv", "image,prompt,mos,quality_std\na.png,p,good,x\nb.png,q,-7,-1\n")
+    assert "is no number" in refused(data)
+    found = read_manifest(data, read_labels=False)
+    assert found.images == ["a.png", "b.png"]
+    assert found.label_ranges == {}
+    assert all(np.isnan(values).all() for values in found.labels.values())

@@ -18,7 +18,7 @@ from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.schema import DONE, FAILED, MISSING_KEY, REASON_BYTES, TODO, text_key
 from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import check_request, differences, open_interrupted, open_writer
+from deltaclip.features.store.takeover import check_data, check_request, differences, open_interrupted, open_writer
 from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
 
 REQUEST = {"weights_sha256": "a" * 64, "precision": "fp32"}
@@ -392,3 +392,72 @@ def test_taking_over_more_than_one_block(tmp_path, count):
     writer.finish(path)
     with FeatureStore.open(path) as store:
         np.testing.assert_array_equal(store.embeddings("images"), vectors[order])
+
+
+def put_json(name, value):
+    return lambda file: file.attrs.__setitem__(name, value)
+
+
+def put_value(name, value):
+    return lambda file: file[name].__setitem__(0, value)
+
+
+def shorten(name):
+    def change(file):
+        values = file[name][:-1]
+        del file[name]
+        file[name] = values
+
+    return change
+
+
+DAMAGE = [
+    (put_json("header", "{"), "header"),
+    (put_json("header", '{"plan": "x"}'), "header"),
+    (put_json("facts", "[1]"), "facts"),
+    (put_json("dataset", "{}"), "dataset"),
+    (lambda file: file.attrs.__delitem__("facts"), "facts"),
+    (put_value("rows/image", 3), "rows/image is out of range"),
+    (put_value("rows/image", -1), "rows/image is out of range"),
+    (put_value("rows/prompt", 4), "rows/prompt is out of range"),
+    (put_value("rows/explanation", -2), "rows/explanation is out of range"),
+    (put_value("rows/group", 2), "rows/group is out of range"),
+    (shorten("rows/quality"), "rows: no rows/quality of the right length"),
+    (shorten("images/reason"), "images: no images/reason of the right length"),
+    (shorten("texts/norm"), "texts: no texts/norm of the right length"),
+    (lambda file: file.__delitem__("views/center/norm"), "images: no views/center/norm of the right length"),
+    (lambda file: file.__delitem__("rows"), "rows: no rows/image of the right length"),
+    (lambda file: file.__delitem__("names/split"), "no names/split"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), DAMAGE)
+def test_a_damaged_cache_is_refused_by_name(tmp_path, change, what):
+    path = tmp_path / "c.h5"
+    write(path, small(tmp_path)[1])
+    with h5py.File(path, "r+") as file:
+        change(file)
+    assert refused(path) == f"{path}: is damaged ({what}); {ANEW}"
+
+
+def test_no_precision_mixes_into_another(tmp_path):
+    path, other = tmp_path / "c.h5", REQUEST | {"precision": "bf16"}
+    _, plan = small(tmp_path)
+    write(path, plan)
+    write(tmp_path / "bf16.h5", plan, request=other, facts=FACTS | {"precision": "bf16"})
+    for there, request in ((path, other), (part_path(path), REQUEST)):
+        shutil.copy(tmp_path / "bf16.h5", part_path(path))
+        with pytest.raises(UserError) as caught:
+            open_writer(path, plan, request=request, facts=FACTS)
+        assert str(caught.value).startswith(f"{there}: was made by another backbone: precision ")
+    assert not (tmp_path / "c.h5.part.new").exists()
+
+
+def test_a_cache_of_other_images_is_another_data_set(tmp_path):
+    path = tmp_path / "c.h5"
+    write(path, small(tmp_path)[1])
+    with FeatureStore.open(path) as store:
+        check_data(store, plan_of(tmp_path, [(2, "x", "", "g", 0.1), (7, "x", "", "g", 0.1)]))
+        with pytest.raises(UserError) as caught:  # both lack a file: that is nothing in common
+            check_data(store, plan_of(tmp_path, [(None, "a", "", "g", 0.1), (7, "a", "", "g", 0.1)]))
+    assert str(caught.value) == f"{path}: holds another data set (set, 4 rows); give another --out or remove it"
