@@ -21,7 +21,7 @@ VIEW = "center"
 KEY_BYTES = 32  # SHA-256
 REASON_BYTES = 96  # fixed, so that a failure is recorded without touching HDF5's heap
 
-TODO, DONE, FAILED = 0, 1, 2
+PENDING, DONE, FAILED = 0, 1, 2
 
 NUMBER_COLUMNS = ("quality", "consistency", "quality_std", "consistency_std")
 CODE_COLUMNS = ("group", "source", "split")

@@ -22,9 +22,9 @@ from deltaclip.features.store.schema import (
     FAILED,
     FORMAT,
     NUMBER_COLUMNS,
+    PENDING,
     REASON_BYTES,
     SCHEMA_VERSION,
-    TODO,
     VIEW,
     Plan,
 )
@@ -84,7 +84,7 @@ class StoreWriter:
             _allocate(group, "embedding", (count, dim), dtype)
             _allocate(group, "norm", (count,), np.float32)
             group["status"] = np.zeros(count, np.uint8)
-        view["status"][:] = np.where([bool(reason) for reason in plan.image_reasons], FAILED, TODO).astype(np.uint8)
+        view["status"][:] = np.where([bool(reason) for reason in plan.image_reasons], FAILED, PENDING).astype(np.uint8)
         file.attrs["format"], file.attrs["schema_version"] = FORMAT, SCHEMA_VERSION
         file.attrs["complete"] = np.uint8(0)
         file.attrs["facts"] = json.dumps(facts)
@@ -97,7 +97,7 @@ class StoreWriter:
 
     def todo(self, kind: Kind) -> NDArray[np.int64]:
         """Return the images or texts that have neither an embedding nor a reason, in order, (K,) int64."""
-        return np.flatnonzero(self._groups[kind]["status"][:] == TODO)
+        return np.flatnonzero(self._groups[kind]["status"][:] == PENDING)
 
     def put(
         self,

@@ -16,7 +16,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.data.content import ImageContent
 from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.store.plan import make_plan
-from deltaclip.features.store.schema import DONE, FAILED, MISSING_KEY, REASON_BYTES, TODO, text_key
+from deltaclip.features.store.schema import DONE, FAILED, MISSING_KEY, PENDING, REASON_BYTES, text_key
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.takeover import check_data, check_request, differences, open_interrupted, open_writer
 from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
@@ -257,7 +257,7 @@ def test_status_counts_from_one_write_per_batch(tmp_path):
     writer.put_images([1, 4], (np.ones((2, 3)), np.ones(2)), [(2, "broken")])
     writer.close()
     with FeatureStore.open(part_path(tmp_path / "c.h5"), unfinished=True) as store:
-        assert store.group("images")["status"][:].tolist() == [TODO, DONE, FAILED, TODO, DONE, TODO]
+        assert store.group("images")["status"][:].tolist() == [PENDING, DONE, FAILED, PENDING, DONE, PENDING]
         assert store.embeddings("images")[:, 0].tolist() == [0, 1, 0, 0, 1, 0]
 
 
