@@ -421,6 +421,7 @@ def work(values):
     os._exit(0)
 
 def command(arguments, limit_bytes, errors):
+    sys.dont_write_bytecode = True  # Python 3.11 keeps a .pyc that the limit has cut, and every later import fails
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     sys.argv[1:] = arguments
