@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -150,10 +151,16 @@ def test_exit_codes_reach_the_shell(tmp_path):
 
 
 def test_ctrl_c_is_one_line_and_130(demo_cache, tmp_path):
-    with shell("train", str(demo_cache), "--epochs", "1000000", cwd=tmp_path, text=True) as process:
-        assert any(line.startswith("bases ") for line in process.stderr)  # the last line before the first epoch
-        process.send_signal(signal.SIGINT)
-        err = process.stderr.read()
+    # A test run in the background of a script has Ctrl-C ignored, and its children inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    options = {"cwd": tmp_path, "text": True, "preexec_fn": listen}
+    with shell("train", str(demo_cache), "--epochs", "1000000", **options) as process:
+        try:
+            assert any(line.startswith("bases ") for line in process.stderr)  # the last line before the first epoch
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert err == "deltaclip: interrupted; nothing half-written is left, give the same command again\n"
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
