@@ -17,15 +17,13 @@ from deltaclip.features.store.takeover import check_request
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.measure import measure, present_labels
-from deltaclip.pipeline.run.predictions import score
+from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_of_run
 from deltaclip.pipeline.run.tables import metrics_table
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import EvaluateConfig
-
-SCORE_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)

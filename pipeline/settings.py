@@ -63,8 +63,14 @@ class TrainConfig:
         help="grouped keeps all images of a prompt on one side; random leaks prompts; column reads the cache's split.",
     )
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
-    seed: int = setting(42, help="Seed of the split, of the initial weights, of batch order and dropout.", ge=0)
+    seed: int = setting(42, help="Seed of the initial weights and of dropout; and of what --data-seed sets.", ge=0)
+    data_seed: int | None = setting(None, help="Seed of the split and of the order of rows; default --seed.", ge=0)
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of the split and of the order of rows, in force."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -33,11 +33,12 @@ def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list
         weights: loss weights that are in force.
     """
     clip = f"gradients clipped to {config.max_grad_norm:g}" if config.max_grad_norm else "gradients not clipped"
+    data = "" if config.split_seed == config.seed else f", data seed {config.split_seed}"
     stop = f", stops after {config.patience} epochs without gain" if config.patience else ""
     return [
         f"data          {rows.dataset['name']}: {len(rows.rows):,} rows",
         f"embeddings    {rows.facts['backbone']}, {rows.facts['precision']}, D = {rows.dim}",
-        f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{stop}",
+        f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{data}{stop}",
         f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
         f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c)"

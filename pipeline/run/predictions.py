@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.model.scores import Batch, HeadScores
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+SCORE_BATCH = 4096  # rows scored at a time: 50 MB of activations at D = 768
 
 
 @dataclass(frozen=True, kw_only=True)

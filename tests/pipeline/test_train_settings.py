@@ -123,6 +123,14 @@ EFFECTS = {
     "patience": ({"patience": 1, "epochs": 200}, stopped_early),
     "split": ({"split": "random"}, random_split_leaks),
     "fractions": ({"fractions": "0.5,0.25,0.25"}, counts_of_fractions),
+    "data_seed": (
+        {"data_seed": 7},
+        lambda effect: (
+            effect.metrics()["split"]["seeds"] == [7]
+            and effect.config()["settings"]["seed"] == 42
+            and "seed 42, data seed 7" in " ".join(effect.config()["description"])
+        ),
+    ),
     "seed": ({"seed": 7}, lambda effect: effect.metrics()["split"]["seeds"] == [7] and effect.weights_differ()),
 }
 ELSEWHERE = {

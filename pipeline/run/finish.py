@@ -1,0 +1,109 @@
+"""From heads that have learned to a run directory: the test rows are scored here, once. Spec sections 5 and 8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.settings import settings_to_json
+from deltaclip.pipeline.run.describe import describe
+from deltaclip.pipeline.run.folder import RunContents, surroundings, write_run
+from deltaclip.pipeline.run.measure import measure, trained_labels
+from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrained, score
+from deltaclip.pipeline.run.rows import LABELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.pipeline.run.learning import Learned
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.targets import LossWeights
+    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.training.fit import EpochRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Heads that have learned, judged on every side of the split."""
+
+    learned: Learned
+    split: Split
+    labels: list[str]
+    scores: Scores
+    metrics: dict[str, Any]
+
+
+def judge(rows: CacheRows, split: Split, weights: LossWeights, learned: Learned) -> Finished:
+    """Score every row and compute the metrics, those of the test rows too."""
+    scores = score(learned.heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
+    labels = trained_labels(rows, split.train, weights[:2])
+    metrics = measure(rows, scores, split, labels=labels, scales=learned.scales)
+    return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)
+
+
+def run_mode(config: TrainConfig) -> str:
+    """Return the name of a mode, which is that of its checkpoint."""
+    return "residual_frozen" if config.residual_learning else "direct_frozen"
+
+
+def save_run(
+    config: TrainConfig, rows: CacheRows, weights: LossWeights, done: Finished, *, name: str, **about: Any
+) -> Path:
+    """Write the run directory; `about` are further JSON values of `config.json`."""
+    learned, mode = done.learned, run_mode(config)
+    contents = RunContents(
+        mode=mode,
+        heads=learned.heads,
+        spec=learned.spec,
+        config={
+            "stage": "train",
+            "mode": mode,
+            "settings": settings_to_json(config),
+            "description": describe(config, rows, weights),
+            "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
+            "labels": done.labels,
+            "request": rows.header["request"],
+            "backbone": rows.facts,
+            "calibration": learned.calibration,
+            "scales": learned.scales,
+            "best_epoch": learned.fitted.best_epoch,
+            **about,
+            **surroundings(),
+        },
+        history=_history(learned.fitted.history),
+        metrics=done.metrics,
+        predictions=_predictions(rows, blank_untrained(done.scores, done.labels), done.split),
+    )
+    return write_run(config.out, name, contents)
+
+
+def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
+    """Return the columns of `history.csv`, one row per epoch."""
+    columns = {
+        name: np.array(
+            [np.nan if getattr(row, name) is None else getattr(row, name) for row in history],
+            dtype=np.float64,
+        )
+        for name in ("train_loss", "val_score", "lr", "scale_q", "scale_c", "seconds")
+    }
+    figures = {name: np.array([row.figures[name] for row in history]) for name in history[0].figures}
+    return {"epoch": [row.epoch for row in history], **columns, **figures}
+
+
+def _predictions(rows: CacheRows, scores: Scores, split: Split) -> dict[str, Any]:
+    """Return the columns of `predictions.csv`, every usable row of the cache."""
+    side = np.empty(len(rows.rows), dtype=object)
+    for name in ("train", "val", "test"):
+        side[getattr(split, name)] = name
+    text = rows.rows.text
+    about = {
+        "image": text["file"],
+        "prompt": text["prompt"],
+        "group": text["group"],
+        "source": text["source"],
+        "split": side,
+    }
+    return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}
