@@ -32,7 +32,7 @@ class TrainResult:
 
     run: Path
     metrics: dict[str, Any]
-    best_epoch: int
+    best_epoch: dict[str, int]
     scales: tuple[float | None, float | None]
     fit_seconds: float
     seconds: float
@@ -53,7 +53,8 @@ class TrainResult:
         q, c = self.scales
         scales = f", scales q {q:.3f} c {c:.3f}" if q is not None and c is not None else ""
         times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
-        where = f"run: {self.run} (best epoch {self.best_epoch}{scales}, {times})"
+        best = " ".join(f"{label[0]} {self.best_epoch[label]}" for label in self.metrics["test"])
+        where = f"run: {self.run} (best epoch {best}{scales}, {times})"
         return f"{metrics_table(self.metrics)}\n\n{where}"
 
 

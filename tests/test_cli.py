@@ -33,7 +33,14 @@ def parsed(monkeypatch):
 
     def record(config):
         found.append(config)
-        return TrainResult(run=config.cache, metrics={}, scales=(0.2, 0.2), best_epoch=1, fit_seconds=0.0, seconds=0.0)
+        return TrainResult(
+            run=config.cache,
+            metrics={},
+            scales=(0.2, 0.2),
+            best_epoch={"quality": 1, "consistency": 1},
+            fit_seconds=0.0,
+            seconds=0.0,
+        )
 
     monkeypatch.setattr("deltaclip.pipeline.train.train", record)
 
@@ -83,7 +90,14 @@ def test_every_example_is_understood(name, monkeypatch, capsys):
 
     def record(config):
         found.append(config)
-        return TrainResult(run=None, metrics={}, scales=(0.2, 0.2), best_epoch=1, fit_seconds=0.0, seconds=0.0)
+        return TrainResult(
+            run=None,
+            metrics={},
+            scales=(0.2, 0.2),
+            best_epoch={"quality": 1, "consistency": 1},
+            fit_seconds=0.0,
+            seconds=0.0,
+        )
 
     monkeypatch.setattr(stage, record)
     assert run(*shlex.split(example)[1:], "--json") == 0
@@ -110,7 +124,14 @@ def test_values_with_underscores_arrive_as_they_are(monkeypatch):
 
     def record(config):
         found.append(config)
-        return TrainResult(run=config.data, metrics={}, scales=(0.2, 0.2), best_epoch=1, fit_seconds=0.0, seconds=0.0)
+        return TrainResult(
+            run=config.data,
+            metrics={},
+            scales=(0.2, 0.2),
+            best_epoch={"quality": 1, "consistency": 1},
+            fit_seconds=0.0,
+            seconds=0.0,
+        )
 
     monkeypatch.setattr("deltaclip.features.extract.extract", record)
     assert run("extract", "my_set.csv", "--image_root", "a_b", "--quick-gelu", "--json") == 0

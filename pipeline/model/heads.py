@@ -103,7 +103,7 @@ class ResidualHeads(nn.Module):
         dq_N = torch.tanh(self.q_mlp(v_ND).squeeze(-1))
 
         # c_base = clamp(a (s + 1)/2 + b, 0, 1);  c_sum = c_base + scale_c * tanh(Fusion([v, t, s]))
-        c_base_N = _clamp_straight(self.c_slope * ((s_N + 1) / 2) + self.c_offset)
+        c_base_N = clamp_straight(self.c_slope * ((s_N + 1) / 2) + self.c_offset)
         vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
         c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
         dc_N = torch.tanh(c_logit_N)
@@ -134,20 +134,45 @@ class ResidualHeads(nn.Module):
             scale.value.fill_(fraction * scale.given)
 
 
+class Dropout(nn.Module):
+    """Inverted dropout: x * [U >= p] / (1 - p), U uniform in [0, 1) from torch's global generator.
+
+    Unlike nn.Dropout, what is drawn does not depend on p, so that heads trained together in a sweep share U and each
+    has the mask that it would have alone. With p = 0 nothing is drawn.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with a share p of its entries set to 0; x itself in evaluation mode."""
+        if not self.training or self.p == 0:
+            return x
+        return x * dropout_factor(torch.rand_like(x), self.p)
+
+
+def dropout_factor(uniform: Tensor, p: float) -> Tensor:
+    """Return what dropout multiplies with: 1 / (1 - p) where the uniform number is at least p, else 0."""
+    return (uniform >= p) * (1 / (1 - p))
+
+
 def quality_mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     """Return D -> hidden, GELU, dropout, -> 1."""
     wide = nn.Linear(dim, hidden)
-    return nn.Sequential(OrderedDict(wide=wide, gelu=nn.GELU(), dropout=nn.Dropout(dropout), out=nn.Linear(hidden, 1)))
+    return nn.Sequential(OrderedDict(wide=wide, gelu=nn.GELU(), dropout=Dropout(dropout), out=nn.Linear(hidden, 1)))
 
 
 def fusion_mlp(dim: int, hidden: tuple[int, int], dropout: float) -> nn.Sequential:
     """Return LayerNorm, 2D+1 -> hidden[0], GELU, dropout, -> hidden[1], GELU, -> 1."""
     return nn.Sequential(
         OrderedDict(
-            norm=nn.LayerNorm(2 * dim + 1),
+            # No gain and bias of its own: the Linear behind it can express both, and without them the normalised rows
+            # are the same for all heads, so a sweep computes them once.
+            norm=nn.LayerNorm(2 * dim + 1, elementwise_affine=False),
             wide=nn.Linear(2 * dim + 1, hidden[0]),
             gelu=nn.GELU(),
-            dropout=nn.Dropout(dropout),
+            dropout=Dropout(dropout),
             narrow=nn.Linear(hidden[0], hidden[1]),
             gelu_2=nn.GELU(),
             out=nn.Linear(hidden[1], 1),
@@ -167,7 +192,8 @@ def fuse(fusion: nn.Sequential, rationale: RationaleHead | None, vts_NM: Tensor)
     return fusion[_SHARED:](hidden_NH).squeeze(-1), rationale(hidden_NH)
 
 
-def _clamp_straight(x_N: Tensor) -> Tensor:
+def clamp_straight(x_N: Tensor) -> Tensor:
+    """Return clamp(x, 0, 1) to the last bit, with the gradient of x."""
     # The value is clamp(x, 0, 1) to the last bit (x - x is exactly 0), the gradient is that of x. With the
     # plain clamp, rows whose base lies outside [0, 1] would never move a and b, and with scale_c = 0 not
     # learn at all. Leaving the clamp out of the loss instead would train dc against a base other than the

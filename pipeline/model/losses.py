@@ -1,4 +1,4 @@
-"""Losses over rows that may lack a label.
+"""Losses over rows that may lack a label, for one head or for several side by side.
 
 Knows each loss by name, its mask and its weights. Must not know heads or the training loop. Spec section 2. A new
 loss is one function with the signature of `Loss` and one line in LOSSES: a loss sees all rows of the batch.
@@ -47,7 +47,10 @@ class Loss(Protocol):
     def __call__(
         self, prediction_B: Tensor, label_B: Tensor, *, weight_B: Tensor | None = None, std_B: Tensor | None = None
     ) -> Tensor:
-        """Return a scalar; label and std are NaN where the row lacks them, weights have mean 1 over the data."""
+        """Return one loss over the last axis, for each head where the predictions of several are given, (K, B).
+
+        Label and std (B,) are NaN where the row lacks them, weights (B,) have mean 1 over the data.
+        """
 
 
 def mse_loss(
@@ -61,7 +64,7 @@ def mse_loss(
     # while a NaN prediction on a labelled row still shows.
     error_B = torch.where(present_B, prediction_B - label_B, 0.0)
     weighted_B = error_B if weight_B is None else weight_B * error_B
-    return torch.dot(weighted_B, error_B) / present_B.sum().clamp(min=1)
+    return _dot(weighted_B, error_B) / present_B.sum().clamp(min=1)
 
 
 def huber_loss(
@@ -73,8 +76,8 @@ def huber_loss(
     """
     del std_B
     rows = _labelled(prediction_B, label_B, weight_B)
-    h_B = F.huber_loss(rows.x_B, rows.y_B, reduction="none", delta=HUBER_DELTA)
-    return torch.dot(rows.w_B, h_B) / rows.present_B.sum().clamp(min=1)
+    h_B = F.huber_loss(rows.x_B, rows.y_B.expand_as(rows.x_B), reduction="none", delta=HUBER_DELTA)
+    return _dot(rows.w_B, h_B) / rows.present_B.sum().clamp(min=1)
 
 
 def plcc_loss(
@@ -88,9 +91,10 @@ def plcc_loss(
     del std_B
     rows = _labelled(prediction_B, label_B, weight_B)
     share_B = rows.w_B / rows.w_B.sum().clamp(min=torch.finfo(rows.w_B.dtype).tiny)
-    x_B, y_B = rows.x_B - share_B @ rows.x_B, rows.y_B - share_B @ rows.y_B
-    var_x, var_y = share_B @ x_B.square(), share_B @ y_B.square()
-    rho = share_B @ (x_B * y_B) / (var_x * var_y + PLCC_EPS).sqrt()
+    x_B = rows.x_B - _dot(share_B, rows.x_B).unsqueeze(-1)
+    y_B = rows.y_B - _dot(share_B, rows.y_B)
+    var_x, var_y = _dot(share_B, x_B.square()), _dot(share_B, y_B.square())
+    rho = _dot(share_B, x_B * y_B) / (var_x * var_y + PLCC_EPS).sqrt()
     return (1 - rho) / 2 * (var_y > _CONSTANT)
 
 
@@ -108,7 +112,7 @@ def rank_loss(
     # From the better row's side: sign(y_i - y_j) (x_i - x_j), and 0 for equal labels.
     short_P = torch.relu(pairs.dy_P.abs() - pairs.dy_P.sign() * pairs.dx_P)
     ordered_P = pairs.present_P & (pairs.dy_P != 0)
-    return torch.dot(pairs.w_P * ordered_P, short_P) / ordered_P.sum().clamp(min=1)
+    return _dot(pairs.w_P * ordered_P, short_P) / ordered_P.sum().clamp(min=1)
 
 
 def fidelity_loss(
@@ -123,7 +127,7 @@ def fidelity_loss(
     """
     rows = _labelled(prediction_B, label_B, weight_B)
     pairs = _pairs(rows)
-    spread_P = torch.full_like(pairs.dx_P, DEFAULT_STD * 2**0.5)
+    spread_P = torch.full_like(pairs.dy_P, DEFAULT_STD * 2**0.5)
     if std_B is not None:
         variance_B = std_B.nan_to_num(DEFAULT_STD).clamp(min=MIN_STD).square()
         spread_P = (variance_B[pairs.i_P] + variance_B[pairs.j_P]).sqrt()
@@ -131,7 +135,7 @@ def fidelity_loss(
     # sqrt(p p') through logarithms: far from the label, p' underflows to 0 and the gradient of its root is NaN.
     first_P = (torch.special.log_ndtr(z_P) + torch.special.log_ndtr(z_label_P)).mul(0.5).exp()
     second_P = (torch.special.log_ndtr(-z_P) + torch.special.log_ndtr(-z_label_P)).mul(0.5).exp()
-    return torch.dot(pairs.w_P, 1 - first_P - second_P) / pairs.present_P.sum().clamp(min=1)
+    return _dot(pairs.w_P, 1 - first_P - second_P) / pairs.present_P.sum().clamp(min=1)
 
 
 LOSSES: dict[str, Loss] = {
@@ -190,6 +194,10 @@ def std_weights(label_N: Tensor, std_N: Tensor) -> Tensor:
     return torch.where(known_N, raw_N / mean, 1.0).to(label_N.dtype)
 
 
+def _dot(a_B: Tensor, b_B: Tensor) -> Tensor:
+    return (a_B * b_B).sum(dim=-1)
+
+
 class _Rows(NamedTuple):
     """Predictions x, labels y and weights w; all 0 where the row has no label."""
 
@@ -218,11 +226,11 @@ class _Pairs(NamedTuple):
 
 
 def _pairs(rows: _Rows) -> _Pairs:
-    i_P, j_P = torch.triu_indices(len(rows.x_B), len(rows.x_B), offset=1, device=rows.x_B.device)
+    i_P, j_P = torch.triu_indices(len(rows.y_B), len(rows.y_B), offset=1, device=rows.x_B.device)
     return _Pairs(
         i_P=i_P,
         j_P=j_P,
-        dx_P=rows.x_B.index_select(0, i_P) - rows.x_B.index_select(0, j_P),
+        dx_P=rows.x_B.index_select(-1, i_P) - rows.x_B.index_select(-1, j_P),
         dy_P=rows.y_B.index_select(0, i_P) - rows.y_B.index_select(0, j_P),
         w_P=rows.w_B.index_select(0, i_P) * rows.w_B.index_select(0, j_P),
         present_P=rows.present_B.index_select(0, i_P) & rows.present_B.index_select(0, j_P),

@@ -66,6 +66,21 @@ class HeadScores(NamedTuple):
         return _reported(self.c_sum_N, self.c_base_N, self.scale_c)
 
 
+HEADS = ("quality", "consistency")
+
+
+def head_of(name: str) -> str:
+    """Return which head a parameter or buffer belongs to, by its name.
+
+    The two heads share nothing, so gradients are clipped and the best epoch is chosen for each by itself.
+    """
+    if name.startswith(("q_", "scale_q")):
+        return "quality"
+    if name.startswith(("c_", "scale_c", "cosine_", "refinement.", "rationale.")):
+        return "consistency"
+    raise ValueError(f"no head is known for {name!r}; add its prefix to head_of")
+
+
 def cosine(v_ND: Tensor, t_ND: Tensor) -> Tensor:
     """Return s_N = v . t of L2-normalised rows."""
     return (v_ND * t_ND).sum(dim=-1)

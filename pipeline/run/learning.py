@@ -23,7 +23,7 @@ from deltaclip.pipeline.scoring.metrics import pearson, srocc
 from deltaclip.pipeline.training.fit import EpochRow, FitPlan, FitResult, Validation, fit, seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
     from torch import nn
@@ -112,23 +112,29 @@ def head_spec(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> Hea
 def _validator(
     heads: nn.Module, rows: CacheRows, val: NDArray[np.int64], ranked: list[str]
 ) -> Callable[[], Validation]:
-    """Return a hook that scores the validation rows; the epoch is chosen by the mean of `main` over the labels."""
+    """Return a hook that scores the validation rows."""
     batches = rows.batches(val, batch_size=1)
     labels = {label: rows.label(label)[val] for label in ranked}
 
     def validate() -> Validation:
         scores = score(heads, batches.in_order(SCORE_BATCH))
-        mains, figures = [], {}
-        for label, truth in labels.items():
-            predicted = scores.of(label)
-            known = ~np.isnan(truth)
-            rank, linear = srocc(predicted[known], truth[known]), pearson(predicted[known], truth[known])
-            figures[f"val_{label}_srocc"], figures[f"val_{label}_plcc"] = rank, linear
-            mains.append((rank + linear) / 2)
-        # Constant scores have no correlation; they rank as 0, so that every epoch is judged on the same labels.
-        return Validation(float(np.mean(np.nan_to_num(mains))), figures)
+        return validation({label: scores.of(label) for label in labels}, labels)
 
     return validate
+
+
+def validation(predicted: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]]) -> Validation:
+    """Judge scores of the validation rows: a head's figure to choose by is the mean of SROCC and PLCC (`main`).
+
+    NaN for constant scores. Labels are NaN where missing.
+    """
+    mains, figures = {}, {}
+    for label, truth in labels.items():
+        known = ~np.isnan(truth)
+        rank, linear = srocc(predicted[label][known], truth[known]), pearson(predicted[label][known], truth[known])
+        figures[f"val_{label}_srocc"], figures[f"val_{label}_plcc"] = rank, linear
+        mains[label] = (rank + linear) / 2
+    return Validation(mains, figures)
 
 
 def _epoch_note(row: EpochRow) -> str:

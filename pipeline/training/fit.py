@@ -6,7 +6,6 @@ not know files, splits or metrics: it gets batches and asks `validate`. Spec sec
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.model.scores import HEADS, head_of
+from deltaclip.pipeline.training.choice import BestEpoch
 from deltaclip.pipeline.training.optimizer import AdamW
 from deltaclip.pipeline.training.schedule import Schedule, curriculum_fraction, lr_factor
 
@@ -58,15 +59,21 @@ class FitPlan:
 
 
 class Validation(NamedTuple):
-    """What `validate` says of the heads: the figure to choose by (higher is better) and any others."""
+    """What `validate` says: for each head that can be judged the figure to choose by (higher is better), and others."""
 
-    score: float
+    scores: Mapping[str, float] = {}
     figures: Mapping[str, float] = {}
+
+    @property
+    def mean(self) -> float:
+        """Mean over the heads, where one that has no score counts as 0; NaN without heads."""
+        known = [0.0 if math.isnan(score) else score for score in self.scores.values()]
+        return math.fsum(known) / len(known) if known else math.nan
 
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch, counted from 1; val_score is NaN without validation, scales are None without scales."""
+    """One epoch, counted from 1; val_score, a mean over heads, is NaN without validation; scales may be None."""
 
     epoch: int
     train_loss: float
@@ -80,11 +87,14 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class FitResult:
-    """History of a fit and the epoch whose weights the heads hold now."""
+    """History of a fit, and of each head the epoch whose weights it holds now and its validation score there.
+
+    Epoch 0 is the start: for calibrated residual heads the base alone.
+    """
 
     history: tuple[EpochRow, ...]
-    best_epoch: int
-    best_score: float
+    best_epoch: dict[str, int]
+    best_score: dict[str, float]
     stopped_early: bool
 
 
@@ -97,16 +107,19 @@ def fit(
     validate: Callable[[], Validation] | None = None,
     on_epoch: Callable[[EpochRow], None] | None = None,
 ) -> FitResult:
-    """Train `heads` in place; they end in evaluation mode with the weights of the best validation epoch.
+    """Train `heads` in place; they end in evaluation mode, each with the weights of its best validation epoch.
 
-    `validate` is called after each epoch, in evaluation mode and without gradients. The highest score wins, the
-    earlier epoch on a tie; NaN loses to any number and, while there is none, to a later NaN. Without `validate` the
-    last epoch is kept and nothing stops early. The only randomness is dropout, from torch's global generator: call
-    inside `seeded`. Raises UserError at the first loss that is not finite.
+    `validate` is called at the start and after each epoch, in evaluation mode and without gradients; how an epoch is
+    chosen says `BestEpoch`. A head without a score, and all without `validate`, keep the last epoch.
+    Quality and consistency are chosen, and their gradients clipped, apart: they share no parameter. The only
+    randomness is dropout, from torch's global generator: call inside `seeded`. Raises UserError at the first loss that
+    is not finite.
     """
     loop = _Loop(heads, train_batches, objective, plan)
     history: list[EpochRow] = []
-    best_epoch, best_rank, best_state = 0, -math.inf, heads.state_dict()
+    best = {head: BestEpoch(plan.patience) for head in HEADS}
+    kept = {name: tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+    _choose(best, 0, _validated(heads, validate), heads=heads, kept=kept)
     for epoch in range(1, plan.epochs + 1):
         started = time.perf_counter()
         train_loss = loop.run_epoch(epoch)
@@ -115,7 +128,7 @@ def fit(
         row = EpochRow(
             epoch=epoch,
             train_loss=train_loss,
-            val_score=found.score,
+            val_score=found.mean,
             lr=loop.lr,
             scale_q=scale_q,
             scale_c=scale_c,
@@ -123,21 +136,29 @@ def fit(
             figures=found.figures,
         )
         history.append(row)
-        rank = -math.inf if math.isnan(found.score) else found.score
-        if validate is None or rank > best_rank or best_rank == -math.inf:
-            best_epoch, best_rank, best_state = epoch, rank, copy.deepcopy(heads.state_dict())
+        _choose(best, epoch, found, heads=heads, kept=kept)
         if on_epoch is not None:
             on_epoch(row)
-        if plan.patience and epoch - best_epoch >= plan.patience:
+        if all(best[head].stopped for head in found.scores or HEADS):
             break
-    heads.load_state_dict(best_state)
+    heads.load_state_dict(kept)
     heads.eval()
     return FitResult(
         history=tuple(history),
-        best_epoch=best_epoch,
-        best_score=history[best_epoch - 1].val_score,
+        best_epoch={head: each.epoch for head, each in best.items()},
+        best_score={head: each.score for head, each in best.items()},
         stopped_early=len(history) < plan.epochs,
     )
+
+
+def _choose(
+    best: dict[str, BestEpoch], epoch: int, found: Validation, *, heads: nn.Module, kept: dict[str, Tensor]
+) -> None:
+    """Judge an epoch for each head, and keep its weights where it is the best so far."""
+    better = [head for head, each in best.items() if each.take(epoch, found.scores.get(head))]
+    for name, tensor in heads.state_dict().items():
+        if head_of(name) in better:
+            kept[name].copy_(tensor)
 
 
 @contextmanager
@@ -159,6 +180,8 @@ class _Loop:
     def __init__(self, heads: nn.Module, train_batches: TrainBatches, objective: Objective, plan: FitPlan) -> None:
         self.heads, self.train_batches, self.objective, self.plan = heads, train_batches, objective, plan
         self.optimizer = AdamW(heads, weight_decay=plan.weight_decay)
+        named = [(head_of(name), parameter) for name, parameter in heads.named_parameters()]
+        self.clipped = [[parameter for head, parameter in named if head == each] for each in HEADS]
         self.num_steps = plan.epochs * train_batches.steps_per_epoch
         self.step = 0
         self.lr = 0.0
@@ -191,7 +214,8 @@ class _Loop:
     def _update(self) -> None:
         plan = self.plan
         if plan.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, plan.max_grad_norm, foreach=True)
+            for parameters in self.clipped:
+                torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm, foreach=True)
         self.lr = plan.lr * lr_factor(
             self.step, num_steps=self.num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule
         )
@@ -220,7 +244,7 @@ class _Loop:
 
 def _validated(heads: nn.Module, validate: Callable[[], Validation] | None) -> Validation:
     if validate is None:
-        return Validation(math.nan)
+        return Validation()
     heads.eval()
     with torch.no_grad():
         return validate()

@@ -12,6 +12,8 @@ import torch
 from torch.optim.adamw import adamw
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
 # The first pattern found in a parameter's name decides whether it decays; a name that none knows is an error,
@@ -55,7 +57,7 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[Group]:
     decayed, plain = Group([], weight_decay), Group([], 0.0)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (decayed if _decays(name) else plain).parameters.append(parameter)
+            (decayed if decays(name) else plain).parameters.append(parameter)
     return [group for group in (decayed, plain) if group.parameters]
 
 
@@ -70,30 +72,25 @@ class AdamW:
     def __init__(self, module: nn.Module, *, weight_decay: float) -> None:
         self.groups = parameter_groups(module, weight_decay=weight_decay)
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
-        self._moments = {parameter: _Moments.of(parameter) for parameter in self.parameters}
+        self._moments = {parameter: Moments.of(parameter) for parameter in self.parameters}
 
     def step(self, lr: float) -> None:
         """Move every parameter that has a gradient, and forget the gradients."""
         for group in self.groups:
             moved = [parameter for parameter in group.parameters if parameter.grad is not None]
             moments = [self._moments[parameter] for parameter in moved]
-            with torch.no_grad():
-                adamw(
-                    moved,  # type: ignore[arg-type]  # list[Parameter], read only
-                    [parameter.grad for parameter in moved if parameter.grad is not None],
-                    [moment.mean for moment in moments],
-                    [moment.square for moment in moments],
-                    [],
-                    [moment.num_steps for moment in moments],
-                    **_KERNEL,
-                    lr=lr,
-                    weight_decay=group.weight_decay,
-                )
+            adamw_step(
+                moved,
+                [parameter.grad for parameter in moved if parameter.grad is not None],
+                moments,
+                lr=lr,
+                weight_decay=group.weight_decay,
+            )
         for parameter in self.parameters:
             parameter.grad = None
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Running means of the gradient and of its square, and the number of steps, of one parameter."""
 
     mean: Tensor
@@ -101,14 +98,34 @@ class _Moments(NamedTuple):
     num_steps: Tensor
 
     @classmethod
-    def of(cls, parameter: nn.Parameter) -> _Moments:
+    def of(cls, parameter: Tensor) -> Moments:
+        """Return the moments of a parameter that has not moved yet."""
         # The fused kernel counts in float32, on the parameter's device.
         num_steps = torch.zeros((), dtype=torch.float32, device=parameter.device)
         return cls(torch.zeros_like(parameter), torch.zeros_like(parameter), num_steps)
 
 
-def _decays(name: str) -> bool:
-    for pattern, decays in DECAY_RULES:
+def adamw_step(
+    parameters: Sequence[Tensor], grads: list[Tensor], moments: list[Moments], *, lr: float, weight_decay: float
+) -> None:
+    """Move parameters in place by one step of the fused kernel, with their moments and counts."""
+    with torch.no_grad():
+        adamw(
+            list(parameters),
+            grads,
+            [moment.mean for moment in moments],
+            [moment.square for moment in moments],
+            [],
+            [moment.num_steps for moment in moments],
+            **_KERNEL,
+            lr=lr,
+            weight_decay=weight_decay,
+        )
+
+
+def decays(name: str) -> bool:
+    """Tell whether the parameter of this name decays; a name without a rule is a ValueError."""
+    for pattern, does in DECAY_RULES:
         if re.search(pattern, name):
-            return decays
+            return does
     raise ValueError(f"no decay rule for parameter {name!r}; add one to DECAY_RULES")

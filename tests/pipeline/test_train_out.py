@@ -84,7 +84,7 @@ def test_result_as_json_is_the_metrics_with_the_run(train_demo):
     printed = json.loads(json.dumps(run.to_json()))
     assert {name: printed[name] for name in run.metrics} == read_json(run.run / "metrics.json")
     assert printed["run"] == str(run.run)
-    assert printed["best_epoch"] == 1
+    assert all(epoch in (0, 1) for epoch in printed["best_epoch"].values())
     assert 0 <= printed["fit_seconds"] <= printed["seconds"]
     summary = run.summary()
     assert "split: grouped by prompt, 48 test rows (168 train, 24 validation)" in summary

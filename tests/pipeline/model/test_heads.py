@@ -49,7 +49,6 @@ def linear(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
 def fusion(v: np.ndarray, t: np.ndarray, s: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
     x = np.concatenate([v, t, s[:, None]], axis=1)
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-    x = x * w["c_fusion.norm.weight"] + w["c_fusion.norm.bias"]
     x = gelu(linear(x, w, "c_fusion.wide"))
     return linear(gelu(linear(x, w, "c_fusion.narrow")), w, "c_fusion.out")[:, 0]
 

@@ -9,7 +9,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.losses import weighted_loss
-from deltaclip.pipeline.model.scores import score_rows
+from deltaclip.pipeline.model.scores import HEADS, head_of, score_rows
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.training.batches import memory_batches
 from deltaclip.pipeline.training.fit import FitPlan, Validation, fit, seeded
@@ -42,9 +42,13 @@ def train(*, batches=None, plan=None, seed=0, validate=None, **spec):
     return heads, result
 
 
-def scripted(scores):
-    values = iter(scores)
-    return lambda _heads: Validation(next(values))
+def both(score, **figures):
+    return Validation({"quality": score, "consistency": score}, figures)
+
+
+def scripted(scores, start=-1.0):
+    values = iter([start, *scores])
+    return lambda _heads: both(next(values))
 
 
 def same_bits(first, second):
@@ -70,7 +74,7 @@ def test_history_has_a_row_per_epoch():
         batches,
         objective=weighted_loss(),
         plan=FitPlan(epochs=4, lr=2e-3, schedule="constant", warmup_ratio=0.0),
-        validate=lambda: Validation(0.5, {"srocc_q": 0.25}),
+        validate=lambda: both(0.5, srocc_q=0.25),
         on_epoch=seen.append,
     )
     assert tuple(seen) == result.history
@@ -103,24 +107,60 @@ def test_train_loss_is_the_mean_over_steps():
         ([math.nan, -0.2, math.nan, -0.3], 2),  # NaN loses to any number
         ([math.nan] * 4, 4),  # nothing to choose by: the last, as without validation
         ([0.1, 0.2, 0.3, 0.4], 4),
+        ([-0.3, -0.2, -0.25, -0.4], 0),  # no epoch beats the start
     ],
 )
 def test_best_epoch_is_chosen_and_restored(scores, best):
     states = []
-    values = iter(scores)
+    start = -0.1 if best == 0 else math.nan
+    values = iter([start, *scores])
 
     def validate(heads):
         assert not heads.training
         assert not torch.is_grad_enabled()
         states.append({name: tensor.clone() for name, tensor in heads.state_dict().items()})
-        return Validation(next(values))
+        return both(next(values))
 
     heads, result = train(plan=FitPlan(epochs=4), validate=validate)
-    assert result.best_epoch == best
-    assert result.best_score == pytest.approx(scores[best - 1], nan_ok=True)
-    assert same_bits(heads.state_dict(), states[best - 1])
+    assert result.best_epoch == {"quality": best, "consistency": best}
+    expected = pytest.approx([start, *scores][best], nan_ok=True)
+    assert (result.best_score["quality"], result.best_score["consistency"]) == (expected, expected)
+    assert same_bits(heads.state_dict(), states[best])
     assert not same_bits(states[0], states[1])
     assert not result.stopped_early
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_each_head_keeps_its_own_best_epoch(spec):
+    states = []
+    values = iter([(0.0, 0.0), (0.5, 0.1), (0.2, 0.3), (0.1, 0.2)])
+
+    def validate(heads):
+        states.append({name: tensor.clone() for name, tensor in heads.state_dict().items()})
+        return Validation(dict(zip(HEADS, next(values), strict=True)))
+
+    heads, result = train(plan=FitPlan(epochs=3), validate=validate, **spec)
+    assert result.best_epoch == {"quality": 1, "consistency": 2}
+    assert [row.val_score for row in result.history] == pytest.approx([0.3, 0.25, 0.15])
+    for name, tensor in heads.state_dict().items():
+        assert torch.equal(tensor, states[result.best_epoch[head_of(name)]][name])
+
+
+def test_a_head_that_cannot_be_judged_keeps_its_last_epoch():
+    scores = iter([0.9, 0.5, 0.4, 0.3])
+    _, result = train(plan=FitPlan(epochs=3), validate=lambda _: Validation({"quality": next(scores)}))
+    assert result.best_epoch == {"quality": 0, "consistency": 3}
+
+
+def test_heads_share_no_parameter_and_no_clipping():
+    """A quality label a million times too large throttles the quality head alone."""
+    full = toy()
+    states = []
+    for factor in (1.0, 1e6):
+        batches = memory_batches(full.v_ID, full.t_MD, full.q_N * factor, full.c_N, batch_size=32, seed=0)
+        heads, _ = train(batches=batches, plan=FitPlan(epochs=2))
+        states.append({name: t for name, t in heads.state_dict().items() if head_of(name) == "consistency"})
+    assert same_bits(*states)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +172,13 @@ def test_early_stop(patience, epochs_run):
     _, result = train(plan=FitPlan(epochs=8, patience=patience), validate=scripted(scores))
     assert len(result.history) == epochs_run
     assert result.stopped_early == (epochs_run < 8)
-    assert result.best_epoch == (5 if epochs_run > 4 else 2)
+    assert result.best_epoch == dict.fromkeys(HEADS, 5 if epochs_run > 4 else 2)
 
 
 def test_without_validation_the_last_epoch_is_kept():
     _, result = train(plan=FitPlan(epochs=3, patience=1))
-    assert result.best_epoch == 3
-    assert math.isnan(result.best_score)
+    assert result.best_epoch == dict.fromkeys(HEADS, 3)
+    assert all(math.isnan(score) for score in result.best_score.values())
 
 
 def test_same_seed_same_bits_and_untouched_generator():

@@ -1,0 +1,171 @@
+"""K heads of one kind as one stack of parameters that all see the same batch.
+
+Knows how the quality or the consistency parts of `ResidualHeads` are laid side by side, so that a sweep computes what
+they share once and their first layers are one matrix product. Must not know optimizers, files or grids. Spec section 9.
+
+Shapes: K heads, B rows, D embedding width, M = 2D + 1, F width in front of the wide layer (D or M), H its width.
+Activations lie as (K, H, B), rows last: the product of all K heads is then one contiguous block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaclip.pipeline.model.heads import ResidualHeads, clamp_straight, dropout_factor
+from deltaclip.pipeline.model.losses import LOSSES
+from deltaclip.pipeline.model.scores import Batch, HeadScores, cosine, head_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class WideTape(NamedTuple):
+    """What the gradient of the wide layer needs: outputs h_KHB (their gradient is in `h_KHB.grad`), inputs x_BF."""
+
+    h_KHB: Tensor
+    x_BF: Tensor
+
+
+class HeadStack:
+    """Heads of one label, shape and scale mode; `parameters[name][k]` is the parameter `name` of head k.
+
+    The wide layer holds 97 % of the weights (D = 768). Its gradient is left to the caller (`WideTape`), who can make
+    and use it a few heads at a time. `half` makes its products in bfloat16 with float32 sums from a copy that follows
+    the float32 weights (`refresh`); everything else is float32.
+    """
+
+    def __init__(self, heads: Sequence[ResidualHeads], label: str, *, half: bool = False) -> None:
+        first = heads[0]
+        self.label, self.scale_mode, self.half = label, first.scale_mode, half
+        self.wide = "q_mlp.wide" if label == "quality" else "c_fusion.wide"
+        columns = [dict(each.named_parameters()) for each in heads]
+        self.parameters = {
+            name: torch.stack([column[name].detach() for column in columns])
+            for name in columns[0]
+            if head_of(name) == label
+        }
+        for name, stacked in self.parameters.items():
+            stacked.requires_grad_(name != self.wide_weight)
+        self._scale_name = f"scale_{label[0]}"
+        scales, device = [getattr(each, self._scale_name) for each in heads], first.c_slope.device
+        self._given_K = torch.tensor([scale.given for scale in scales], device=device)
+        self._upper_K = torch.tensor([scale.upper for scale in scales], device=device)
+        self._fraction = 1.0
+        weight_KHF = self.parameters[self.wide_weight]
+        self._product_KHF = weight_KHF.bfloat16() if half else weight_KHF
+
+    def __len__(self) -> int:
+        return len(self._given_K)
+
+    @property
+    def wide_weight(self) -> str:
+        """Name of the weight whose gradient `forward` leaves to the caller."""
+        return f"{self.wide}.weight"
+
+    @property
+    def width(self) -> int:
+        """Width H of the wide layer."""
+        return int(self.parameters[self.wide_weight].shape[1])
+
+    def refresh(self, part: slice) -> None:
+        """Bring the product's copy of some heads' wide weights up to date."""
+        if self.half:
+            self._product_KHF[part].copy_(self.parameters[self.wide_weight][part])
+
+    def scales(self) -> Tensor:
+        """Return the scales in force, (K,)."""
+        if self.scale_mode == "learned":
+            return self._upper_K * torch.sigmoid(self.parameters[f"{self._scale_name}.theta"])
+        return self._given_K * self._fraction
+
+    def set_scale_fraction(self, fraction: float) -> None:
+        """Put a share of the given scales in force; curriculum only."""
+        self._fraction = fraction
+
+    def forward(self, v_BD: Tensor, t_BD: Tensor, mask_KHB: Tensor | None = None) -> tuple[HeadScores, WideTape]:
+        """Score rows as `ResidualHeads.forward` does, (K, B) each, scale (K, 1); the other label's fields repeat it.
+
+        `mask_KHB` is what dropout multiplies the wide layer with, None in evaluation.
+        """
+        scale_K1 = self.scales()[:, None]
+        score = self._quality if self.label == "quality" else self._consistency
+        base_KB, delta_KB, tape = score(v_BD, t_BD, mask_KHB)
+        sum_KB = base_KB + scale_K1 * delta_KB
+        parts = {"sum_N": sum_KB, "base_N": base_KB}
+        both = {f"{letter}_{name}": value for letter in "qc" for name, value in parts.items()}
+        return HeadScores(**both, dq_N=delta_KB, dc_N=delta_KB, scale_q=scale_K1, scale_c=scale_K1), tape
+
+    def _quality(self, v_BD: Tensor, t_BD: Tensor, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+        del t_BD
+        hidden_KHB, tape = self._hidden(v_BD, mask_KHB)
+        base_KB = torch.sigmoid(self._affine("q_base", v_BD.T)[:, 0])
+        return base_KB, torch.tanh(self._affine("q_mlp.out", hidden_KHB)[:, 0]), tape
+
+    def _consistency(self, v_BD: Tensor, t_BD: Tensor, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+        s_B = cosine(v_BD, t_BD)
+        vts_BM = torch.cat((v_BD, t_BD, s_B.unsqueeze(-1)), dim=-1)
+        hidden_KHB, tape = self._hidden(F.layer_norm(vts_BM, vts_BM.shape[-1:]), mask_KHB)
+        slope_K1, offset_K1 = (self.parameters[f"c_{name}"][:, None] for name in ("slope", "offset"))
+        base_KB = clamp_straight(slope_K1 * ((s_B + 1) / 2) + offset_K1)
+        narrow_KHB = F.gelu(self._affine("c_fusion.narrow", hidden_KHB))
+        return base_KB, torch.tanh(self._affine("c_fusion.out", narrow_KHB)[:, 0]), tape
+
+    def _hidden(self, x_BF: Tensor, mask_KHB: Tensor | None) -> tuple[Tensor, WideTape]:
+        """Return dropout(GELU(W x + b)) of every head: one matrix product, as all heads see the same rows."""
+        x_BF = x_BF.to(self._product_KHF.dtype)
+        h_KHB = (self._product_KHF.flatten(0, 1) @ x_BF.T).view(len(self), -1, len(x_BF)).float()
+        if mask_KHB is not None:
+            h_KHB.requires_grad_()
+        hidden_KHB = F.gelu(h_KHB + self.parameters[f"{self.wide}.bias"][:, :, None])
+        return (hidden_KHB if mask_KHB is None else hidden_KHB * mask_KHB), WideTape(h_KHB, x_BF)
+
+    def _affine(self, layer: str, x_KHB: Tensor) -> Tensor:
+        """Return weight @ x + bias for every head, (K, outputs, B); x may be shared by all heads, (H, B)."""
+        return torch.matmul(self.parameters[f"{layer}.weight"], x_KHB) + self.parameters[f"{layer}.bias"][:, :, None]
+
+
+class DropoutMasks:
+    """Dropout of heads trained together: what each would draw alone, drawn once per seed.
+
+    Args:
+        generators: of each seed, in the state in which training alone would find torch's own.
+        seeds: of each head.
+        p: of each head.
+    """
+
+    def __init__(self, generators: Mapping[int, torch.Generator], seeds: Sequence[int], p: Sequence[float]) -> None:
+        self.pairs = list(zip(seeds, p, strict=True))
+        self.kinds = list(dict.fromkeys(self.pairs))
+        self.generators = generators
+        device = next(iter(generators.values())).device
+        self.device = device
+        self.kind_K = torch.tensor([self.kinds.index(pair) for pair in self.pairs], device=device)
+
+    def of(self, uniform: Mapping[int, Tensor], shape_HB: tuple[int, int]) -> Tensor:
+        """Return what to multiply with, (K, H, B) or (1, H, B) where all heads have the same.
+
+        `uniform` has the numbers drawn for each seed, (B, H); heads with p = 0 need none.
+        """
+        factors = [
+            dropout_factor(uniform[seed].T, p) if p > 0 else torch.ones(shape_HB, device=self.device)
+            for seed, p in self.kinds
+        ]
+        # One kind of mask stays one: broadcasting it reads a tenth of the memory.
+        return factors[0][None] if len(factors) == 1 else torch.stack(factors)[self.kind_K]
+
+
+def stacked_loss(sum_KB: Tensor, batch: Batch, *, label: str, names: Sequence[str], weight_K: Tensor) -> Tensor:
+    """Return the loss of each head, (K,): its weight times its loss by name, as `weighted_loss` gives it alone."""
+    letter = label[0]
+    label_B, weight_B, std_B = (getattr(batch, f"{letter}{what}_B") for what in ("", "_weight", "_std"))
+    total_K = torch.zeros_like(weight_K)
+    for name in dict.fromkeys(names):
+        heads_L = torch.tensor([k for k, each in enumerate(names) if each == name], device=sum_KB.device)
+        loss_L = LOSSES[name](sum_KB.index_select(0, heads_L), label_B, weight_B=weight_B, std_B=std_B)
+        total_K = total_K.index_add(0, heads_L, loss_L)
+    # A weight of 0 leaves its part out, whatever it is.
+    return torch.where(weight_K > 0, weight_K * total_K, 0.0)
