@@ -12,6 +12,8 @@ from typing import Literal
 
 from deltaclip.base.settings import check_settings, setting
 
+MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -63,8 +65,12 @@ class TrainConfig:
         help="grouped keeps all images of a prompt on one side; random leaks prompts; column reads the cache's split.",
     )
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
-    seed: int = setting(42, help="Seed of the initial weights and of dropout; and of what --data-seed sets.", ge=0)
-    data_seed: int | None = setting(None, help="Seed of the split and of the order of rows; default --seed.", ge=0)
+    seed: int = setting(
+        42, help="Seed of the initial weights and of dropout; and of what --data-seed sets.", ge=0, le=MAX_SEED
+    )
+    data_seed: int | None = setting(
+        None, help="Seed of the split and of the order of rows; default --seed.", ge=0, le=MAX_SEED
+    )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
 
     @property

@@ -166,7 +166,7 @@ TABLE = [
     ),
     (
         "train {at}/demo.h5 --split column",
-        "--split column: the data has no split column; add one, or use --split grouped",
+        "{at}/demo.h5: has no split column; add one to the manifest and extract again, or give --split grouped",
     ),
     (
         "train {at}/one_group.h5 --split column",
@@ -178,6 +178,14 @@ TABLE = [
     ("train {at}/demo.h5 --dropout 1", "--dropout: 1.0 is out of range; give a value below 1"),
     ("train {at}/demo.h5 --residual-scale-q 2", "--residual-scale-q: 2.0 is out of range; give a value at most 1"),
     ("train {at}/demo.h5 --seed -1", "--seed: -1 is out of range; give a value at least 0"),
+    (
+        "train {at}/demo.h5 --seed 4294967296",
+        "--seed: 4294967296 is out of range; give a value at most 4294967295",
+    ),
+    (
+        "train {at}/demo.h5 --data-seed 99999999999999999999",
+        "--data-seed: 99999999999999999999 is out of range; give a value at most 4294967295",
+    ),
     (
         "train {at}/demo.h5 --w-q 0 --w-c 0",
         "--w-q, --w-c: every loss weight is 0 for the labels that the cache has; give one above 0",

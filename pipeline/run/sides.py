@@ -33,15 +33,17 @@ def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Spl
         seed: of the split.
 
     Raises:
-        UserError: the fractions are no numbers, or the split is not possible.
+        UserError: the fractions are no numbers, the cache has no split column, or the split is not possible.
     """
     try:
         shares = tuple(float(part) for part in fractions.split(","))
     except ValueError:
         remedy = "give train,val,test such as 0.7,0.1,0.2"
         raise UserError(f"{fractions!r} are no numbers", place="--fractions", remedy=remedy) from None
-    text = rows.rows.text
-    column = text["split"] if kind == "column" and any(text["split"]) else None
+    column = rows.rows.text["split"] if kind == "column" else None
+    if column is not None and not any(column):
+        remedy = "add one to the manifest and extract again, or give --split grouped"
+        raise UserError("has no split column", place=rows.path, remedy=remedy)
     split = split_rows(kind, groups=_joined_groups(rows), seed=seed, fractions=shares, column=column)
     return _with_leaks(split, rows)
 

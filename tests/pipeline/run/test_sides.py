@@ -55,7 +55,8 @@ def test_shares_that_do_not_fit(rows, fractions, line):
 def test_a_cache_without_marks_cannot_be_split_by_column(rows):
     with pytest.raises(UserError) as error:
         split_cache(rows, "column", fractions="0.7,0.1,0.2", seed=0)
-    assert str(error.value) == "--split column: the data has no split column; add one, or use --split grouped"
+    remedy = "add one to the manifest and extract again, or give --split grouped"
+    assert str(error.value) == f"{rows.path}: has no split column; {remedy}"
 
 
 def test_recorded_sides_are_used_not_dealt_again(demo_run, rows, tmp_path):

@@ -71,6 +71,17 @@ def test_a_correction_that_hurts_is_named_with_what_it_costs():
     )
 
 
+@pytest.mark.parametrize(("num_moved", "advised"), [(1, False), (20, True)])
+def test_a_loss_within_noise_is_no_reason_for_advice(num_moved, advised):
+    base, delta = np.linspace(0.2, 0.8, 200), np.zeros(200)
+    delta[:num_moved] = 0.2  # past the next 66 rows
+    found = diagnose_residual(base, delta, label_N=base, scale=0.2, head="quality", train_srocc=0.5, val_srocc=0.5)
+    loss = found[2].value - found[3].value
+    assert loss > 0
+    assert (loss > 0.01) is advised
+    assert bool(found[3].advice) is advised
+
+
 def test_the_final_score_is_clamped():
     base, delta = np.array([0.9, 0.95, 0.1, 0.5]), np.array([0.2, 0.1, -0.2, 0.0])
     label = np.array([1.0, 0.9, 0.2, 0.6])
