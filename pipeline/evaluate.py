@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """Metrics of a run on a cache."""
+    """Metrics of a run on a cache; `heads` says which heads of a run with repeats were scored."""
 
     run: Path
     cache: Path
     metrics: dict[str, Any]
+    heads: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics in the shape of `metrics.json`, with run and cache."""
@@ -40,7 +41,7 @@ class EvaluateResult:
 
     def summary(self) -> str:
         """Return the metrics table."""
-        return f"{self.run} on {self.cache}\n{metrics_table(self.metrics)}"
+        return f"{self.run} on {self.cache}{self.heads}\n{metrics_table(self.metrics)}"
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -73,4 +74,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             )
         with whole_file(config.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    return EvaluateResult(run=config.run, cache=cache, metrics=metrics)
+    seeds = run.metrics["split"]["seeds"]
+    heads = f", the heads of the first of {len(seeds)} repeats, split seed {seeds[0]}" if len(seeds) > 1 else ""
+    return EvaluateResult(run=config.run, cache=cache, metrics=metrics, heads=heads)

@@ -1,6 +1,7 @@
 """STAGE train: heads on cached embeddings, the backbone frozen. Spec sections 2, 3, 5 and 8.
 
-Split, calibrate on the training rows, fit, choose the epoch on validation, look at the test rows once, write the run.
+Split, calibrate on the training rows, fit, choose the epoch on validation, look at the test rows once, write the run;
+with repeats, all of that once per seed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.finish import judge, run_mode, save_run
 from deltaclip.pipeline.run.folder import free_run_path
 from deltaclip.pipeline.run.learning import learn
+from deltaclip.pipeline.run.repeats import combine, repeat_configs
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.tables import metrics_table
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished run."""
+    """A finished run; of repeats, the metrics are those of all, epoch and scales those of the first."""
 
     run: Path
     metrics: dict[str, Any]
@@ -54,7 +56,9 @@ class TrainResult:
         scales = f", scales q {q:.3f} c {c:.3f}" if q is not None and c is not None else ""
         times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
         best = " ".join(f"{label[0]} {self.best_epoch[label]}" for label in self.metrics["test"])
-        where = f"run: {self.run} (best epoch {best}{scales}, {times})"
+        seeds = self.metrics["split"]["seeds"]
+        kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
+        where = f"run: {self.run} ({kept}best epoch {best}{scales}, {times})"
         return f"{metrics_table(self.metrics)}\n\n{where}"
 
 
@@ -64,20 +68,25 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         UserError: no labels, a split that is not possible, a cache that cannot be read, a diverging loss.
     """
-    started = time.monotonic()
+    started, configs = time.monotonic(), repeat_configs(config)
     run_name = f"{config.cache.stem}_{run_mode(config)}"
     free_run_path(config.out, run_name)  # refused now if taken, not after the training
     rows = load_rows(config.cache, choose_device(config.device))
     weights = loss_weights(config, rows)
-    split = split_cache(rows, config.split, fractions=config.fractions, seed=config.split_seed)
-    for line in (*warnings_of(config, rows, split), *describe(config, rows, weights)):
+    splits = [split_cache(rows, one.split, fractions=one.fractions, seed=one.split_seed) for one in configs]
+    warnings = dict.fromkeys(line for split in splits for line in warnings_of(config, rows, split))
+    for line in (*warnings, *describe(config, rows, weights)):
         print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
-    done = judge(rows, split, weights, learn(config, rows, split, weights))
+    repeats = []
+    for number, (one, split) in enumerate(zip(configs, splits, strict=True), start=1):
+        what = f"training {number} of {len(configs)}" if len(configs) > 1 else "training"
+        repeats.append(judge(rows, split, weights, learn(one, rows, split, weights, what=what)))
+    done, *others = repeats
     return TrainResult(
-        run=save_run(config, rows, weights, done, name=run_name),
-        metrics=done.metrics,
+        run=save_run(config, rows, weights, done, name=run_name, others=others),
+        metrics=combine([one.metrics for one in repeats]),
         best_epoch=done.learned.fitted.best_epoch,
         scales=done.learned.scales,
-        fit_seconds=round(sum(row.seconds for row in done.learned.fitted.history), 3),
+        fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
         seconds=round(time.monotonic() - started, 3),
     )

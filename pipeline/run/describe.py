@@ -39,6 +39,7 @@ def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list
         f"data          {rows.dataset['name']}: {len(rows.rows):,} rows",
         f"embeddings    {rows.facts['backbone']}, {rows.facts['precision']}, D = {rows.dim}",
         f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{data}{stop}",
+        *_about_repeats(config),
         f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
         f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c)"
@@ -48,6 +49,14 @@ def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list
         "freezing      image tower: all frozen; text tower: all frozen (cached embeddings)",
         *_formulas(config),
     ]
+
+
+def _about_repeats(config: TrainConfig) -> list[str]:
+    if config.repeats == 1:
+        return []
+    last = config.split_seed + config.repeats - 1
+    seeds = f"split seeds {config.split_seed} to {last}, initial weights of their own"
+    return [f"repeats       {config.repeats}: {seeds}; the run keeps the heads of the first"]
 
 
 def _about_rationale(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list[str]:
@@ -154,6 +163,8 @@ def _about_split(config: TrainConfig, rows: CacheRows, split: Split) -> list[str
         found.append("too few validation rows to rank: the last epoch is kept")
         if config.patience:
             found.append(f"--patience {config.patience} is not used: it needs validation rows")
+    if config.split == "column" and config.repeats > 1:
+        found.append("--split column gives every repeat the same test rows: the SD is that of the initial weights")
     if not split.test.size:
         found.append("no test rows: nothing is held back to judge this run by")
     if config.split == "column" and not split.note and config.fractions != type(config).fractions:

@@ -12,9 +12,11 @@ from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.folder import RunContents, surroundings, write_run
 from deltaclip.pipeline.run.measure import measure, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrained, score
+from deltaclip.pipeline.run.repeats import combine
 from deltaclip.pipeline.run.rows import LABELS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deltaclip.pipeline.run.learning import Learned
@@ -50,9 +52,26 @@ def run_mode(config: TrainConfig) -> str:
 
 
 def save_run(
-    config: TrainConfig, rows: CacheRows, weights: LossWeights, done: Finished, *, name: str, **about: Any
+    config: TrainConfig,
+    rows: CacheRows,
+    weights: LossWeights,
+    done: Finished,
+    *,
+    name: str,
+    others: Sequence[Finished] = (),
+    **about: Any,
 ) -> Path:
-    """Write the run directory; `about` are further JSON values of `config.json`."""
+    """Write the run directory: the heads and the history of `done`, the metrics and the predictions of all.
+
+    Args:
+        config: settings of the stage.
+        rows: the cache.
+        weights: loss weights that are in force.
+        done: the heads to keep.
+        name: of the directory, without `--out`.
+        others: further repeats of the same training.
+        about: further JSON values of `config.json`.
+    """
     learned, mode = done.learned, run_mode(config)
     contents = RunContents(
         mode=mode,
@@ -70,14 +89,27 @@ def save_run(
             "calibration": learned.calibration,
             "scales": learned.scales,
             "best_epoch": learned.fitted.best_epoch,
+            **(_about_repeats((done, *others)) if others else {}),
             **about,
             **surroundings(),
         },
         history=_history(learned.fitted.history),
-        metrics=done.metrics,
-        predictions=_predictions(rows, blank_untrained(done.scores, done.labels), done.split),
+        metrics=combine([one.metrics for one in (done, *others)]),
+        predictions=_predictions(rows, done),
+        repeats={one.split.seeds[0]: _predictions(rows, one) for one in others},
     )
     return write_run(config.out, name, contents)
+
+
+def _about_repeats(repeats: Sequence[Finished]) -> dict[str, Any]:
+    seed = repeats[0].split.seeds[0]
+    return {
+        "kept": f"heads, history.csv and predictions.csv are those of the first repeat, split seed {seed}",
+        "repeats": [
+            {"best_epoch": one.learned.fitted.best_epoch, "scales": one.learned.scales, "split": one.split.to_json()}
+            for one in repeats
+        ],
+    }
 
 
 def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
@@ -93,11 +125,12 @@ def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
     return {"epoch": [row.epoch for row in history], **columns, **figures}
 
 
-def _predictions(rows: CacheRows, scores: Scores, split: Split) -> dict[str, Any]:
+def _predictions(rows: CacheRows, done: Finished) -> dict[str, Any]:
     """Return the columns of `predictions.csv`, every usable row of the cache."""
     side = np.empty(len(rows.rows), dtype=object)
     for name in ("train", "val", "test"):
-        side[getattr(split, name)] = name
+        side[getattr(done.split, name)] = name
+    scores = blank_untrained(done.scores, done.labels)
     text = rows.rows.text
     about = {
         "image": text["file"],

@@ -1,6 +1,7 @@
 """A run directory: made whole or not at all, and read again. Spec section 8.
 
-`config.json`, `history.csv`, `metrics.json`, `predictions.csv` and `<mode>_best.safetensors`.
+`config.json`, `history.csv`, `metrics.json`, `predictions.csv` and `<mode>_best.safetensors`; the predictions of
+further repeats are `predictions_<seed of the split>.csv`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,10 @@ LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContents:
-    """All that goes into a run directory; `history` and `predictions` are columns of tables."""
+    """All that goes into a run directory; `history` and `predictions` are columns of tables.
+
+    `repeats` has the columns of predictions of the further repeats, by the seed of their split.
+    """
 
     mode: str
     heads: nn.Module
@@ -37,6 +41,7 @@ class RunContents:
     history: dict[str, Any]
     metrics: dict[str, Any]
     predictions: dict[str, Any]
+    repeats: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,17 @@ class RunFolder:
     heads: nn.Module
     config: dict[str, Any]
     metrics: dict[str, Any]
+
+    @property
+    def split(self) -> dict[str, Any]:
+        """Kind, leak, seeds and counts of the split that the heads were trained on; of repeats, the first."""
+        repeats = self.config.get("repeats")
+        return dict(repeats[0]["split"] if repeats else self.metrics["split"])
+
+    def predictions(self, seed: int) -> Path:
+        """Return the table of the repeat whose split has this seed."""
+        seeds = self.metrics["split"]["seeds"]
+        return self.path / ("predictions.csv" if seed in seeds[:1] else f"predictions_{seed}.csv")
 
 
 def free_run_path(out: Path | None, name: str) -> Path:
@@ -92,6 +108,8 @@ def _write_run(path: Path, contents: RunContents) -> None:
         save_heads(folder / f"{contents.mode}_best.safetensors", contents.heads, contents.spec, about)
         write_table(folder / "history.csv", contents.history)
         write_table(folder / "predictions.csv", contents.predictions)
+        for seed, columns in contents.repeats.items():
+            write_table(folder / f"predictions_{seed}.csv", columns)
         for name, values in (("metrics.json", contents.metrics), ("config.json", contents.config)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -49,8 +49,10 @@ class Learned:
         return self.heads.scales() if isinstance(self.heads, ResidualHeads) else (None, None)
 
 
-def learn(config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeights) -> Learned:
-    """Calibrate and fit heads; the test rows are not looked at.
+def learn(
+    config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeights, *, what: str = "training"
+) -> Learned:
+    """Calibrate and fit heads; the test rows are not looked at. `what` stands before the progress bar.
 
     Raises:
         UserError: a training loss that is not finite.
@@ -62,7 +64,7 @@ def learn(config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeigh
     batches = rows.batches(
         split.train, batch_size=config.batch_size, seed=config.split_seed, columns=columns, explanations=spec.rationale
     )
-    with seeded(config.seed, device), Progress(config.epochs, "training", unit="epochs") as progress:
+    with seeded(config.seed, device), Progress(config.epochs, what, unit="epochs") as progress:
         heads = build_heads(spec).to(device)
         calibration = None
         if isinstance(heads, DirectHeads) and heads.two_branch:

@@ -65,7 +65,7 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
     num_new = int((side == "new").sum())
     if num_new == len(side):
         return _all_test(recorded, rows)
-    about = run.metrics["split"]
+    about = run.split
     known = Split(
         kind=about["kind"],
         train=np.flatnonzero(side == "train"),

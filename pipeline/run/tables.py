@@ -18,19 +18,23 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     """Return the test metrics with intervals, floors, sources and advice as aligned text."""
     split = metrics["split"]
     rows = split["rows"]
-    counts = f"{rows['test']:,} test rows" + (
-        f" ({rows['train']:,} train, {rows['val']:,} validation)" if rows["train"] else ""
-    )
+    test, train, val = (_count(rows[side]) for side in ("test", "train", "val"))
+    counts = f"{test} test rows" + (f" ({train} train, {val} validation)" if rows["train"] else "")
     leak = "; LEAKS: some prompts are on two sides, so these figures flatter" if split["leaks_groups"] else ""
     lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}{leak}", ""]
     if split.get("note"):
         lines[1:1] = [f"       {split['note']}"]
-    lines.append(f"{'':14}{'':24}" + "".join(f"{word:>8}" for word in HEADINGS) + "   SROCC 95 %")
+    repeats = len(split["seeds"])
+    if repeats > 1:
+        lines.append(f"mean ± SD of {repeats} repeats, split seeds {split['seeds'][0]} to {split['seeds'][-1]}")
+    width = 15 if repeats > 1 else 8
+    ends = "" if repeats > 1 else "   SROCC 95 %"
+    lines.append(f"{'':14}{'':24}" + "".join(f"{word:>{width}}" for word in HEADINGS) + ends)
     for label, figures in metrics["test"].items():
-        lines.append(_row(label, "trained heads", figures))
+        lines.append(_row(label, "trained heads", figures, width=width))
         for floor, words in (("no_image", "floor: no image"), ("cosine", "floor: zero-shot cosine")):
             if label in metrics["floors"][floor]:
-                lines.append(_row("", words, metrics["floors"][floor][label]))
+                lines.append(_row("", words, metrics["floors"][floor][label], width=width))
     lines += _source_lines(metrics["per_source"])
     lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
     advice = [entry for entry in metrics["diagnostics"] if entry["advice"]]
@@ -38,10 +42,11 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(label: str, what: str, figures: dict[str, Any]) -> str:
-    interval = figures.get("srocc_ci")
-    shown = f"   {_number(interval[0]).strip()} to {_number(interval[1]).strip()}" if interval and any(interval) else ""
-    return f"{label:14}{what:24}" + "".join(_number(figures[name]) for name in COLUMNS) + shown
+def _row(label: str, what: str, figures: dict[str, Any], *, width: int) -> str:
+    lo, hi = figures.get("srocc_ci", (None, None))
+    # Of repeats the SD says more than a mean of intervals.
+    shown = f"   {_number(lo, 0)} to {_number(hi, 0)}" if isinstance(lo, float) and isinstance(hi, float) else ""
+    return f"{label:14}{what:24}" + "".join(_number(figures[name], width) for name in COLUMNS) + shown
 
 
 def _source_lines(per_source: dict[str, Any]) -> list[str]:
@@ -52,10 +57,22 @@ def _source_lines(per_source: dict[str, Any]) -> list[str]:
     lines = ["", f"{'SROCC per source':{width}}{'rows':>6}" + "".join(f"{label:>14}" for label in per_source)]
     for source in sources:
         found = [figures.get(source, {"srocc": None, "n": 0}) for figures in per_source.values()]
-        count = max(figures["n"] for figures in found)
-        lines.append(f"{source:{width}}{count:>6}" + "".join(_number(figures["srocc"], 14) for figures in found))
+        count = max((figures["n"] for figures in found), key=_mean)
+        lines.append(f"{source:{width}}{_count(count):>6}" + "".join(_number(fig["srocc"], 14) for fig in found))
     return lines
 
 
-def _number(value: float | None, width: int = 8) -> str:
+def _mean(value: Any) -> float:
+    return float((value["mean"] if isinstance(value, dict) else value) or 0)
+
+
+def _count(value: Any) -> str:
+    return f"{_mean(value):,.0f}"
+
+
+def _number(value: Any, width: int) -> str:
+    """Return a figure, or mean ± SD of a figure over repeats."""
+    if isinstance(value, dict):
+        sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
+        return f"{_number(value['mean'], 0) + sd:>{width}}"
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
