@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
-from deltaclip.base.progress import Progress
-from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
 from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.content import hash_images
+from deltaclip.features.data.views import RECIPES, parse_views
+from deltaclip.features.extraction.encoder import Encoder
 from deltaclip.features.store.plan import make_plan
+from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import check_data, check_request, open_left, open_writer
+from deltaclip.features.store.takeover import (
+    check_data,
+    check_recipes,
+    check_request,
+    open_left,
+    open_writer,
+    views_left,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
-
-    from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.data.manifest import Manifest
     from deltaclip.features.settings import ExtractConfig
     from deltaclip.features.store.schema import Plan
-    from deltaclip.features.store.writer import StoreWriter
 
-PROBE_IMAGES = 16
-TEXT_BATCH = 256
 FAILURES_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult:
-    """What an extraction did; counts are of distinct images and texts, times in seconds."""
+    """What an extraction did; counts are of distinct images and texts, times in seconds.
+
+    `views` says how many images have each view; `new_images` are those of which any view was computed.
+    """
 
     cache: Path
     rows: int
     usable_rows: int
     images: int
+    views: dict[str, int]
     new_images: int
     texts: int
     new_texts: int
@@ -74,6 +74,11 @@ class ExtractResult:
         lines = [
             f"{self.cache}: {self.usable_rows:,} rows of {images:,} images and {self.texts:,} texts",
             work,
+            *(
+                [f"views: {', '.join(f'{name} {n:,}' for name, n in self.views.items())}"]
+                if len(self.views) > 1
+                else []
+            ),
             f"backbone: {facts['backbone']}, D = {facts['dim']}, {activation}, weights {facts['weights_sha256'][:12]}",
             f"preprocessing: {preprocessing_words(facts['preprocessing'])}",
             f"precision: {facts['precision']} ({facts['precision_reason']})",
@@ -108,6 +113,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     out = config.out or default_cache(config.data, config.backbone, config.pretrained)
     if out.is_dir():
         raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    views = parse_views(config.views)
     source = find_weights(config.backbone, config.pretrained)
     manifest = read_manifest(
         config.data,
@@ -116,7 +122,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         allow_outside=config.allow_outside,
     )
     with one_writer(out):
-        job = _Job(config, manifest, source, out)
+        job = _Job(config, manifest, source, out, views=views)
         done = job.nothing_to_do() or job.compute()
     with FeatureStore.open(out) as store:
         return _result(store, done, out, seconds=time.monotonic() - started)
@@ -132,8 +138,10 @@ class _Done:
 class _Job:
     """One extraction while it runs: the plan, and what is already on disk."""
 
-    def __init__(self, config: ExtractConfig, manifest: Manifest, source: WeightsSource, out: Path) -> None:
-        self.config, self.manifest, self.source, self.out = config, manifest, source, out
+    def __init__(
+        self, config: ExtractConfig, manifest: Manifest, source: WeightsSource, out: Path, *, views: tuple[str, ...]
+    ) -> None:
+        self.config, self.manifest, self.source, self.out, self.views = config, manifest, source, out, views
         self.root = None if config.allow_outside else manifest.image_root
         contents = hash_images([manifest.image_path(row) for row in range(len(manifest))], self.root)
         if config.on_error == "fail":
@@ -155,9 +163,10 @@ class _Job:
             with store:
                 request = self._request(self._known_precision(store))
                 check_request(store, request)
+                check_recipes(store, {name: RECIPES[name] for name in self.views})
                 if store.header == {"request": request, "plan": self.plan.digest()}:
                     self._refuse(store.failed())
-                    if store.path == self.out:
+                    if store.path == self.out and store.holds_views(self.views):
                         return _Done()
                 elif store.path == self.out:
                     check_data(store, self.plan)
@@ -169,20 +178,22 @@ class _Job:
 
     def compute(self) -> _Done:
         """Encode all that no earlier run has left, then publish the cache."""
-        facts, backbone = self._previous_facts(), None
+        config, encoder = self.config, self._encoder()
+        facts, layouts = self._previous_facts(), views_left(self.out, {})
         if facts is None:
-            backbone = self._load(self.config.precision)
-            facts = backbone.facts
-        request = self._request(facts["precision"])
-        writer = open_writer(self.out, self.plan, request=request, facts=facts)
-        done, started = _Done(), time.monotonic()
+            facts = encoder.load(config.precision).facts
+        precision = facts["precision"]
+        if not layouts.keys() >= set(self.views):
+            layouts |= encoder.layouts(precision)
+        request = self._request(precision)
+        writer = open_writer(self.out, self.plan, request=request, facts=facts, views=layouts)
+        done = _Done()
         try:
-            if writer.todo("texts").size or writer.todo("images").size:
-                backbone = backbone or self._load(facts["precision"])
-                started = time.monotonic()
-                done.new_texts = _encode_texts(writer, backbone, self.plan.texts)
-                done.new_images = self._encode_images(writer, backbone)
-            done.encode_seconds = time.monotonic() - started
+            if writer.todo("texts").size or encoder.todo(writer):
+                backbone, started = encoder.load(precision), time.monotonic()
+                done.new_texts = encoder.encode_texts(writer, backbone)
+                done.new_images = encoder.encode_images(writer, backbone)
+                done.encode_seconds = time.monotonic() - started
             if not writer.has_images():
                 reason = writer.first_reason()
                 writer.discard()
@@ -191,6 +202,20 @@ class _Job:
         finally:
             writer.close()
         return done
+
+    def _encoder(self) -> Encoder:
+        return Encoder(
+            plan=self.plan,
+            source=self.source,
+            image_root=self.manifest.image_root,
+            root=self.root,
+            views=self.views,
+            device=self.config.device,
+            quick_gelu=self.config.quick_gelu,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+            refuse=self._refuse,
+        )
 
     def _request(self, precision: Any) -> dict[str, Any]:
         from deltaclip.features.backbone.load import request_facts
@@ -207,71 +232,6 @@ class _Job:
                 return store.facts
         return None
 
-    def _load(self, precision: Any) -> Backbone:
-        from deltaclip.features.backbone.choose import load_in_best_precision
-
-        backbone, reason = load_in_best_precision(
-            self.source,
-            device=choose_device(self.config.device),
-            precision=precision,
-            quick_gelu=self.config.quick_gelu,
-            probe=self._probe,
-        )
-        libraries = ("deltaclip", "torch", "open_clip_torch", "pillow", "h5py")
-        backbone.facts["versions"] = {name: importlib.metadata.version(name) for name in libraries}
-        backbone.facts["precision_reason"] = reason
-        return backbone
-
-    def _files(self, entries: Any) -> list[ImageFile]:
-        plan, root = self.plan, self.manifest.image_root
-        return [ImageFile(int(i), root / plan.image_files[i], plan.image_keys[i].tobytes()) for i in entries]
-
-    def _batches(self, entries: Any, preprocess: Callable[[Any], torch.Tensor], batch_size: int) -> Any:
-        workers = self.config.workers or default_workers()
-        return pixel_batches(self._files(entries), preprocess, root=self.root, batch_size=batch_size, workers=workers)
-
-    def _probe(self, preprocess: Callable[[Any], torch.Tensor]) -> torch.Tensor | None:
-        readable = [entry for entry, reason in enumerate(self.plan.image_reasons) if not reason]
-        spread = np.linspace(0, len(readable) - 1, min(PROBE_IMAGES, len(readable))).astype(int)
-        batch = next(self._batches([readable[i] for i in spread], preprocess, PROBE_IMAGES))
-        pixels: torch.Tensor | None = batch.pixels_B3HW
-        return pixels
-
-    def _encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
-        from deltaclip.features.backbone.encode_images import encode_images
-
-        todo, num_encoded, later = writer.todo("images"), 0, []
-        with Progress(len(todo), "encoding images", unit="images") as progress:
-            for batch in self._batches(todo, backbone.preprocess, self.config.batch_size):
-                self._refuse([(self.plan.image_files[entry], reason) for entry, reason in batch.failed])
-                pixels = batch.pixels_B3HW
-                vectors = encode_images(backbone, pixels) if pixels is not None else None
-                for_good = [failure for failure in batch.failed if failure[0] not in batch.passing]
-                if batch.entries or for_good:
-                    writer.put_images(batch.entries, vectors, for_good)
-                later += [failure for failure in batch.failed if failure[0] in batch.passing]
-                num_encoded += len(batch.entries)
-                progress.advance(len(batch.entries) + len(batch.failed))
-        if later:  # they stay to do: what could not be read now says nothing of the image
-            first = f"{self.plan.image_files[later[0][0]]}: {later[0][1]}"
-            message = f"{len(later):,} images could not be read just now (first: {first})"
-            raise UserError(message, remedy="give the same command again")
-        return num_encoded
-
-
-def _encode_texts(writer: StoreWriter, backbone: Backbone, texts: list[str]) -> int:
-    from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
-
-    todo = writer.todo("texts")
-    with Progress(len(todo), "encoding prompts", unit="prompts") as progress:
-        for start in range(0, len(todo), TEXT_BATCH):
-            entries = todo[start : start + TEXT_BATCH]
-            batch = [texts[entry] for entry in entries]
-            writer.put_truncated(entries, find_truncated(backbone, batch))
-            writer.put("texts", entries, *encode_texts(backbone, batch))
-            progress.advance(len(entries))
-    return len(todo)
-
 
 def _unreadable(image: str, reason: str, *, place: Path | str) -> UserError:
     return UserError(f"image {image!r}: {reason}", place=place, remedy="repair or remove it, or give --on-error skip")
@@ -283,7 +243,8 @@ def _result(store: FeatureStore, done: _Done, out: Path, *, seconds: float) -> E
         cache=out,
         rows=store.num_rows,
         usable_rows=len(store.rows()),
-        images=len(store.group("images")["status"]),
+        images=len(store.status()),
+        views={name: int((store.status(name) == DONE).sum()) for name in store.view_names()},
         new_images=done.new_images,
         texts=len(store.truncated()),
         new_texts=done.new_texts,

@@ -7,21 +7,23 @@ Must not know models or caches. Spec section 9.
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from deltaclip.features.data.images import UnreadableFile, UnreadableImage, open_image, read_image_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     import torch
 
 BATCHES_AHEAD = 2  # enough to hide one slow file, little enough to bound memory
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,21 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class PixelBatch:
-    """`pixels_B3HW` float32 for `entries`; `failed` holds (entry, reason) of those that could not be read.
+class ImageBatch(Generic[Prepared]):
+    """What was `prepared` of each of `entries`; `failed` holds (entry, reason) of those that could not be read.
 
     `passing` are the entries of `failed` whose bytes could not be had: another time they may be.
     """
+
+    entries: list[int]
+    prepared: list[Prepared]
+    failed: list[tuple[int, str]]
+    passing: frozenset[int]
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """`pixels_B3HW` float32 for `entries`; `failed` and `passing` as in `ImageBatch`."""
 
     entries: list[int]
     pixels_B3HW: torch.Tensor | None
@@ -58,42 +70,68 @@ def pixel_batches(
     root: Path | None,
     batch_size: int,
     workers: int,
-) -> Iterator[PixelBatch]:
-    """Yield all files in order, `batch_size` at a time, decoding the next batches meanwhile.
+) -> Generator[PixelBatch]:
+    """Yield the pixels of all files in order, `batch_size` at a time; see `image_batches`."""
+    import torch
+
+    def prepare(_file: ImageFile, image: Any) -> torch.Tensor:
+        return preprocess(image)
+
+    batches = image_batches(files, prepare, root=root, batch_size=batch_size, workers=workers)
+    with contextlib.closing(batches):
+        for batch in batches:
+            pixels = torch.stack(batch.prepared) if batch.prepared else None
+            yield PixelBatch(batch.entries, pixels, batch.failed, batch.passing)
+
+
+def image_batches(
+    files: Sequence[ImageFile],
+    prepare: Callable[[ImageFile, Any], Prepared],
+    *,
+    root: Path | None,
+    batch_size: int,
+    workers: int,
+) -> Generator[ImageBatch[Prepared]]:
+    """Yield what `prepare` makes of each decoded file, in order, decoding the next batches meanwhile.
 
     Batches are cut by position, so that a run which resumes at a batch computes the same batches again.
+
+    Args:
+        files: images.
+        prepare: called in the threads with a file and its image.
+        root: folder that the files may not leave; None permits every place.
+        batch_size: files a batch.
+        workers: threads.
     """
     starts = range(0, len(files), batch_size)
-    pending: collections.deque[list[Future[torch.Tensor]]] = collections.deque()
+    pending: collections.deque[list[Future[Prepared]]] = collections.deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             ahead = iter(starts)
             for start in starts:
                 while len(pending) <= BATCHES_AHEAD and (following := next(ahead, None)) is not None:
                     batch = files[following : following + batch_size]
-                    pending.append([pool.submit(_pixels, file, preprocess, root) for file in batch])
+                    pending.append([pool.submit(_prepared, file, prepare, root) for file in batch])
                 yield _collect(files[start : start + batch_size], pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pixels(file: ImageFile, preprocess: Callable[[Any], torch.Tensor], root: Path | None) -> torch.Tensor:
+def _prepared(file: ImageFile, prepare: Callable[[ImageFile, Any], Prepared], root: Path | None) -> Prepared:
     content = read_image_bytes(file.path, root)
     if file.sha256 is not None and hashlib.sha256(content).digest() != file.sha256:
         raise UnreadableFile("changed while the run was reading it")
-    return preprocess(open_image(content))
+    return prepare(file, open_image(content))
 
 
-def _collect(files: Sequence[ImageFile], futures: list[Future[torch.Tensor]]) -> PixelBatch:
-    import torch
-
-    entries, pixels, failed, passing = [], [], [], set()
+def _collect(files: Sequence[ImageFile], futures: list[Future[Prepared]]) -> ImageBatch[Prepared]:
+    entries, prepared, failed, passing = [], [], [], set()
     for file, future in zip(files, futures, strict=True):
         try:
-            pixels.append(future.result())
+            prepared.append(future.result())
             entries.append(file.entry)
         except UnreadableImage as reason:
             failed.append((file.entry, str(reason)))
             if isinstance(reason, UnreadableFile):
                 passing.add(file.entry)
-    return PixelBatch(entries, torch.stack(pixels) if pixels else None, failed, frozenset(passing))
+    return ImageBatch(entries, prepared, failed, frozenset(passing))

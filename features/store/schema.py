@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 FORMAT = "deltaclip-features"
-SCHEMA_VERSION = 1
-VIEW = "center"
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 had one view and no recipe
 KEY_BYTES = 32  # SHA-256
 REASON_BYTES = 96  # fixed, so that a failure is recorded without touching HDF5's heap
 
@@ -31,6 +33,14 @@ MISSING_KEY = bytes(KEY_BYTES)  # of an image file that could not be read at all
 def text_key(text: str) -> bytes:
     """Return the content address of a text."""
     return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewLayout:
+    """A view as a cache has it: `width` of its vectors, and `recipe`, JSON values that say what made them."""
+
+    width: int
+    recipe: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import h5py
 import numpy as np
 
-from deltaclip.base.errors import UserError
-from deltaclip.features.store.schema import (
-    CODE_COLUMNS,
-    DONE,
-    FAILED,
-    FORMAT,
-    NUMBER_COLUMNS,
-    SCHEMA_VERSION,
-    VIEW,
-)
+from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.store.problems import find_problem, read_recipe
+from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING, ViewLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -77,7 +72,7 @@ class FeatureStore:
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"is no readable HDF5 file ({reason})", place=path, remedy=ANEW) from error
-        problem = _problem(file, unfinished=unfinished)
+        problem = find_problem(file, unfinished=unfinished)
         if problem:
             file.close()
             raise UserError(problem, place=path, remedy=ANEW)
@@ -120,9 +115,50 @@ class FeatureStore:
         """Width D of the embeddings."""
         return int(self.group("images")["embedding"].shape[1])
 
-    def group(self, kind: Kind) -> h5py.Group:
-        """Return the group with `embedding` (K, D), `norm` (K,) and `status` (K,) of images or texts."""
-        return self._file[f"views/{VIEW}"] if kind == "images" else self._file["texts"]
+    @property
+    def schema_version(self) -> int:
+        """Version of the layout that the file has."""
+        return int(self._file.attrs["schema_version"])
+
+    def view_names(self) -> list[str]:
+        """Return the views that the images have, `center` first."""
+        return [CENTER, *(name for name in self._file["views"] if name != CENTER)]
+
+    def view_layouts(self) -> dict[str, ViewLayout]:
+        """Return width and recipe of every view."""
+        return {
+            name: ViewLayout(
+                width=self.group("images", name)["embedding"].shape[1], recipe=read_recipe(self._file, name)
+            )
+            for name in self.view_names()
+        }
+
+    def group(self, kind: Kind, view: str = CENTER) -> h5py.Group:
+        """Return the group with `embedding` (K, W), `norm` and `status` (K,) of a view of the images, or of texts."""
+        return self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
+
+    def status(self, view: str = CENTER) -> NDArray[np.uint8]:
+        """Return of each image whether a view of it is to do, done or failed, (I,) uint8."""
+        return np.asarray(self.group("images", view)["status"])
+
+    def holds_views(self, names: Sequence[str]) -> bool:
+        """Tell whether nothing is left to do for these views."""
+        there = self.view_names()
+        return all(name in there and not (self.status(name) == PENDING).any() for name in names)
+
+    def check_view(self, name: str) -> None:
+        """Refuse to read a view that some usable image lacks.
+
+        Raises:
+            UserError: with the number of images, or the views that there are.
+        """
+        there, usable = self.view_names(), self.status() == DONE
+        if name not in there and name not in RECIPES:
+            raise UserError(f"has no view {name!r}", place=self.path, remedy=did_you_mean(name, there))
+        lacking = usable.sum() if name not in there else (usable & (self.status(name) != DONE)).sum()
+        if lacking:
+            remedy = f"give --views {name} to `deltaclip extract`"
+            raise UserError(f"has no view {name} for {lacking:,} images", place=self.path, remedy=remedy)
 
     def keys(self, kind: Kind) -> NDArray[np.uint8]:
         """Return the content addresses, (K, 32) uint8."""
@@ -146,13 +182,27 @@ class FeatureStore:
         """Return the distinct texts, (T,) str."""
         return np.asarray(self._file["texts/text"].asstr()[:], dtype=object)
 
-    def embeddings(self, kind: Kind) -> NDArray[np.floating]:
-        """Return all embeddings of a kind as stored, (K, D) float32 or float16, L2 norm 1, 0 where there is none."""
-        return np.asarray(self.group(kind)["embedding"])
+    def embeddings(self, kind: Kind, *, view: str = CENTER) -> NDArray[np.floating]:
+        """Return all embeddings of a kind as stored, (K, W) float32 or float16, 0 where there is none.
 
-    def norms(self) -> NDArray[np.float32]:
-        """Return the lengths that the image embeddings had before they were normalised, (I,) float32."""
-        return np.asarray(self.group("images")["norm"])
+        Those of texts and of the view `center` have L2 norm 1; other views as their recipe says.
+
+        Raises:
+            UserError: a usable image lacks the view.
+        """
+        if view != CENTER:
+            self.check_view(view)
+        return np.asarray(self.group(kind, view)["embedding"])
+
+    def norms(self, *, view: str = CENTER) -> NDArray[np.float32]:
+        """Return the lengths that the image embeddings had before they were normalised, (I,) float32.
+
+        Raises:
+            UserError: a usable image lacks the view.
+        """
+        if view != CENTER:
+            self.check_view(view)
+        return np.asarray(self.group("images", view)["norm"])
 
     def rows(self) -> Rows:
         """Return the rows whose image has an embedding, in manifest order."""
@@ -174,58 +224,3 @@ class FeatureStore:
             numbers={column: np.asarray(rows[column])[usable] for column in NUMBER_COLUMNS},
             text=text,
         )
-
-
-_EMBEDDED = ("embedding", "norm", "status")
-_LENGTHS = {  # datasets that have one length
-    "rows": [f"rows/{name}" for name in ("image", "prompt", "explanation", "file", *NUMBER_COLUMNS, *CODE_COLUMNS)],
-    "images": [*(f"views/{VIEW}/{name}" for name in _EMBEDDED), "images/sha256", "images/file", "images/reason"],
-    "texts": [f"texts/{name}" for name in (*_EMBEDDED, "sha256", "text", "truncated")],
-}
-
-
-def _problem(file: h5py.File, *, unfinished: bool) -> str | None:
-    if file.attrs.get("format") != FORMAT:
-        return "is no deltaclip cache"
-    version = file.attrs.get("schema_version", 0)
-    if version != SCHEMA_VERSION:
-        return f"has schema version {version}, this release reads {SCHEMA_VERSION}"
-    if "header" not in file.attrs or not (unfinished or file.attrs.get("complete")):
-        return "is not complete"
-    return _broken_words(file) or _broken_lengths(file) or _broken_indices(file)
-
-
-def _broken_words(file: h5py.File) -> str | None:
-    needed = {"header": {"request", "plan"}, "facts": {"dim", "precision"}, "dataset": {"name", "label_ranges"}}
-    for name, parts in needed.items():
-        try:
-            found = json.loads(file.attrs[name])
-        except (KeyError, TypeError, ValueError):
-            found = None
-        if not isinstance(found, dict) or not parts <= found.keys():
-            return f"is damaged ({name})"
-    return None
-
-
-def _broken_lengths(file: h5py.File) -> str | None:
-    for kind, names in _LENGTHS.items():
-        wrong = [name for name in names if not isinstance(file.get(name), h5py.Dataset) or not file[name].shape]
-        wrong = wrong or [name for name in names if len(file[name]) != len(file[names[0]])]
-        if wrong:
-            return f"is damaged ({kind}: no {wrong[0]} of the right length)"
-    widths = [file[name].shape[1:] for name in (f"views/{VIEW}/embedding", "texts/embedding")]
-    return None if len(widths[0]) == 1 and widths[0] == widths[1] else "is damaged (width of the embeddings)"
-
-
-def _broken_indices(file: h5py.File) -> str | None:
-    num_images, num_texts = len(file["images/file"]), len(file["texts/text"])
-    limits = {"image": (0, num_images), "prompt": (0, num_texts), "explanation": (-1, num_texts)}
-    for column in CODE_COLUMNS:
-        if not isinstance(file.get(f"names/{column}"), h5py.Dataset):
-            return f"is damaged (no names/{column})"
-        limits[column] = (-1, len(file[f"names/{column}"]))
-    for column, (first, end) in limits.items():
-        values = np.asarray(file[f"rows/{column}"])
-        if ((values < first) | (values >= end)).any():
-            return f"is damaged (rows/{column} is out of range)"
-    return None

@@ -5,37 +5,60 @@ Spec section 6: extracting again computes only what is new; another backbone is 
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import publish
-from deltaclip.features.store.schema import MISSING_KEY
+from deltaclip.features.data.views import CENTER
+from deltaclip.features.store.schema import MISSING_KEY, SCHEMA_VERSION
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.writer import StoreWriter, part_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from deltaclip.features.store.schema import Plan
+    from deltaclip.features.store.schema import Plan, ViewLayout
+
+NO_VIEWS: Mapping[str, ViewLayout] = MappingProxyType({})
 
 
-def open_writer(path: Path, plan: Plan, *, request: dict[str, Any], facts: dict[str, Any]) -> StoreWriter:
+def open_writer(
+    path: Path,
+    plan: Plan,
+    *,
+    request: dict[str, Any],
+    facts: dict[str, Any],
+    views: Mapping[str, ViewLayout] = NO_VIEWS,
+) -> StoreWriter:
     """Return a writer for `plan` that already holds every embedding found in the cache or in an interrupted run.
 
+    Args:
+        path: of the finished cache.
+        plan: what it is to hold.
+        request: the backbone's identity.
+        facts: what the backbone says of itself.
+        views: views to make room for, beside `center` and those that are there already.
+
     Raises:
-        UserError: what lies there was made by another backbone or in another precision; the disk is full.
+        UserError: what lies there was made by another backbone, in another precision or, of a view, by another
+            recipe; the disk is full.
     """
     part = part_path(path)
-    _check_all(path, request)
+    for store in open_left(path):  # both, before a byte is written: they may come from different requests
+        with store:
+            check_request(store, request)
+    layouts = views_left(path, {name: layout.recipe for name, layout in views.items()}) | dict(views)
     interrupted = open_interrupted(path)
     header = {"request": request, "plan": plan.digest()}
-    if interrupted is not None and interrupted.header == header:
+    if interrupted is not None and interrupted.header == header and _has_room(interrupted, layouts):
         interrupted.close()
         return StoreWriter.resume(part)
     # A new layout is made beside the old one and replaces it when it holds all that the old one held.
     draft = part.with_name(part.name + ".new")
-    writer = StoreWriter.create(draft, plan, request=request, facts=facts)
+    further = {name: layout for name, layout in layouts.items() if name != CENTER}
+    writer = StoreWriter.create(draft, plan, request=request, facts=facts, views=further)
     if interrupted is not None:
         writer.reuse(interrupted)
         interrupted.close()
@@ -47,11 +70,39 @@ def open_writer(path: Path, plan: Plan, *, request: dict[str, Any], facts: dict[
     return StoreWriter.resume(part)
 
 
-def _check_all(path: Path, request: dict[str, Any]) -> None:
-    # Both, before a byte is written: an interrupted run and the cache beside it may come from different requests.
+def _has_room(store: FeatureStore, views: Mapping[str, ViewLayout]) -> bool:
+    return store.schema_version == SCHEMA_VERSION and set(views) <= set(store.view_names())
+
+
+def views_left(path: Path, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, ViewLayout]:
+    """Return every view that earlier runs left under the name `path`.
+
+    Args:
+        path: of the finished cache.
+        recipes: of the views that are asked for.
+
+    Raises:
+        UserError: one of them was made by another recipe.
+    """
+    found: dict[str, ViewLayout] = {}
     for store in open_left(path):
         with store:
-            check_request(store, request)
+            check_recipes(store, {name: layout.recipe for name, layout in found.items()} | dict(recipes))
+            found |= store.view_layouts()
+    return found
+
+
+def check_recipes(store: FeatureStore, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a cache that has a view of one of these names and of another recipe.
+
+    Raises:
+        UserError: with every difference.
+    """
+    for name, layout in store.view_layouts().items():
+        wrong = differences(dict(layout.recipe), dict(recipes.get(name, layout.recipe)))
+        if wrong:
+            message = f"has a view {name} of another recipe: {'; '.join(wrong)}"
+            raise UserError(message, place=store.path, remedy="give another --out")
 
 
 def open_left(path: Path) -> Iterator[FeatureStore]:

@@ -7,7 +7,6 @@ a batch: values, flush, fsync, then the status bytes that declare them valid. `d
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,21 +15,18 @@ import h5py
 import numpy as np
 
 from deltaclip.base.files import prove_space, publish, require_space
+from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.store.layout import fit_reason, lay_out, size_bytes, write_attributes
 from deltaclip.features.store.schema import (
-    CODE_COLUMNS,
     DONE,
     FAILED,
-    FORMAT,
-    NUMBER_COLUMNS,
     PENDING,
-    REASON_BYTES,
-    SCHEMA_VERSION,
-    VIEW,
     Plan,
+    ViewLayout,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,6 +35,7 @@ if TYPE_CHECKING:
 
 STORED_DTYPE = {"fp32": np.float32, "bf16": np.float16, "fp16": np.float16}
 Failure = tuple[int, str]  # an image and why it has no embedding
+Vectors = tuple["Sequence[int]", Any, Any]  # rising images of a view, their vectors (B, W) and lengths (B,)
 COPY_ROWS = 65_536  # copied at a time from an older cache: about 200 MB at D = 768
 
 
@@ -52,7 +49,6 @@ class StoreWriter:
 
     def __init__(self, part: Path, file: h5py.File) -> None:
         self.part, self._file = part, file
-        self._groups = {"images": file[f"views/{VIEW}"], "texts": file["texts"]}
 
     @classmethod
     def resume(cls, part: Path) -> StoreWriter:
@@ -60,7 +56,15 @@ class StoreWriter:
         return cls(part, h5py.File(part, "r+", locking=False))
 
     @classmethod
-    def create(cls, part: Path, plan: Plan, *, request: dict[str, Any], facts: dict[str, Any]) -> StoreWriter:
+    def create(
+        cls,
+        part: Path,
+        plan: Plan,
+        *,
+        request: dict[str, Any],
+        facts: dict[str, Any],
+        views: Mapping[str, ViewLayout],
+    ) -> StoreWriter:
         """Lay out an unfinished cache of full size.
 
         Args:
@@ -68,47 +72,49 @@ class StoreWriter:
             plan: rows, keys and texts.
             request: the backbone's identity.
             facts: what the backbone says of itself; holds `dim` and `precision`.
+            views: further views by name; `center` is always there.
 
         Raises:
             UserError: the disk cannot hold it.
         """
-        dtype, dim = STORED_DTYPE[facts["precision"]], int(facts["dim"])
-        size_bytes = _size_bytes(plan, vector_bytes=dim * np.dtype(dtype).itemsize + REASON_BYTES + 64)
-        require_space(part.parent, size_bytes, "the cache")
-        prove_space(part, size_bytes)  # HDF5 does not survive a write that fails: it must not meet one
+        dtype, dim = np.dtype(STORED_DTYPE[facts["precision"]]), int(facts["dim"])
+        layouts = {CENTER: ViewLayout(width=dim, recipe=RECIPES[CENTER]), **views}
+        needed_bytes = size_bytes(plan, [layout.width * dtype.itemsize for layout in layouts.values()])
+        require_space(part.parent, needed_bytes, "the cache")
+        prove_space(part, needed_bytes)  # HDF5 does not survive a write that fails: it must not meet one
         # default libver: newer ones mark a file that was not closed as unusable
         file = h5py.File(part, "w", locking=False)
-        _write_plan(file, plan)
-        view = file.create_group(f"views/{VIEW}")
-        for group, count in ((view, plan.num_images), (file["texts"], len(plan.texts))):
-            _allocate(group, "embedding", (count, dim), dtype)
-            _allocate(group, "norm", (count,), np.float32)
-            group["status"] = np.zeros(count, np.uint8)
-        view["status"][:] = np.where([bool(reason) for reason in plan.image_reasons], FAILED, PENDING).astype(np.uint8)
-        file.attrs["format"], file.attrs["schema_version"] = FORMAT, SCHEMA_VERSION
-        file.attrs["complete"] = np.uint8(0)
-        file.attrs["facts"] = json.dumps(facts)
-        file.attrs["dataset"] = json.dumps(plan.dataset)
-        file.attrs["header"] = json.dumps({"request": request, "plan": plan.digest()})
+        lay_out(file, plan, layouts, dtype=dtype)
+        write_attributes(file, plan, request=request, facts=facts)
         writer = cls(part, file)
         writer.commit()
         os.posix_fallocate(file.id.get_vfd_handle(), 0, part.stat().st_size)  # no hole that could fail to fill later
         return writer
 
-    def todo(self, kind: Kind) -> NDArray[np.int64]:
+    def group(self, kind: Kind, view: str = CENTER) -> h5py.Group:
+        """Return the group with `embedding`, `norm` and `status` of a view of the images, or of the texts."""
+        return self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
+
+    def view_names(self) -> list[str]:
+        """Return the views that the file has room for."""
+        return list(self._file["views"])
+
+    def todo(self, kind: Kind, view: str = CENTER) -> NDArray[np.int64]:
         """Return the images or texts that have neither an embedding nor a reason, in order, (K,) int64."""
-        return np.flatnonzero(self._groups[kind]["status"][:] == PENDING)
+        return np.flatnonzero(self.group(kind, view)["status"][:] == PENDING)
 
     def put(
         self,
         kind: Kind,
         entries: Sequence[int] | NDArray[np.int64],
-        unit_BD: NDArray[Any],
+        vector_BW: NDArray[Any],
         norm_B: NDArray[Any],
+        *,
+        view: str = CENTER,
     ) -> None:
-        """Store a batch of embeddings, float (B, D) and (B,), at rising `entries`; durable when this returns."""
-        group, where = self._groups[kind], _selection(np.asarray(entries))
-        group["embedding"][where], group["norm"][where] = unit_BD, norm_B
+        """Store a batch of embeddings, float (B, W) and (B,), at rising `entries`; durable when this returns."""
+        group, where = self.group(kind, view), _selection(np.asarray(entries))
+        group["embedding"][where], group["norm"][where] = vector_BW, norm_B
         self.commit()
         group["status"][where] = DONE
         self.commit()
@@ -117,46 +123,56 @@ class StoreWriter:
         """Say which texts were cut at the context length; made durable by the `put` that follows."""
         self._file["texts/truncated"][_selection(entries)] = truncated_B
 
-    def put_images(
-        self, entries: Sequence[int], vectors: tuple[NDArray[Any], NDArray[Any]] | None, failed: Sequence[Failure]
-    ) -> None:
+    def put_images(self, found: Mapping[str, Vectors], failed: Sequence[Failure]) -> None:
         """Store a batch of images, those that could not be read included; durable when this returns.
 
         Args:
-            entries: rising images that have an embedding.
-            vectors: their embeddings (B, D) and lengths (B,); None where `entries` is empty.
-            failed: rising (image, reason) of the others.
+            found: by view, the images that it was computed for and their vectors.
+            failed: rising (image, reason) of the others: no view of them will ever be, unless it is there.
         """
-        view, places = self._groups["images"], [*entries, *(entry for entry, _ in failed)]
-        if vectors is not None:
-            where = _selection(np.asarray(entries))
-            view["embedding"][where], view["norm"][where] = vectors
+        for name, (entries, vector_BW, norm_B) in found.items():
+            view, where = self.group("images", name), _selection(np.asarray(entries))
+            view["embedding"][where], view["norm"][where] = vector_BW, norm_B
         for entry, reason in failed:
-            self._file["images/reason"][entry] = _fit(reason)
+            self._file["images/reason"][entry] = fit_reason(reason)
         self.commit()
-        # All of the batch counts from one write on, or nothing: a run that resumes then cuts the same batches.
-        first, last = min(places), max(places)
-        status = view["status"][first : last + 1]
-        status[np.asarray(entries, dtype=np.int64) - first] = DONE
-        status[np.array([entry for entry, _ in failed], dtype=np.int64) - first] = FAILED
-        view["status"][first : last + 1] = status
+        given_up = np.array([entry for entry, _ in failed], dtype=np.int64)
+        for name in self.view_names():
+            entries = found[name][0] if name in found else []
+            self._set_status(name, np.asarray(entries, dtype=np.int64), given_up)
         self.commit()
 
+    def _set_status(self, view: str, done: NDArray[np.int64], failed: NDArray[np.int64]) -> None:
+        # All of the batch counts from one write on, or nothing: a run that resumes then cuts the same batches.
+        places = np.concatenate([done, failed])
+        if not places.size:
+            return
+        dataset, first = self.group("images", view)["status"], int(places.min())
+        status = dataset[first : int(places.max()) + 1]
+        status[done - first] = DONE
+        status[(failed - first)[status[failed - first] == PENDING]] = FAILED
+        dataset[first : first + len(status)] = status
+
     def reuse(self, old: FeatureStore) -> None:
-        """Take over every embedding whose content `old` already holds."""
-        for kind in ("images", "texts"):
-            old_status = old.group(kind)["status"][:]
-            new, source = _matches(self._file[f"{kind}/sha256"][:], self.todo(kind), old.keys(kind), old_status)
-            for start in range(0, len(new), COPY_ROWS):
-                block, rows = new[start : start + COPY_ROWS], source[start : start + COPY_ROWS]
-                vectors = old.group(kind)
-                if kind == "texts":
-                    self.put_truncated(block, old.truncated()[rows])
-                self.put(kind, block, _gather(vectors["embedding"], rows), _gather(vectors["norm"], rows))
+        """Take over every embedding whose content `old` already holds, of every view that it has."""
+        self._copy(old, "texts", CENTER)
+        for view in old.view_names():
+            self._copy(old, "images", view)
+
+    def _copy(self, old: FeatureStore, kind: Kind, view: str) -> None:
+        vectors = old.group(kind, view)
+        new, source = _matches(
+            self._file[f"{kind}/sha256"][:], self.todo(kind, view), old.keys(kind), vectors["status"][:]
+        )
+        for start in range(0, len(new), COPY_ROWS):
+            block, rows = new[start : start + COPY_ROWS], source[start : start + COPY_ROWS]
+            if kind == "texts":
+                self.put_truncated(block, old.truncated()[rows])
+            self.put(kind, block, _gather(vectors["embedding"], rows), _gather(vectors["norm"], rows), view=view)
 
     def has_images(self) -> bool:
         """Tell whether any image has an embedding."""
-        return bool((self._groups["images"]["status"][:] == DONE).any())
+        return bool((self.group("images")["status"][:] == DONE).any())
 
     def first_reason(self) -> str:
         """Return why the first image has no embedding."""
@@ -190,51 +206,6 @@ class StoreWriter:
             found = re.search(r"errno = (\d+)", str(error))
             number = int(found[1]) if found else getattr(error, "errno", None) or errno.EIO
             raise OSError(number, os.strerror(number), str(self.part)) from error
-
-
-def _size_bytes(plan: Plan, *, vector_bytes: int) -> int:
-    """Return at least what the file will take: 64 bytes for each string's place in HDF5's heap, 128 for a row."""
-    strings = [
-        *plan.texts,
-        *plan.row_files,
-        *plan.image_files,
-        *(name for names in plan.names.values() for name in names),
-    ]
-    text_bytes = sum(len(text.encode()) + 64 for text in strings)
-    num_vectors = plan.num_images + len(plan.texts)
-    return num_vectors * vector_bytes + len(plan.row_files) * 128 + text_bytes + (1 << 20)
-
-
-def _allocate(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-    # Early allocation fixes the layout before the first batch; no fill, or 10 million rows would be written twice.
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    space = h5py.h5s.create_simple(shape)
-    h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, dcpl=properties)
-
-
-def _write_plan(file: h5py.File, plan: Plan) -> None:
-    text = h5py.string_dtype()
-    reasons = np.array([_fit(reason) for reason in plan.image_reasons], dtype=f"S{REASON_BYTES}")
-    for kind, keys in (("images", plan.image_keys), ("texts", plan.text_keys)):
-        file[f"{kind}/sha256"] = keys
-    file["images/reason"] = reasons
-    file.create_dataset("images/file", data=plan.image_files, dtype=text)
-    file.create_dataset("texts/text", data=plan.texts, dtype=text)
-    file["texts/truncated"] = np.zeros(len(plan.texts), np.uint8)
-    rows = file.create_group("rows")
-    rows.create_dataset("file", data=plan.row_files, dtype=text)
-    rows["image"], rows["prompt"], rows["explanation"] = plan.row_image, plan.row_prompt, plan.row_explanation
-    for column in NUMBER_COLUMNS:
-        rows[column] = plan.numbers[column]
-    for column in CODE_COLUMNS:
-        rows[column] = plan.codes[column]
-        file.create_dataset(f"names/{column}", data=plan.names[column], shape=(len(plan.names[column]),), dtype=text)
-
-
-def _fit(reason: str) -> bytes:
-    return reason.encode()[:REASON_BYTES]
 
 
 def _selection(entries: NDArray[np.int64]) -> slice | NDArray[np.int64]:

@@ -143,6 +143,72 @@ def test_first_second_and_changed_run(twelve, tiny_backbone):
     assert sorted(entry.name for entry in twelve.iterdir()) == ["c.h5", "demo.csv", "images"]
 
 
+def views_by_content(path):
+    """Bytes of every view of every image, by view and content."""
+    with h5py.File(path, "r") as file:
+        keys = [key.tobytes() for key in file["images/sha256"][:]]
+        return {
+            name: {
+                key: (view["embedding"][entry].tobytes(), view["norm"][entry].tobytes(), int(view["status"][entry]))
+                for entry, key in enumerate(keys)
+            }
+            for name, view in file["views"].items()
+        }
+
+
+def test_views_are_added_without_touching_what_is_there(twelve, tiny_backbone):
+    path = twelve / "c.h5"
+    first = run(twelve, tiny_backbone)
+    assert first.views == {"center": 12}
+    assert "views:" not in first.summary()
+    before = views_by_content(path)
+    flipped = run(twelve, tiny_backbone, views="flip")
+    assert (flipped.new_images, flipped.new_texts, flipped.views) == (12, 0, {"center": 12, "flip": 12})
+    assert "views: center 12, flip 12" in flipped.summary().splitlines()
+    after = views_by_content(path)
+    assert after["center"] == before["center"]
+    stat = path.stat()
+    for names in ("center", "flip,center"):
+        assert run(twelve, tiny_backbone, views=names).new_images == 0
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+    # A new image without naming `flip`: its row has none until a command names it.
+    rows = read_rows(twelve)
+    Image.new("RGB", (300, 200), "red").save(twelve / "images" / "new.png")
+    write_rows(twelve, [*rows, rows[0] | {"image": "images/new.png"}])
+    grown = run(twelve, tiny_backbone)
+    assert (grown.new_images, grown.views) == (1, {"center": 13, "flip": 12})
+    with FeatureStore.open(path) as store, pytest.raises(UserError) as caught:
+        store.embeddings("images", view="flip")
+    assert str(caught.value) == f"{path}: has no view flip for 1 images; give --views flip to `deltaclip extract`"
+    everything = run(twelve, tiny_backbone, views="tiles,flip")
+    assert (everything.new_images, everything.views) == (13, {"center": 13, "flip": 13, "tiles": 13})
+    last = views_by_content(path)
+    for view in ("center", "flip"):
+        assert {key: last[view][key] for key in after[view]} == after[view]
+    assert sorted(entry.name for entry in twelve.iterdir()) == ["c.h5", "demo.csv", "images"]
+
+
+def test_views_of_one_run_are_those_of_several(twelve, tiny_backbone):
+    damage(twelve)
+    run(twelve, tiny_backbone, views="center,flip,tiles", batch_size=5, out=twelve / "at_once.h5")
+    for names in ("center", "tiles", "flip"):
+        run(twelve, tiny_backbone, views=names, batch_size=5)
+    # Not bit by bit: one run meets the unreadable images in its batches, a later one knows of them.
+    with FeatureStore.open(twelve / "c.h5") as store, FeatureStore.open(twelve / "at_once.h5") as reference:
+        assert (store.header, store.failed()) == (reference.header, reference.failed())
+        for name in store.view_names():
+            np.testing.assert_array_equal(store.status(name), reference.status(name))
+            ours, theirs = (cache.embeddings("images", view=name) for cache in (store, reference))
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+            np.testing.assert_allclose(store.norms(view=name), reference.norms(view=name), rtol=1e-5)
+
+
+def test_unknown_views_are_refused_before_anything_is_read(twelve, tiny_backbone):
+    line = "--views: 'tile' is no view; did you mean 'tiles'?"
+    assert refused(twelve, tiny_backbone, views="center,tile", data="no such.csv") == line
+
+
 def test_truncated_prompts_are_counted(twelve, tiny_backbone):
     rows = read_rows(twelve)
     rows[3]["prompt"] = "cat " * 76
@@ -483,31 +549,36 @@ def test_a_full_disk_is_one_line_and_no_file(server, twelve, tiny_backbone, limi
 
 
 def progress(path):
-    """Return how many images an interrupted cache holds, each with the bytes of its embedding."""
+    """Return the bytes of every vector that a cache, finished or not, counts as done, by view and content."""
     if not path.exists():
         return {}
     with FeatureStore.open(path, unfinished=True) as store:
-        status = store.group("images")["status"][:]
-        pairs = zip(store.keys("images"), store.embeddings("images"), status, strict=True)
-        return {key.tobytes(): vector.tobytes() for key, vector, state in pairs if state == DONE}
+        keys = [key.tobytes() for key in store.keys("images")]
+        return {
+            (name, keys[entry]): store.group("images", name)["embedding"][entry].tobytes()
+            for name in store.view_names()
+            for entry in np.flatnonzero(store.status(name) == DONE)
+        }
 
 
-def kill_often(server, folder, tmp_path, tiny_backbone, *, kills, seed):
+def kill_often(server, folder, tmp_path, tiny_backbone, *, kills, seed, views="center"):
     """Kill extractions at random moments until each of `kills` has hit a running one; check what each one leaves."""
     # Batches of two make many moments; some images cannot be read, so that batches are of both kinds.
     values = {"data": str(folder / "demo.csv"), "backbone": tiny_backbone, "precision": "fp32", "batch_size": 2}
+    values |= {"views": views}
     reference = tmp_path / "reference.h5"
     _, status, seconds = server.run(values | {"out": str(reference)})
     assert status == 0
     wanted, finished = content(reference), progress(reference)
-    assert len(finished) == 116
+    assert len(finished) == 116 * len(views.split(","))
     out, part = tmp_path / "c.h5", tmp_path / "c.h5.part"
     moments, held, hits = random.Random(seed), {}, 0
     while hits < kills or held:
         delay = moments.uniform(0.2, 0.55) * seconds if hits < kills else None
         result, status, _ = server.run(values | {"out": str(out)}, delay)
         if status == 0:
-            assert result[0] == len(finished) - len(held)  # what was there is not computed again
+            lacking = {key for _, key in finished.keys() - held.keys()}
+            assert result[0] == len(lacking)  # what was there is not computed again
             assert content(out) == wanted
             assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5", "reference.h5"]
             out.unlink()
@@ -540,6 +611,10 @@ def kill_set(tmp_path_factory, demo_folder):
 
 def test_killed_at_random_moments(server, kill_set, tmp_path, tiny_backbone):
     assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=6, seed=0) == 6
+
+
+def test_killed_at_random_moments_with_views(server, kill_set, tmp_path, tiny_backbone):
+    assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=4, seed=2, views="center,flip,tiles") == 4
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 
@@ -15,8 +16,18 @@ from hypothesis import strategies as st
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.content import ImageContent
 from deltaclip.features.data.manifest import Manifest
+from deltaclip.features.data.views import RECIPES
 from deltaclip.features.store.plan import make_plan
-from deltaclip.features.store.schema import DONE, FAILED, MISSING_KEY, PENDING, REASON_BYTES, text_key
+from deltaclip.features.store.schema import (
+    DONE,
+    FAILED,
+    MISSING_KEY,
+    PENDING,
+    REASON_BYTES,
+    SCHEMA_VERSION,
+    ViewLayout,
+    text_key,
+)
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.takeover import check_data, check_request, differences, open_interrupted, open_writer
 from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
@@ -79,7 +90,7 @@ def fill(writer, plan, *, batch=2, fail=(), log=None):
                 writer.put(kind, entries, vectors, norms)
             else:
                 bad = [(int(entry), f"broken {keys[entry][0]}") for entry in entries if int(entry) not in good]
-                writer.put_images(good, (vectors, norms) if good else None, bad)
+                writer.put_images({"center": (good, vectors, norms)} if good else {}, bad)
 
 
 def write(path, plan, *, request=REQUEST, facts=FACTS, **options):
@@ -241,7 +252,7 @@ def test_stored_type(tmp_path, precision, dtype):
 def test_a_long_reason_is_cut_between_characters_or_shown_as_cut(tmp_path):
     _, plan = small(tmp_path)
     writer = open_writer(tmp_path / "c.h5", plan, request=REQUEST, facts=FACTS)
-    writer.put_images([], None, [(0, "ü" * 200), (1, "short")])
+    writer.put_images({}, [(0, "ü" * 200), (1, "short")])
     texts = writer.todo("texts")
     writer.put("texts", texts, np.ones((4, 3)), np.ones(4))
     writer.finish(tmp_path / "c.h5")
@@ -254,7 +265,7 @@ def test_status_counts_from_one_write_per_batch(tmp_path):
     rows = [(number, "a", "", "g", 0.5) for number in range(1, 7)]
     plan = plan_of(tmp_path, rows)
     writer = open_writer(tmp_path / "c.h5", plan, request=REQUEST, facts=FACTS)
-    writer.put_images([1, 4], (np.ones((2, 3)), np.ones(2)), [(2, "broken")])
+    writer.put_images({"center": ([1, 4], np.ones((2, 3)), np.ones(2))}, [(2, "broken")])
     writer.close()
     with FeatureStore.open(part_path(tmp_path / "c.h5"), unfinished=True) as store:
         assert store.group("images")["status"][:].tolist() == [PENDING, DONE, FAILED, PENDING, DONE, PENDING]
@@ -295,13 +306,13 @@ def test_other_versions_and_unfinished_files(tmp_path):
     assert refused(part) == f"{part}: is not complete; {ANEW}"
     FeatureStore.open(part, unfinished=True).close()
     write(path, plan)
-    for version in (0, 2, 99):
+    for version in (0, 3, 99):
         with h5py.File(path, "r+") as file:
             file.attrs["schema_version"] = version
-        assert refused(path) == f"{path}: has schema version {version}, this release reads 1; {ANEW}"
+        assert refused(path) == f"{path}: has schema version {version}, this release reads 1 and 2; {ANEW}"
     with h5py.File(path, "r+") as file:
         del file.attrs["schema_version"]
-    assert refused(path) == f"{path}: has schema version 0, this release reads 1; {ANEW}"
+    assert refused(path) == f"{path}: has schema version 0, this release reads 1 and 2; {ANEW}"
 
 
 def test_truncated_files_are_refused_at_every_length(tmp_path):
@@ -382,7 +393,7 @@ def test_taking_over_more_than_one_block(tmp_path, count):
     writer = open_writer(path, plan, request=REQUEST, facts=FACTS)
     writer.put("texts", np.array([0]), np.ones((1, 3)), np.ones(1))
     vectors = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
-    writer.put_images(range(count), (vectors, vectors[:, 0]), [])
+    writer.put_images({"center": (range(count), vectors, vectors[:, 0])}, [])
     writer.finish(path)
     order = np.random.default_rng(1).permutation(count)
     shuffled = dataclasses.replace(plan, image_keys=keys[order])
@@ -426,6 +437,10 @@ DAMAGE = [
     (shorten("images/reason"), "images: no images/reason of the right length"),
     (shorten("texts/norm"), "texts: no texts/norm of the right length"),
     (lambda file: file.__delitem__("views/center/norm"), "images: no views/center/norm of the right length"),
+    (lambda file: file["views/center"].attrs.__setitem__("recipe", "[]"), "recipe of the view center"),
+    (lambda file: file["views/center"].attrs.__delitem__("recipe"), "recipe of the view center"),
+    (lambda file: file.create_group("views/tiles"), "images: no views/tiles/embedding of the right length"),
+    (lambda file: file.__delitem__("views"), "images: no views/center/embedding of the right length"),
     (lambda file: file.__delitem__("rows"), "rows: no rows/image of the right length"),
     (lambda file: file.__delitem__("names/split"), "no names/split"),
 ]
@@ -461,3 +476,188 @@ def test_a_cache_of_other_images_is_another_data_set(tmp_path):
         with pytest.raises(UserError) as caught:  # both lack a file: that is nothing in common
             check_data(store, plan_of(tmp_path, [(None, "a", "", "g", 0.1), (7, "a", "", "g", 0.1)]))
     assert str(caught.value) == f"{path}: holds another data set (set, 4 rows); give another --out or remove it"
+
+
+TILES = ViewLayout(width=5, recipe={"pixels": "tiles", "max_tiles": 9})
+EDGES = ViewLayout(width=2, recipe={"pixels": "edges"})
+
+
+def view_vector(content, width):
+    return np.random.default_rng([7, *list(content)]).standard_normal(width).astype(np.float32)
+
+
+def write_views(path, plan, views, *, fill_views=None):
+    """Write a cache with views; return what was asked for of each."""
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS, views=views)
+    asked = {name: writer.todo("images", name).tolist() for name in writer.view_names()}
+    fill(writer, plan)
+    for name in views if fill_views is None else fill_views:
+        todo = writer.todo("images", name)
+        if todo.size:
+            vectors = np.array([view_vector(plan.image_keys[entry].tobytes(), views[name].width) for entry in todo])
+            writer.put_images({name: (todo.tolist(), vectors, norms_of(vectors))}, [])
+    writer.finish(path)
+    return asked
+
+
+def raw(path):
+    """Bytes and recipe of every view by image and name."""
+    with h5py.File(path, "r") as file:
+        keys = [key.tobytes() for key in file["images/sha256"][:]]
+        return {
+            name: (
+                json.loads(view.attrs["recipe"]),
+                {
+                    key: (view["embedding"][entry].tobytes(), view["norm"][entry].tobytes(), int(view["status"][entry]))
+                    for entry, key in enumerate(keys)
+                },
+            )
+            for name, view in file["views"].items()
+        }
+
+
+def test_views_of_their_own_width_come_and_stay(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    assert write_views(path, plan, {})["center"] == [0, 1]
+    first = raw(path)
+    assert list(first) == ["center"]
+    assert write_views(path, plan, {"tiles": TILES}) == {"center": [], "tiles": [0, 1]}
+    second = raw(path)
+    assert second["center"] == first["center"]
+    assert second["tiles"][0] == TILES.recipe
+    with FeatureStore.open(path) as store:
+        assert store.view_names() == ["center", "tiles"]
+        assert store.view_layouts()["tiles"] == TILES
+        expected = [view_vector(key.tobytes(), 5) for key in plan.image_keys[:2]]
+        np.testing.assert_array_equal(store.embeddings("images", view="tiles"), [*expected, np.zeros(5)])
+        np.testing.assert_array_equal(store.norms(view="tiles")[:2], norms_of(np.array(expected)))
+        assert store.status("tiles").tolist() == [DONE, DONE, FAILED]
+        assert store.holds_views(["center", "tiles"])
+        assert store.dim == 3
+    # A third view; the second is not named and stays as it is, in new rows it is left to do.
+    more = plan_of(tmp_path, [(5, "a", "", "g", 0.5), (2, "b", "", "g", 0.1), (1, "a", "", "g", 0.5)])
+    assert write_views(path, more, {"edges": EDGES}) == {"center": [0], "edges": [0, 1, 2], "tiles": [0]}
+    third = raw(path)
+    for key in (plan.image_keys[0].tobytes(), plan.image_keys[1].tobytes()):
+        assert [third[name][1][key] for name in ("center", "tiles")] == [
+            second[name][1][key] for name in ("center", "tiles")
+        ]
+    with FeatureStore.open(path) as store:
+        assert store.view_names() == ["center", "edges", "tiles"]
+        assert store.status("tiles").tolist() == [PENDING, DONE, DONE]
+        assert store.holds_views(["center", "edges"])
+        assert not store.holds_views(["tiles"])
+        assert not store.holds_views(["flip"])
+        assert len(store.rows()) == 3
+        line = f"{path}: has no view tiles for 1 images; give --views tiles to `deltaclip extract`"
+        for read in (lambda: store.embeddings("images", view="tiles"), lambda: store.norms(view="tiles")):
+            with pytest.raises(UserError) as caught:
+                read()
+            assert str(caught.value) == line
+    assert write_views(path, more, {"tiles": TILES}) == {"center": [], "edges": [], "tiles": [0]}
+    with FeatureStore.open(path) as store:
+        store.check_view("tiles")
+
+
+def test_a_view_that_is_not_there_is_refused_by_name(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    write_views(path, plan, {"tilez": TILES})
+    remedies = {
+        "flip": "has no view flip for 2 images; give --views flip to `deltaclip extract`",
+        "tile": "has no view 'tile'; did you mean 'tilez'?",
+        "x": "has no view 'x'; known: center, tilez",
+    }
+    with FeatureStore.open(path) as store:
+        for name, line in remedies.items():
+            with pytest.raises(UserError) as caught:
+                store.embeddings("images", view=name)
+            assert str(caught.value) == f"{path}: {line}"
+
+
+def test_another_recipe_is_another_cache(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    write_views(path, plan, {"tiles": TILES})
+    before = path.read_bytes()
+    other = ViewLayout(width=5, recipe={"pixels": "tiles", "max_tiles": 4, "overlap": 0.5})
+    line = "has a view tiles of another recipe: max_tiles 9 there, 4 here; overlap None there, 0.5 here"
+    with pytest.raises(UserError) as caught:
+        open_writer(path, plan, request=REQUEST, facts=FACTS, views={"tiles": other})
+    assert str(caught.value) == f"{path}: {line}; give another --out"
+    assert path.read_bytes() == before
+    # The interrupted run beside it, too; and the two must agree with each other.
+    path.rename(part_path(path))
+    with pytest.raises(UserError) as caught:
+        open_writer(path, plan, request=REQUEST, facts=FACTS, views={"tiles": other})
+    assert str(caught.value) == f"{path}.part: {line}; give another --out"
+    write_views(tmp_path / "other.h5", plan, {"tiles": other})
+    (tmp_path / "other.h5").rename(path)
+    with pytest.raises(UserError) as caught:
+        open_writer(path, plan, request=REQUEST, facts=FACTS)
+    assert str(caught.value).startswith(f"{path}.part: has a view tiles of another recipe: max_tiles 9 there, 4 here")
+
+
+def test_an_interrupted_run_goes_on_with_more_views(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS, views={"edges": EDGES})
+    vectors = {name: np.full((1, width), 3, np.float32) for name, width in (("center", 3), ("edges", 2))}
+    writer.put_images({name: ([0], vectors[name], np.ones(1)) for name in vectors}, [(1, "broken")])
+    writer.close()
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS, views={"tiles": TILES})
+    assert writer.view_names() == ["center", "edges", "tiles"]
+    assert {name: writer.todo("images", name).tolist() for name in writer.view_names()} == {
+        "center": [1],  # what failed is tried again under another layout
+        "edges": [1],
+        "tiles": [0, 1],
+    }
+    writer.close()
+    again = open_writer(path, plan, request=REQUEST, facts=FACTS)  # fewer are asked for: the layout stays
+    assert again.view_names() == ["center", "edges", "tiles"]
+    again.close()
+
+
+def test_a_failed_image_keeps_the_views_that_it_has(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    write_views(path, plan, {})
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS, views={"tiles": TILES})
+    writer.put_images({}, [(1, "broken")])
+    writer.close()
+    with FeatureStore.open(part_path(path), unfinished=True) as store:
+        assert store.status().tolist() == [DONE, DONE, FAILED]
+        assert store.status("tiles").tolist() == [PENDING, FAILED, FAILED]
+        assert store.reasons() == ["", "broken", "no such file"]
+
+
+def version_one(path):
+    """Turn a cache into what release 0.1 before views wrote: one view, without a recipe."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 1
+        del file["views/center"].attrs["recipe"]
+
+
+def test_a_cache_of_version_one_is_one_with_center_alone(tmp_path):
+    path, (rows, plan) = tmp_path / "c.h5", small(tmp_path)
+    write(path, plan)
+    before = raw(path)
+    version_one(path)
+    check(path, rows)
+    with FeatureStore.open(path) as store:
+        assert (store.schema_version, store.view_names()) == (1, ["center"])
+        assert store.view_layouts() == {"center": ViewLayout(width=3, recipe=RECIPES["center"])}
+    assert write_views(path, plan, {"tiles": TILES}) == {"center": [], "tiles": [0, 1]}
+    check(path, rows)
+    with FeatureStore.open(path) as store:
+        assert store.schema_version == SCHEMA_VERSION
+    assert raw(path)["center"] == before["center"]
+
+
+def test_an_interrupted_run_of_version_one_is_laid_out_anew(tmp_path):
+    path, (rows, plan) = tmp_path / "c.h5", small(tmp_path)
+    writer = open_writer(path, plan, request=REQUEST, facts=FACTS)
+    vector = vector_of(plan.image_keys[0].tobytes())[None]
+    writer.put_images({"center": ([0], vector, norms_of(vector))}, [])
+    writer.close()
+    version_one(part_path(path))
+    assert ("images", plan.image_keys[0].tobytes()) not in write(path, plan)
+    check(path, rows)
+    with FeatureStore.open(path) as store:
+        assert store.schema_version == SCHEMA_VERSION

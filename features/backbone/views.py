@@ -1,0 +1,176 @@
+"""Views of images as vectors: pixels of each view, and what the backbone makes of them.
+
+A view takes its pixels from a source that several views may share, so an image is decoded and resized once. Knows a
+loaded backbone and images. Must not know caches. Spec section 6.
+
+Shapes: B images, K crops, D width of the backbone, W width of a view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from deltaclip.features.backbone.batches import image_batches
+from deltaclip.features.backbone.encode_images import Embeddings, encode_images
+from deltaclip.features.data.views import CENTER, RECIPES, cut_tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from PIL import Image
+
+    from deltaclip.features.backbone.batches import ImageFile
+    from deltaclip.features.backbone.load import Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One view, ready to encode.
+
+    `recipe` is its identity beside the backbone's; `crops` maps an RGB image to pixels (K, 3, H, W), `source` names
+    them, and views of one source share them; `encode` makes (B, W) vectors and (B,) lengths of the crops of B images.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    width: int
+    source: str
+    crops: Callable[[Image.Image], torch.Tensor]
+    encode: Callable[[Sequence[torch.Tensor]], Embeddings]
+
+
+class ViewBatch(NamedTuple):
+    """What a batch gave for one view: `entries` rising, their vectors (B, W) and lengths (B,)."""
+
+    entries: list[int]
+    vector_BW: Any
+    norm_B: Any
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The vectors of `num_images` images by view; `failed` and `passing` as in `ImageBatch`."""
+
+    num_images: int
+    found: dict[str, ViewBatch]
+    failed: list[tuple[int, str]]
+    passing: frozenset[int]
+
+
+def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> list[View]:
+    """Return the views of these names for a backbone; at most `batch_size` tiles go through it at a time."""
+
+    def preprocessed(image: Image.Image) -> torch.Tensor:
+        return backbone.preprocess(image)[None]
+
+    known: dict[str, tuple[str, Any, Any]] = {
+        CENTER: (CENTER, preprocessed, functools.partial(_encode_center, backbone)),
+        "flip": (CENTER, preprocessed, functools.partial(_encode_flip, backbone)),
+        "tiles": ("tiles", _tile_crops(backbone), functools.partial(_encode_tiles, backbone, batch_size=batch_size)),
+    }
+    return [
+        View(name=name, recipe=RECIPES[name], width=backbone.dim, source=source, crops=crops, encode=encode)
+        for name, (source, crops, encode) in ((name, known[name]) for name in names)
+    ]
+
+
+def encoded_batches(
+    files: Sequence[ImageFile],
+    views: Sequence[View],
+    wanted: Mapping[str, set[int]],
+    *,
+    root: Path | None,
+    batch_size: int,
+    workers: int,
+) -> Generator[EncodedBatch]:
+    """Encode images, `batch_size` at a time.
+
+    Args:
+        files: images, each wanted by at least one view.
+        views: what to compute.
+        wanted: by view, the entries that it is to be computed for.
+        root: folder that the files may not leave; None permits every place.
+        batch_size: images a batch.
+        workers: decoding threads.
+    """
+
+    def prepare(file: ImageFile, image: Image.Image) -> dict[str, torch.Tensor]:
+        crops: dict[str, torch.Tensor] = {}
+        for view in views:
+            if file.entry in wanted[view.name] and view.source not in crops:
+                crops[view.source] = view.crops(image)
+        return crops
+
+    batches = image_batches(files, prepare, root=root, batch_size=batch_size, workers=workers)
+    with contextlib.closing(batches):
+        for batch in batches:
+            crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
+            found = {}
+            for view in views:
+                entries = [entry for entry in batch.entries if entry in wanted[view.name]]
+                if entries:
+                    vectors = view.encode([crops_of[entry][view.source] for entry in entries])
+                    found[view.name] = ViewBatch(entries, *vectors)
+            yield EncodedBatch(len(batch.entries), found, batch.failed, batch.passing)
+
+
+def _tile_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
+    import torch
+    from PIL import Image
+
+    preprocessing = backbone.facts["preprocessing"]
+    size = preprocessing["size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    # As open_clip does: bilinear where the model says so, else bicubic.
+    bilinear = preprocessing["interpolation"] == "bilinear"
+    resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+    # 8 bits until the forward pass: nine float tiles of 64 images would be 350 MB a batch.
+    return lambda image: torch.from_numpy(cut_tiles(image, height, width, resample=resample))
+
+
+def _encode_center(backbone: Backbone, crops: Sequence[torch.Tensor]) -> Embeddings:
+    import torch
+
+    return encode_images(backbone, torch.cat(list(crops)))
+
+
+def _encode_flip(backbone: Backbone, crops: Sequence[torch.Tensor]) -> Embeddings:
+    import torch
+
+    return encode_images(backbone, torch.cat(list(crops)).flip(-1))
+
+
+def _encode_tiles(backbone: Backbone, crops: Sequence[torch.Tensor], *, batch_size: int) -> Embeddings:
+    """Return the mean of each image's unit vectors, as it is: its length tells how much the tiles agree.
+
+    The length given beside it is the mean of the tiles' lengths before they were normalised.
+    """
+    import torch
+
+    pixels_K3HW = torch.cat(list(crops))
+    parts = [
+        encode_images(backbone, _normalise(backbone, pixels_K3HW[start : start + batch_size]))
+        for start in range(0, len(pixels_K3HW), batch_size)
+    ]
+    unit_KD, norm_K = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
+    ends = list(itertools.accumulate(len(tiles) for tiles in crops))
+    spans = list(zip([0, *ends], ends, strict=False))
+    mean_BD = np.stack([unit_KD[start:end].mean(axis=0) for start, end in spans])
+    return Embeddings(mean_BD, np.array([norm_K[start:end].mean() for start, end in spans], dtype=np.float32))
+
+
+def _normalise(backbone: Backbone, pixels_K3HW: torch.Tensor) -> torch.Tensor:
+    # The same operations in the same order as the transform of `center`, so that equal pixels give equal bits.
+    import torch
+
+    cfg = backbone.facts["preprocessing"]
+    mean, std = (torch.tensor(cfg[name], device=backbone.device)[:, None, None] for name in ("mean", "std"))
+    return (pixels_K3HW.to(backbone.device).float().div(255) - mean) / std

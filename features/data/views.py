@@ -1,0 +1,93 @@
+"""Views of an image: which there are, what each is made of, and the crops of those that CLIP does not cut itself.
+
+Knows pixels and names. Must not know models or caches: how a view becomes a vector stands in `backbone/views.py`.
+Spec section 6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+CENTER = "center"
+MAX_TILES = 9  # a 3 x 3 grid: as much as 9 forward passes an image, so the cost has a bound whatever the resolution
+# What makes a view, beside the backbone: part of its identity, so a change here must change a word of the recipe.
+RECIPES: dict[str, dict[str, Any]] = {
+    CENTER: {"pixels": "preprocessing of the backbone", "vector": "unit length"},
+    "flip": {"pixels": "center, mirrored left to right", "vector": "unit length"},
+    "tiles": {
+        "pixels": "crops of the input size at native resolution, one in the middle of each cell of an even grid",
+        "max_tiles": MAX_TILES,
+        "vector": "mean of unit vectors",
+    },
+}
+
+
+def parse_views(text: str) -> tuple[str, ...]:
+    """Return the views that a comma-separated list names, `center` first and in any case.
+
+    Raises:
+        UserError: a name that is no view.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in RECIPES:
+            raise UserError(f"{name!r} is no view", place="--views", remedy=did_you_mean(name, RECIPES))
+    return tuple(dict.fromkeys([CENTER, *names]))
+
+
+def cut_tiles(image: Image.Image, height: int, width: int, *, resample: Image.Resampling) -> NDArray[np.uint8]:
+    """Cut an image into tiles at its own resolution; one that is smaller than a tile is enlarged until it holds one.
+
+    Args:
+        image: RGB.
+        height: of a tile, the model's input.
+        width: of a tile.
+        resample: how to enlarge.
+
+    Returns:
+        (K, 3, height, width) uint8 with 1 <= K <= `MAX_TILES`, row by row.
+    """
+    factor = max(height / image.height, width / image.width)
+    if factor > 1:
+        enlarged = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
+        image = image.resize(enlarged, resample)
+    pixels_HW3 = np.asarray(image)
+    tops, lefts = tile_corners(image.height, image.width, height, width)
+    tiles = [pixels_HW3[top : top + height, left : left + width] for top in tops for left in lefts]
+    return np.ascontiguousarray(np.stack(tiles).transpose(0, 3, 1, 2))
+
+
+def tile_corners(image_height: int, image_width: int, height: int, width: int) -> tuple[list[int], list[int]]:
+    """Return the tops and the lefts of the tiles: one in the middle of each cell of an even grid, without overlap.
+
+    The grid has as many cells as tiles fit, at most `MAX_TILES`; of equally many, those that have the shape of a tile.
+    """
+    most_down, most_across = image_height // height, image_width // width
+    grids = [
+        (down, across)
+        for down in range(1, min(most_down, MAX_TILES) + 1)
+        for across in range(1, min(most_across, MAX_TILES) + 1)
+        if down * across <= MAX_TILES
+    ]
+
+    def preference(grid: tuple[int, int]) -> tuple[int, float, int]:
+        down, across = grid
+        stretch = math.log((image_height / down / height) / (image_width / across / width))
+        return down * across, -round(abs(stretch), 9), -abs(down - across)
+
+    down, across = max(grids, key=preference)
+    return _middles(image_height, height, down), _middles(image_width, width, across)
+
+
+def _middles(length: int, part: int, count: int) -> list[int]:
+    # Floors of an even ladder: two steps differ by at least length // count >= part, so tiles never overlap.
+    return [((2 * number + 1) * length - count * part) // (2 * count) for number in range(count)]
