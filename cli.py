@@ -19,7 +19,7 @@ import typer
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.settings import field_types, is_optional, option_name
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, TrainConfig
+from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,6 +121,14 @@ def extract(config: ExtractConfig) -> StageResult:
 def train(config: TrainConfig) -> StageResult:
     """Train heads on a cache in seconds and print metrics."""
     from deltaclip.pipeline.train import train as stage
+
+    return stage(config)
+
+
+@command(SweepConfig, example="deltaclip sweep cache/demo_tiny.h5 --residual-scale-q 0.05,0.1,0.2 --lr 1e-3,3e-3")
+def sweep(config: SweepConfig) -> StageResult:
+    """Train many settings at once on a cache; the best on validation becomes a run."""
+    from deltaclip.pipeline.sweep import sweep as stage
 
     return stage(config)
 

@@ -86,6 +86,46 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Settings of `sweep`: residual heads on cached embeddings, many settings of `train` at once.
+
+    The first ten are lists; what `train` has beside these has its meaning of there.
+    """
+
+    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
+    out: Path | None = setting(None, help="Run directory of the winner; default runs/CACHE_sweep, numbered if taken.")
+    residual_scale_q: str = setting("0.2", help="Values, comma-separated: 0.05,0.1,0.2; with --samples also LO..HI.")
+    residual_scale_c: str = setting("0.2", help="Values, as above.")
+    lr: str = setting("1e-3", help="Values; LO..HI is drawn on a logarithmic scale.")
+    weight_decay: str = setting("1e-4", help="Values; LO..HI is drawn on a logarithmic scale.")
+    w_q: str = setting("0.5", help="Values of the weight of the quality loss.")
+    w_c: str = setting("0.5", help="Values of the weight of the consistency loss.")
+    dropout: str = setting("0.1", help="Values.")
+    loss: str = setting("mse", help="Names: mse, huber, plcc, rank, fidelity.")
+    base_init: str = setting("calibrated", help="Names: calibrated, identity.")
+    seed: str = setting("42", help="Seeds of initial weights and dropout; settings rank by their mean over seeds.")
+    samples: int = setting(0, help="Train this many settings, drawn from the grid or the ranges; 0: the grid.", ge=0)
+    scale_mode: Literal["fixed", "learned", "curriculum"] = setting("fixed", help="As in `train`.")
+    std_weighting: bool = setting(False, help="As in `train`.")
+    epochs: int = setting(20, help="Passes over the training rows.", ge=1)
+    batch_size: int = setting(64, help="Rows per step.", ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", help="Learning rate after the warm-up.")
+    warmup_ratio: float = setting(0.05, help="Share of the steps in which the learning rate rises.", ge=0, le=1)
+    max_grad_norm: float = setting(1.0, help="Gradients of a head are clipped to this norm; 0 never clips.", ge=0)
+    patience: int = setting(0, help="Stop a head after this many epochs without a better score; 0 never.", ge=0)
+    split: Literal["grouped", "random", "column"] = setting("grouped", help="As in `train`; one split for all.")
+    fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
+    data_seed: int = setting(42, help="Seed of the split, of the order of rows and of --samples.", ge=0, le=MAX_SEED)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", help="Number format of the large products; auto takes bf16 where the processor has units for it."
+    )
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Settings of `evaluate`."""
 

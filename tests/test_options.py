@@ -23,11 +23,12 @@ from deltaclip.base.settings import (
     settings_to_json,
 )
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, TrainConfig
+from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
 
 SNAPSHOT = Path(__file__).parent / "data" / "options.json"
-STAGES = {"extract": ExtractConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
-REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}}
+STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig}
+STAGES |= {"evaluate": EvaluateConfig, "predict": PredictConfig}
+REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
 
 

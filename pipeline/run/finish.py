@@ -16,7 +16,7 @@ from deltaclip.pipeline.run.repeats import combine
 from deltaclip.pipeline.run.rows import LABELS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deltaclip.pipeline.run.learning import Learned
@@ -59,6 +59,7 @@ def save_run(
     *,
     name: str,
     others: Sequence[Finished] = (),
+    tables: Mapping[str, dict[str, Any]] | None = None,
     **about: Any,
 ) -> Path:
     """Write the run directory: the heads and the history of `done`, the metrics and the predictions of all.
@@ -70,9 +71,11 @@ def save_run(
         done: the heads to keep.
         name: of the directory, without `--out`.
         others: further repeats of the same training.
+        tables: columns of further tables by file name.
         about: further JSON values of `config.json`.
     """
     learned, mode = done.learned, run_mode(config)
+    further = {f"predictions_{one.split.seeds[0]}.csv": _predictions(rows, one) for one in others}
     contents = RunContents(
         mode=mode,
         heads=learned.heads,
@@ -96,7 +99,7 @@ def save_run(
         history=_history(learned.fitted.history),
         metrics=combine([one.metrics for one in (done, *others)]),
         predictions=_predictions(rows, done),
-        repeats={one.split.seeds[0]: _predictions(rows, one) for one in others},
+        tables={**further, **(tables or {})},
     )
     return write_run(config.out, name, contents)
 

@@ -1,7 +1,7 @@
 """A run directory: made whole or not at all, and read again. Spec section 8.
 
 `config.json`, `history.csv`, `metrics.json`, `predictions.csv` and `<mode>_best.safetensors`; the predictions of
-further repeats are `predictions_<seed of the split>.csv`.
+further repeats are `predictions_<seed of the split>.csv`, the settings of a sweep `sweep.csv`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", 
 class RunContents:
     """All that goes into a run directory; `history` and `predictions` are columns of tables.
 
-    `repeats` has the columns of predictions of the further repeats, by the seed of their split.
+    `tables` has the columns of further tables by file name.
     """
 
     mode: str
@@ -41,7 +41,7 @@ class RunContents:
     history: dict[str, Any]
     metrics: dict[str, Any]
     predictions: dict[str, Any]
-    repeats: dict[int, dict[str, Any]] = field(default_factory=dict)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ def _write_run(path: Path, contents: RunContents) -> None:
         save_heads(folder / f"{contents.mode}_best.safetensors", contents.heads, contents.spec, about)
         write_table(folder / "history.csv", contents.history)
         write_table(folder / "predictions.csv", contents.predictions)
-        for seed, columns in contents.repeats.items():
-            write_table(folder / f"predictions_{seed}.csv", columns)
+        for name, columns in contents.tables.items():
+            write_table(folder / name, columns)
         for name, values in (("metrics.json", contents.metrics), ("config.json", contents.config)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -5,6 +5,7 @@ Knows the settings of `train`, rows and heads. Must not know run directories or 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +129,14 @@ def _validator(
 def validation(predicted: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]]) -> Validation:
     """Judge scores of the validation rows: a head's figure to choose by is the mean of SROCC and PLCC (`main`).
 
-    NaN for constant scores. Labels are NaN where missing.
+    NaN for constant scores and for those of heads that diverged. Labels are NaN where missing.
     """
     mains, figures = {}, {}
     for label, truth in labels.items():
         known = ~np.isnan(truth)
-        rank, linear = srocc(predicted[label][known], truth[known]), pearson(predicted[label][known], truth[known])
+        x, y = predicted[label][known], truth[known]
+        finite = bool(np.isfinite(x).all())
+        rank, linear = (srocc(x, y), pearson(x, y)) if finite else (math.nan, math.nan)
         figures[f"val_{label}_srocc"], figures[f"val_{label}_plcc"] = rank, linear
         mains[label] = (rank + linear) / 2
     return Validation(mains, figures)

@@ -17,6 +17,7 @@ import torch
 
 from deltaclip.pipeline.model.stacked import DropoutMasks, HeadStack, stacked_loss
 from deltaclip.pipeline.training.choice import BestEpoch
+from deltaclip.pipeline.training.fit import Validation
 from deltaclip.pipeline.training.schedule import curriculum_fraction, lr_factor
 from deltaclip.pipeline.training.stack_optimizer import StackAdamW
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.model.scores import Batch
     from deltaclip.pipeline.training.batches import TrainBatches
-    from deltaclip.pipeline.training.fit import FitPlan, Validation
+    from deltaclip.pipeline.training.fit import FitPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class HeadPlan:
 class StackEpoch:
     """One epoch of all heads of a stack, K values each; figures as `Validation` names them."""
 
+    lr_factor: float
     train_loss: list[float]
     val_score: list[float]
     scale: list[float]
@@ -91,8 +93,18 @@ def fit_stacks(
     loop = _StackLoop(jobs, train_batches, plan, generators)
     started = time.perf_counter()
     for epoch in range(1, plan.epochs + 1):
-        for job, loss_K in zip(jobs, loop.run_epoch(epoch), strict=True):
-            _judge(job, epoch, loss_K, validate)
+        losses = loop.run_epoch(epoch)
+        for job, loss_K in zip(jobs, losses, strict=True):
+            found = _judge(job, epoch, loss_K, validate)
+            job.history.append(
+                StackEpoch(
+                    lr_factor=loop.lr_factor,
+                    train_loss=loss_K,
+                    val_score=[seen.scores.get(job.stack.label, math.nan) for seen in found],
+                    scale=job.stack.scales().detach().tolist(),
+                    figures=[seen.figures for seen in found],
+                )
+            )
         if on_epoch is not None:
             on_epoch(epoch)
         if all(choice.stopped for job in jobs for choice in job.choice):
@@ -105,25 +117,19 @@ def _judge(
     epoch: int,
     loss_K: list[float] | None,
     validate: Callable[[HeadStack], list[Validation]] | None,
-) -> None:
-    """Validate a stack and keep the weights of the heads that are better than ever; epoch 0 has no loss."""
+) -> list[Validation]:
+    """Validate a stack, keep the weights of the heads that are better than ever; epoch 0 has no loss."""
     stack, label = job.stack, job.stack.label
     with torch.no_grad():
-        found = validate(stack) if validate is not None else [None] * len(stack)
-    # A diverged head is NaN; a head that is not judged at all (None) keeps its last epoch.
-    losses = loss_K or [0.0] * len(stack)
-    scores = [
-        None if seen is None or label not in seen.scores else (seen.scores[label] if math.isfinite(loss) else math.nan)
-        for seen, loss in zip(found, losses, strict=True)
-    ]
-    for k, (choice, score) in enumerate(zip(job.choice, scores, strict=True)):
+        found = validate(stack) if validate is not None else [Validation()] * len(stack)
+    for k, (choice, seen) in enumerate(zip(job.choice, found, strict=True)):
+        score = seen.scores.get(label)
+        if score is not None and loss_K is not None and not math.isfinite(loss_K[k]):
+            score = math.nan  # a diverged head
         if choice.take(epoch, score):
             for name, stacked in stack.parameters.items():
                 job.best[name][k].copy_(stacked.detach()[k])
-    if loss_K is not None:
-        numbers = [math.nan if score is None else score for score in scores]
-        figures = [{} if seen is None else seen.figures for seen in found]
-        job.history.append(StackEpoch(loss_K, numbers, stack.scales().detach().tolist(), figures))
+    return found
 
 
 class _StackLoop:
@@ -144,6 +150,7 @@ class _StackLoop:
         self.weights = [torch.tensor(list(job.own.weight), device=job.stack.scales().device) for job in jobs]
         self.num_steps = plan.epochs * train_batches.steps_per_epoch
         self.step = 0
+        self.lr_factor = 0.0
 
     def run_epoch(self, epoch: int) -> list[list[float]]:
         """Take one step per batch and return the mean loss of each head of each stack."""
@@ -152,7 +159,7 @@ class _StackLoop:
                 job.stack.set_scale_fraction(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
         losses: list[list[Tensor]] = [[] for _ in self.jobs]
         for batch in self.train_batches(epoch):
-            factor = lr_factor(
+            self.lr_factor = lr_factor(
                 self.step,
                 num_steps=self.num_steps,
                 warmup_ratio=self.plan.warmup_ratio,
@@ -160,7 +167,7 @@ class _StackLoop:
             )
             uniform = self._draw(len(batch.q_B))
             for index in range(len(self.jobs)):
-                losses[index].append(self._step(index, batch, uniform[index], factor))
+                losses[index].append(self._step(index, batch, uniform[index]))
             self.step += 1
         return [torch.stack(each).double().mean(dim=0).tolist() for each in losses]
 
@@ -174,7 +181,7 @@ class _StackLoop:
                 numbers[seed] = torch.rand(num_rows, job.stack.width, generator=generator, device=generator.device)
         return drawn
 
-    def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor], factor: float) -> Tensor:
+    def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor]) -> Tensor:
         job, stack = self.jobs[index], self.jobs[index].stack
         mask_KHB = self.masks[index].of(uniform, (stack.width, len(batch.q_B)))
         scores, tape = stack.forward(batch.v_BD, batch.t_BD, mask_KHB)
@@ -182,5 +189,5 @@ class _StackLoop:
             scores.q_sum_N, batch, label=stack.label, names=job.own.loss, weight_K=self.weights[index]
         )
         torch.autograd.backward(loss_K.sum())
-        self.optimizers[index].step(tape, factor)
+        self.optimizers[index].step(tape, self.lr_factor)
         return loss_K.detach()

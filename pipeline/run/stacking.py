@@ -1,0 +1,240 @@
+"""Many trainings of residual heads at once, in stacks; each gives what `learning.learn` gives alone.
+
+Quality and consistency heads share nothing, so what a label's head does not see is trained once: a grid of 8 scales for
+each label has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows. Spec section 9.
+
+Shapes: K heads of a stack, N rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from deltaclip.base.progress import Progress
+from deltaclip.pipeline.model.calibrate import Calibration, calibrate
+from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.model.scores import HEADS
+from deltaclip.pipeline.model.spec import HeadSpec, build_heads
+from deltaclip.pipeline.model.stacked import HeadStack
+from deltaclip.pipeline.run.learning import Learned, fit_plan, head_spec, validation
+from deltaclip.pipeline.run.measure import rankable_labels, trained_labels
+from deltaclip.pipeline.run.predictions import SCORE_BATCH
+from deltaclip.pipeline.run.targets import loss_weights, training_columns
+from deltaclip.pipeline.training.fit import EpochRow, FitResult, seeded
+from deltaclip.pipeline.training.stack import HeadPlan, StackJob, fit_stacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.training.fit import Validation
+
+# Heads of one label that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
+# 1 GB for 128 heads at D = 768.
+MAX_HEADS = 128
+
+
+@dataclass(frozen=True)
+class HeadKey:
+    """All that decides a head of one label, beside what the settings of a sweep have in common; sorts by rate."""
+
+    lr: float
+    weight_decay: float
+    seed: int
+    scale: float
+    weight: float
+    dropout: float
+    loss: str
+    base_init: str
+
+
+class Stacked:
+    """Settings that were trained together; `scores` are known for all, heads are made on demand."""
+
+    def __init__(self, settings: Sequence[TrainConfig], rows: CacheRows, split: Split, *, half: bool) -> None:
+        """Train all settings, which differ in nothing but what `HeadKey` names, on one split."""
+        self.settings, self.rows, self.split, self.half = list(settings), rows, split, half
+        first = self.settings[0]
+        self.labels = trained_labels(rows, split.train, (1.0, 1.0))
+        self.ranked = [label for label in rankable_labels(rows, split.val) if label in self.labels]
+        self.batches = rows.batches(
+            split.train,
+            batch_size=first.batch_size,
+            seed=first.split_seed,
+            columns=training_columns(first, rows, split.train),
+        )
+        keys = {label: sorted({self.key(one, label) for one in settings}, key=_order) for label in HEADS}
+        self.num_heads = sum(map(len, keys.values()))
+        self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}
+        self._starts: dict[tuple[int, str], tuple[ResidualHeads, Calibration | None]] = {}
+        self._generators: dict[int, torch.Generator] = {}
+        passes = math.ceil(max(map(len, keys.values())) / MAX_HEADS)
+        self.seconds = 0.0
+        with Progress(first.epochs * passes, "sweeping", unit="epochs") as progress:
+            for part in range(passes):
+                here = {label: keys[label][part * MAX_HEADS : (part + 1) * MAX_HEADS] for label in HEADS}
+                self._train({label: found for label, found in here.items() if found}, progress)
+
+    def key(self, config: TrainConfig, label: str) -> HeadKey:
+        """Return what decides the head of a label."""
+        weights = loss_weights(config, self.rows)
+        quality = label == "quality"
+        return HeadKey(
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+            scale=config.residual_scale_q if quality else config.residual_scale_c,
+            weight=weights.q if quality else weights.c,
+            dropout=config.dropout,
+            loss=config.loss,
+            base_init=config.base_init,
+        )
+
+    def val_scores(self, config: TrainConfig) -> dict[str, float]:
+        """Return of each label that a setting trains what its best epoch reached on validation (`main`)."""
+        found = {}
+        for label in self.ranked:
+            key = self.key(config, label)
+            if key.weight > 0:
+                job, k = self._place[label, key]
+                found[label] = job.choice[k].score
+        return found
+
+    def best_epochs(self, config: TrainConfig) -> dict[str, int]:
+        """Return the epoch that each head of a setting keeps."""
+        places = {label: self._place[label, self.key(config, label)] for label in HEADS}
+        return {label: job.choice[k].epoch for label, (job, k) in places.items()}
+
+    def learned(self, config: TrainConfig) -> Learned:
+        """Return the heads of one setting as `learn` would, with their history."""
+        spec = self._spec(config)
+        _, calibration = self._start(config.seed, config.base_init)
+        heads = build_heads(spec).to(self.rows.v_ID.device)
+        assert isinstance(heads, ResidualHeads)
+        best_epoch, best_score, jobs = {}, {}, {}
+        for label in HEADS:
+            job, k = self._place[label, self.key(config, label)]
+            jobs[label] = (job, k)
+            best_epoch[label], best_score[label] = job.choice[k].epoch, job.choice[k].score
+            with torch.no_grad():
+                for name, parameter in heads.named_parameters():
+                    if name in job.best:
+                        parameter.copy_(job.best[name][k])
+        if config.scale_mode == "curriculum":
+            self._set_curriculum(heads, jobs, best_epoch)
+        fitted = FitResult(self._history(config, jobs), best_epoch, best_score, stopped_early=False)
+        about = None if calibration is None else calibration.to_json()
+        return Learned(spec=spec, heads=heads.eval(), calibration=about, fitted=fitted)
+
+    def _spec(self, config: TrainConfig) -> HeadSpec:
+        return head_spec(config, self.rows, loss_weights(config, self.rows))
+
+    def _start(self, seed: int, base_init: str) -> tuple[ResidualHeads, Calibration | None]:
+        """Return new heads of a seed with their base, made once; what scales and dropout are does not matter."""
+        if (seed, base_init) not in self._starts:
+            device = self.rows.v_ID.device
+            with seeded(seed, device):
+                heads = build_heads(self._spec(self.settings[0])).to(device)
+                assert isinstance(heads, ResidualHeads)
+                # Training alone goes on with torch's own generator from here: its dropout.
+                self._generators[seed] = _generator_now(device)
+            calibration = None
+            if base_init == "calibrated":
+                calibration = calibrate(heads, self.batches.in_order(SCORE_BATCH))
+            self._starts[seed, base_init] = heads, calibration
+        return self._starts[seed, base_init]
+
+    def _train(self, keys: dict[str, list[HeadKey]], progress: Progress) -> None:
+        jobs = []
+        for label, found in keys.items():
+            stack = HeadStack([self._built(key) for key in found], label, half=self.half)
+            names = ("lr", "weight_decay", "loss", "weight", "dropout", "seed")
+            own = HeadPlan(**{name: [getattr(key, name) for key in found] for name in names})
+            jobs.append(StackJob(stack, own))
+            self._place |= {(label, key): (jobs[-1], k) for k, key in enumerate(found)}
+        generators = {seed: _copied(generator) for seed, generator in self._generators.items()}
+        self.seconds += fit_stacks(
+            jobs,
+            self.batches,
+            plan=fit_plan(self.settings[0]),
+            generators=generators,
+            validate=self._validator() if self.ranked else None,
+            on_epoch=lambda _: progress.advance(note=_best_note(jobs)),
+        )
+
+    def _built(self, key: HeadKey) -> ResidualHeads:
+        start, _ = self._start(key.seed, key.base_init)
+        spec = self._spec(self.settings[0])
+        heads = ResidualHeads(spec.dim, scale_q=key.scale, scale_c=key.scale, scale_mode=spec.scale_mode)
+        own = {name: value for name, value in heads.state_dict().items() if name.startswith("scale_")}
+        state = {**start.state_dict(), **own}
+        heads.load_state_dict(state)
+        return heads.to(self.rows.v_ID.device)
+
+    def _validator(self) -> Callable[[HeadStack], list[Validation]]:
+        val = self.rows.batches(self.split.val, batch_size=1)
+        truth = {label: self.rows.label(label)[self.split.val] for label in self.ranked}
+
+        def validate(stack: HeadStack) -> list[Validation]:
+            label = stack.label
+            if label not in truth:
+                return [validation({}, {})] * len(stack)
+            parts = [stack.forward(batch.v_BD, batch.t_BD)[0].q for batch in val.in_order(SCORE_BATCH // 4)]
+            score_KN = torch.cat(parts, dim=1).cpu().numpy()
+            return [validation({label: score_N}, {label: truth[label]}) for score_N in score_KN]
+
+        return validate
+
+    def _history(self, config: TrainConfig, jobs: dict[str, tuple[StackJob, int]]) -> tuple[EpochRow, ...]:
+        length = max(len(job.history) for job, _ in jobs.values())
+        rows = []
+        for index in range(length):
+            seen = {label: (job.history[index], k) for label, (job, k) in jobs.items()}
+            scores = [each.val_score[k] for label, (each, k) in seen.items() if label in self.ranked]
+            figures: dict[str, float] = {}
+            for each, k in seen.values():
+                figures |= each.figures[k]
+            q, c = (seen[label][0].scale[seen[label][1]] for label in HEADS)
+            loss = sum(each.train_loss[k] for each, k in seen.values())
+            mean = float(np.mean(np.nan_to_num(scores))) if scores else math.nan
+            lr = config.lr * next(iter(seen.values()))[0].lr_factor
+            rows.append(EpochRow(index + 1, loss, mean, lr, q, c, self.seconds / length, figures))
+        return tuple(rows)
+
+    def _set_curriculum(
+        self, heads: ResidualHeads, jobs: dict[str, tuple[StackJob, int]], best_epoch: dict[str, int]
+    ) -> None:
+        for label, scale in zip(HEADS, (heads.scale_q, heads.scale_c), strict=True):
+            job, k = jobs[label]
+            if best_epoch[label]:  # at the start there is no correction, whatever the scale
+                scale.value.fill_(job.history[best_epoch[label] - 1].scale[k])
+
+
+def _order(key: HeadKey) -> tuple[float, float, int, float]:
+    # Heads of one rate and decay side by side: the optimizer moves neighbours together.
+    return key.lr, key.weight_decay, key.seed, key.scale
+
+
+def _generator_now(device: torch.device) -> torch.Generator:
+    generator = torch.Generator(device)
+    on_gpu = device.type == "cuda"
+    generator.set_state(torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state())
+    return generator
+
+
+def _copied(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def _best_note(jobs: list[StackJob]) -> str:
+    best = {job.stack.label[0]: max((c.score for c in job.choice if c.score == c.score), default=None) for job in jobs}
+    return ", ".join(f"best {letter} {score:.3f}" for letter, score in best.items() if score is not None)

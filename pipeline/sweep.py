@@ -1,0 +1,151 @@
+"""STAGE sweep: many settings of residual heads in one pass over a cache; the winner becomes a run.
+
+Settings are ranked on validation rows alone; the test rows are looked at once, by the winner. Spec sections 5, 8, 9.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.base.errors import UserError
+from deltaclip.base.settings import settings_to_json
+from deltaclip.pipeline.run.describe import describe, warnings_of
+from deltaclip.pipeline.run.finish import judge, save_run
+from deltaclip.pipeline.run.folder import free_run_path
+from deltaclip.pipeline.run.grid import SWEPT, sweep_settings, varied
+from deltaclip.pipeline.run.heatmap import heatmap_lines, heatmaps, table_lines
+from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.sides import split_cache
+from deltaclip.pipeline.run.stacking import Stacked
+from deltaclip.pipeline.run.tables import metrics_table
+from deltaclip.pipeline.run.targets import loss_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.pipeline.settings import SweepConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A finished sweep: `table` has a row per setting, best first, without test figures; `metrics` are the winner's."""
+
+    run: Path
+    varied: list[str]
+    table: list[dict[str, Any]]
+    heatmaps: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    num_heads: int
+    fit_seconds: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the winner's metrics in the shape of `metrics.json`, with the sweep beside them."""
+        about = {"varied": self.varied, "table": self.table, "heatmaps": self.heatmaps, "num_heads": self.num_heads}
+        times = {"fit_seconds": self.fit_seconds, "seconds": self.seconds}
+        return {**self.metrics, "run": str(self.run), "sweep": about, **times}
+
+    def summary(self) -> str:
+        """Return the best settings, a heat map of the validation scores, and the winner's test metrics."""
+        lines = [
+            *table_lines(self.table, self.varied),
+            *heatmap_lines(self.heatmaps),
+            "",
+            "the winner on test rows, looked at once:",
+            metrics_table(self.metrics),
+            "",
+            f"run: {self.run} ({len(self.table):,} settings as {self.num_heads:,} heads, "
+            f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s)",
+        ]
+        return "\n".join(lines)
+
+
+def sweep(config: SweepConfig) -> SweepResult:
+    """Train every setting together, choose on validation, write the winner as a run.
+
+    Raises:
+        UserError: settings that cannot be, too few validation rows to choose by, and all that `train` refuses.
+    """
+    started, settings = time.monotonic(), sweep_settings(config)
+    run_name = f"{config.cache.stem}_sweep"
+    free_run_path(config.out, run_name)
+    device = choose_device(config.device)
+    half = choose_precision(config.precision, device) != "fp32"
+    rows = load_rows(config.cache, device)
+    split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
+    warnings = dict.fromkeys(line for one in settings for line in warnings_of(one, rows, split))
+    for line in warnings:
+        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+    stacked = Stacked(settings, rows, split, half=half)
+    if not stacked.ranked:
+        remedy = "give --fractions with more validation rows"
+        raise UserError("too few validation rows to choose a setting by", place=config.cache, remedy=remedy)
+    table = _table(settings, stacked)
+    winner = replace(next(one for one in settings if _is(one, table[0])), out=config.out)
+    weights = loss_weights(winner, rows)
+    print(*describe(winner, rows, weights), sep="\n", file=sys.stderr)  # noqa: T201
+    done = judge(rows, split, weights, stacked.learned(winner))
+    names = varied(settings)
+    maps = heatmaps(table, names)
+    about = {"settings": settings_to_json(config), "products": "bf16" if half else "fp32", "varied": names}
+    run = save_run(
+        winner,
+        rows,
+        weights,
+        done,
+        name=run_name,
+        stage="sweep",
+        tables={"sweep.csv": {name: [row[name] for row in table] for name in table[0]}},
+        sweep={**about, "num_settings": len(settings), "num_heads": stacked.num_heads, "heatmaps": maps},
+    )
+    return SweepResult(
+        run=run,
+        varied=names,
+        table=table,
+        heatmaps=maps,
+        metrics=done.metrics,
+        num_heads=stacked.num_heads,
+        fit_seconds=round(stacked.seconds, 3),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _is(config: TrainConfig, row: dict[str, Any]) -> bool:
+    return all(getattr(config, name) == row[name] for name in SWEPT)
+
+
+def _table(settings: list[TrainConfig], stacked: Stacked) -> list[dict[str, Any]]:
+    """Return a row per setting, best first: what was swept, validation scores, and their mean over seeds.
+
+    Settings that differ in the seed alone share the mean by which they are ranked, so that a lucky seed does not choose
+    the setting; among its seeds the best one comes first. Settings that train another set of labels than the rest are
+    compared on the labels of all: with a weight of 0 a label counts as 0.
+    """
+    rows = []
+    for one in settings:
+        scores = {label: stacked.val_scores(one).get(label, float("nan")) for label in stacked.ranked}
+        best = stacked.best_epochs(one)
+        rows.append(
+            {name: getattr(one, name) for name in SWEPT}
+            | {f"val_{label}": score for label, score in scores.items()}
+            | {f"best_epoch_{label}": best[label] for label in scores}
+            | {"val_score": float(np.mean(np.nan_to_num(list(scores.values()))))}
+        )
+    of_kind = defaultdict(list)
+    for row in rows:
+        of_kind[_without_seed(row)].append(row["val_score"])
+    for row in rows:
+        found = of_kind[_without_seed(row)]
+        row |= {"val_score_mean": float(np.mean(found)), "num_seeds": len(found)}
+    return sorted(rows, key=lambda row: (-row["val_score_mean"], -row["val_score"]))
+
+
+def _without_seed(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in SWEPT if name != "seed")

@@ -1,0 +1,217 @@
+"""Many settings at once: each as `train` gives it alone, the winner chosen on validation, wrong values refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.run.grid import SWEPT, sweep_settings, varied
+from deltaclip.pipeline.settings import EvaluateConfig, SweepConfig
+from deltaclip.pipeline.sweep import sweep
+from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, weights_of
+
+LABELS = ("quality", "consistency")
+# What `sweep` has of its own, each with a test of its effect below.
+OWN = {"samples", "precision", "data_seed", "out"}
+
+
+@pytest.fixture
+def sweep_demo(tmp_path, demo_cache):
+    def run(**settings):
+        out = tmp_path / f"sweep{len(list(tmp_path.glob('sweep*')))}"
+        values = {"cache": demo_cache, "out": out, "epochs": EPOCHS, "precision": "fp32", **settings}
+        return sweep(SweepConfig(**values))
+
+    return run
+
+
+def as_text(settings):
+    return {name: str(value) for name, value in settings.items()}
+
+
+def figures(run):
+    metrics = read_json(run / "metrics.json")
+    sides = [metrics[side][label] for side in ("train", "val", "test") for label in LABELS]
+    return np.array([side[name] for side in sides for name in ("srocc", "krocc", "plcc", "plcc_mapped", "rmse")])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"residual_scale_q": 0.4, "residual_scale_c": 0.1, "lr": 5e-3, "weight_decay": 0.01},
+        {"loss": "rank", "dropout": 0.4, "seed": 7, "w_q": 0.9, "w_c": 0.2},
+        {"base_init": "identity", "dropout": 0.0, "lr": 4e-3},
+        {"scale_mode": "learned", "residual_scale_q": 0.3, "lr": 5e-3},
+        {"scale_mode": "curriculum", "loss": "plcc", "warmup_ratio": 0.3, "schedule": "linear", "max_grad_norm": 0.05},
+        {"batch_size": 100, "patience": 1, "fractions": "0.5,0.2,0.3", "data_seed": 3, "std_weighting": True},
+    ],
+)
+def test_a_setting_is_as_train_gives_it_alone(sweep_demo, train_demo, settings):
+    """fp32, the same seed: every metric within 1e-3 (spec section 9, issue of the sweep)."""
+    listed = {name: value for name, value in settings.items() if name in SWEPT}
+    common = {name: value for name, value in settings.items() if name not in SWEPT}
+    alone = train_demo(**{"data_seed": 42, **settings})
+    together = sweep_demo(**as_text(listed), **common)
+    assert figures(together.run) == pytest.approx(figures(alone.run), abs=1e-3)
+    assert read_json(together.run / "config.json")["best_epoch"] == alone.best_epoch
+    ours, theirs = (read_csv(run / "history.csv") for run in (together.run, alone.run))
+    for column in ("train_loss", "val_score", "lr", "scale_q", "scale_c", "val_quality_srocc"):
+        kept = min(len(ours), len(theirs))  # with patience each head of the stack may go on
+        assert numbers(ours[:kept], column) == pytest.approx(numbers(theirs[:kept], column), abs=1e-3)
+    assert set(weights_of(together.run)) == set(weights_of(alone.run))
+
+
+def test_a_grid_ranks_by_validation_and_saves_the_winner(sweep_demo, train_demo, demo_cache):
+    run = sweep_demo(residual_scale_q="0.05,0.4", lr="1e-3,5e-3", loss="mse,rank")
+    assert len(run.table) == 8
+    assert run.varied == ["residual_scale_q", "lr", "loss"]
+    scores = [row["val_score"] for row in run.table]
+    assert scores == sorted(scores, reverse=True)
+    best, worst = run.table[0], run.table[-1]
+    assert best["val_score"] == pytest.approx(np.mean([best[f"val_{label}"] for label in LABELS]))
+    for row in (best, worst):
+        alone = train_demo(**{name: row[name] for name in SWEPT})
+        mains = [alone.metrics["val"][label]["main"] for label in LABELS]
+        assert [row[f"val_{label}"] for label in LABELS] == pytest.approx(mains, abs=1e-3)
+    # The winner is a run like any other; nobody else's test rows were looked at.
+    assert run.metrics["val"]["quality"]["main"] == pytest.approx(best["val_quality"], abs=1e-4)
+    assert evaluate(EvaluateConfig(run=run.run)).metrics["test"] == read_json(run.run / "metrics.json")["test"]
+    assert not any("test" in name for name in run.table[0])
+    config = read_json(run.run / "config.json")
+    assert config["stage"] == "sweep"
+    assert config["settings"]["lr"] == best["lr"]
+    assert config["sweep"]["settings"]["lr"] == "1e-3,5e-3"
+    rows = read_csv(run.run / "sweep.csv")
+    assert numbers(rows, "val_score") == pytest.approx(scores, rel=1e-5)
+    assert json.loads(json.dumps(run.to_json()))["sweep"]["table"] == run.table
+
+
+def test_what_a_head_does_not_see_is_trained_once(sweep_demo):
+    run = sweep_demo(residual_scale_q="0.1,0.2,0.3", residual_scale_c="0.1,0.2,0.3,0.4", epochs=1)
+    assert (len(run.table), run.num_heads) == (12, 3 + 4)
+    assert "12 settings as 7 heads" in run.summary()
+
+
+def test_settings_rank_by_their_mean_over_seeds(sweep_demo):
+    run = sweep_demo(seed="1,2,3", residual_scale_q="0.1,0.4", base_init="identity", lr="5e-3")
+    means = [np.mean([row["val_score"] for row in run.table if row["residual_scale_q"] == q]) for q in (0.1, 0.4)]
+    assert run.table[0]["residual_scale_q"] == (0.1, 0.4)[int(np.argmax(means))]
+    assert run.table[0]["val_score_mean"] == pytest.approx(max(means))
+    assert run.table[0]["val_score"] == max(row["val_score"] for row in run.table[:3])
+    assert {row["num_seeds"] for row in run.table} == {3}
+
+
+def test_heat_maps_are_means_over_the_rest(sweep_demo):
+    run = sweep_demo(residual_scale_q="0.05,0.4", residual_scale_c="0.1,0.3", lr="1e-3,5e-3")
+    assert {(one["x"], one["y"]) for one in run.heatmaps} == {
+        ("residual_scale_q", "residual_scale_c"),
+        ("residual_scale_q", "lr"),
+        ("residual_scale_c", "lr"),
+    }
+    for one in run.heatmaps:
+        for y, line in zip(one["y_values"], one["val_score"], strict=True):
+            for x, score in zip(one["x_values"], line, strict=True):
+                cell = [row["val_score"] for row in run.table if row[one["x"]] == x and row[one["y"]] == y]
+                assert score == pytest.approx(np.mean(cell))
+    assert "validation score, lr down" in run.summary()
+
+
+def test_a_diverged_setting_comes_last(sweep_demo):
+    run = sweep_demo(lr="1e-3,1e38", max_grad_norm=0, base_init="identity")
+    assert run.table[0]["lr"] == 1e-3
+    assert np.isfinite(run.metrics["test"]["quality"]["srocc"])
+
+
+def test_bf16_products_choose_alike(sweep_demo):
+    settings = {"residual_scale_q": "0.05,0.4", "loss": "mse,rank", "lr": "3e-3"}
+    exact, half = (sweep_demo(precision=precision, **settings) for precision in ("fp32", "bf16"))
+    assert read_json(half.run / "config.json")["sweep"]["products"] == "bf16"
+    for row in exact.table:
+        other = next(one for one in half.table if all(one[name] == row[name] for name in SWEPT))
+        assert other["val_score"] == pytest.approx(row["val_score"], abs=0.02)
+
+
+def test_more_heads_than_one_stack_takes(sweep_demo, monkeypatch):
+    settings = {"residual_scale_q": "0.05,0.2,0.4", "residual_scale_c": "0.1,0.3"}
+    whole = sweep_demo(**settings)
+    monkeypatch.setattr("deltaclip.pipeline.run.stacking.MAX_HEADS", 2)
+    parts = sweep_demo(**settings)
+    for one, other in zip(whole.table, parts.table, strict=True):
+        assert one["val_score"] == pytest.approx(other["val_score"], abs=1e-3)
+
+
+def test_samples_of_a_grid_and_of_ranges(demo_cache):
+    grid = {"cache": demo_cache, "lr": "1e-3,2e-3,3e-3", "loss": "mse,rank,plcc"}
+    some = sweep_settings(SweepConfig(**grid, samples=5))
+    assert len(set(some)) == 5
+    assert set(some) <= set(sweep_settings(SweepConfig(**grid)))
+    assert some == sweep_settings(SweepConfig(**grid, samples=5))
+    assert some != sweep_settings(SweepConfig(**grid, samples=5, data_seed=1))
+    assert len(sweep_settings(SweepConfig(**grid, samples=50))) == 9
+    drawn = sweep_settings(SweepConfig(cache=demo_cache, lr="1e-4..1e-2", dropout="0.1..0.5", samples=400))
+    rates = np.log10([one.lr for one in drawn])
+    assert rates.min() > -4
+    assert rates.max() < -2
+    assert np.mean(rates) == pytest.approx(-3, abs=0.1)  # uniform in the logarithm: SD of the mean is 0.03
+    assert np.mean([one.dropout for one in drawn]) == pytest.approx(0.3, abs=0.02)  # SD of the mean is 0.006
+    assert varied(drawn) == ["lr", "dropout"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"lr": "fast"}, "--lr: 'fast' is no number; give values such as 0.1,0.2"),
+        ({"seed": "1.5"}, "--seed: '1.5' is no whole number; give values such as 1,2,3"),
+        ({"dropout": "0.1,1.5"}, "--dropout: 1.5 is out of range; give a value below 1"),
+        ({"loss": "mse,huber,ranks"}, "--loss: 'ranks' is not a choice; did you mean 'rank'?"),
+        ({"lr": "1e-4..1e-2"}, "--lr: a range has no grid; give --samples, or values"),
+        ({"lr": "0..1e-2", "samples": 3}, "--lr: '0..1e-2' is no range; give LO..HI with LO below HI and above 0"),
+        ({"dropout": "0.1..1.5", "samples": 3}, "--dropout: 1.5 is out of range; give a value below 1"),
+        ({"samples": 20_000}, "--samples: 20,000 settings; give at most 10,000"),
+        ({"samples": -1}, "--samples: -1 is out of range; give a value at least 0"),
+    ],
+)
+def test_wrong_values(demo_cache, settings, line):
+    with pytest.raises(UserError) as error:
+        sweep_settings(SweepConfig(cache=demo_cache, **settings))
+    assert str(error.value) == line
+
+
+def test_a_grid_that_is_too_large(demo_cache):
+    values = ",".join(str(k / 1000) for k in range(1, 200))
+    with pytest.raises(UserError) as error:
+        sweep_settings(SweepConfig(cache=demo_cache, lr=values, dropout=values))
+    assert str(error.value) == (
+        "sweep: the grid has 39,601 settings; give fewer values, or --samples of at most 10,000"
+    )
+
+
+def test_without_validation_rows_nothing_can_be_chosen(sweep_demo, demo_cache):
+    with pytest.raises(UserError) as error:
+        sweep_demo(fractions="0.8,0,0.2", epochs=1)
+    assert str(error.value) == (
+        f"{demo_cache}: too few validation rows to choose a setting by; give --fractions with more validation rows"
+    )
+
+
+def test_one_label_alone(sweep_demo, relabelled):
+    def drop(rows):
+        for row in rows:
+            row["consistency"] = ""
+
+    run = sweep_demo(cache=relabelled(drop), residual_scale_q="0.1,0.3", epochs=2)
+    assert set(run.metrics["test"]) == {"quality"}
+    assert "val_consistency" not in run.table[0]
+
+
+def test_every_setting_of_the_sweep_is_one_of_train_or_tested_here(demo_cache):
+    names = {field.name for field in dataclasses.fields(SweepConfig)}
+    one = sweep_settings(SweepConfig(cache=demo_cache, epochs=3, split="random", device="cpu"))[0]
+    assert (one.epochs, one.split, one.device) == (3, "random", "cpu")
+    trained = {field.name for field in dataclasses.fields(one)}
+    assert names - trained <= OWN
