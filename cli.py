@@ -56,9 +56,10 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
 
     def register(stage: Callable[[Any], StageResult]) -> Callable[[Any], StageResult]:
         @functools.wraps(stage)
-        def run(*, as_json: bool, debug: bool, **values: Any) -> None:
+        def run(*, context: typer.Context, as_json: bool, debug: bool, **values: Any) -> None:
             try:
-                result = stage(settings(**values))
+                # Only what was given: settings know their own defaults, and a preset what it may change.
+                result = stage(settings(**{name: value for name, value in values.items() if _is_given(context, name)}))
             except (UserError, OSError, KeyboardInterrupt) as error:
                 if debug:
                     traceback.print_exc()
@@ -66,6 +67,7 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
             typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
 
         parameters = [_parameter(field, field_types(settings)[field.name]) for field in dataclasses.fields(settings)]
+        parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         parameters.append(_flag("as_json", "--json", "Print the result as one JSON object."))
         parameters.append(_flag("debug", "--debug", "Show the traceback of an error."))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -88,6 +90,11 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
     )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _flag(name: str, option: str, words: str) -> inspect.Parameter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from deltaclip.base.settings import check_settings, setting
 
@@ -49,6 +49,11 @@ class TrainConfig:
         False, help="Also learn to predict the embedding of the explanation, where the data has one."
     )
     w_exp: float = setting(0.1, help="Weight of the explanation loss.", ge=0)
+    preset: Literal["quick", "small", "balanced", "auto"] | None = setting(
+        None,
+        help="Epochs, batch and scales for a first look, little data, much data, or by the number of training rows; "
+        "an option that is given wins.",
+    )
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)
     lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)
@@ -75,6 +80,17 @@ class TrainConfig:
         1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1
     )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+
+    def __new__(cls, **given: Any) -> Self:
+        """Remember which settings were given: a preset changes the others alone."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "_given", frozenset(given))
+        return config
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that were given, also those that were given their default."""
+        return frozenset(self.__dict__["_given"])
 
     @property
     def split_seed(self) -> int:

@@ -16,11 +16,13 @@ from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.finish import judge, run_mode, save_run
 from deltaclip.pipeline.run.folder import free_run_path
 from deltaclip.pipeline.run.learning import learn
+from deltaclip.pipeline.run.preset import apply_preset
 from deltaclip.pipeline.run.repeats import combine, repeat_configs
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.tables import metrics_table
 from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.scoring.splits import repeat_seeds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,14 +70,17 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         UserError: no labels, a split that is not possible, a cache that cannot be read, a diverging loss.
     """
-    started, configs = time.monotonic(), repeat_configs(config)
+    started = time.monotonic()
     run_name = f"{config.cache.stem}_{run_mode(config)}"
     free_run_path(config.out, run_name)  # refused now if taken, not after the training
     rows = load_rows(config.cache, choose_device(config.device))
     weights = loss_weights(config, rows)
-    splits = [split_cache(rows, one.split, fractions=one.fractions, seed=one.split_seed) for one in configs]
+    seeds = repeat_seeds(config.split_seed, config.repeats)
+    splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
+    config, preset = apply_preset(config, num_rows=splits[0].train.size)
+    configs = repeat_configs(config)
     warnings = dict.fromkeys(line for split in splits for line in warnings_of(config, rows, split))
-    for line in (*warnings, *describe(config, rows, weights)):
+    for line in (*warnings, *(preset.lines() if preset else ()), *describe(config, rows, weights)):
         print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
     repeats = []
     for number, (one, split) in enumerate(zip(configs, splits, strict=True), start=1):
@@ -83,7 +88,9 @@ def train(config: TrainConfig) -> TrainResult:
         repeats.append(judge(rows, split, weights, learn(one, rows, split, weights, what=what)))
     done, *others = repeats
     return TrainResult(
-        run=save_run(config, rows, weights, done, name=run_name, others=others),
+        run=save_run(
+            config, rows, weights, done, name=run_name, others=others, preset=preset.to_json() if preset else None
+        ),
         metrics=combine([one.metrics for one in repeats]),
         best_epoch=done.learned.fitted.best_epoch,
         scales=done.learned.scales,

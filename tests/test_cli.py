@@ -119,6 +119,13 @@ def test_without_options_the_settings_are_the_defaults(parsed):
     assert str(config.cache) == "cache.h5"
 
 
+def test_only_what_was_given_counts_as_given(parsed):
+    assert parsed().given == {"cache"}
+    config = parsed("--preset", "small", "--epochs", "20", "--residual_scale_q=0.2", "--residual-learning")
+    assert config.given == {"cache", "preset", "epochs", "residual_scale_q", "residual_learning"}
+    assert config == TrainConfig(cache=config.cache, preset="small")  # all given their defaults
+
+
 def test_values_with_underscores_arrive_as_they_are(monkeypatch):
     found = []
 

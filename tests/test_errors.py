@@ -243,6 +243,10 @@ TABLE = [
     ("train x --epochs 2.5", "--epochs: '2.5' is no whole number; see `deltaclip train --help`"),
     ("train x --lr fast", "--lr: 'fast' is no number; see `deltaclip train --help`"),
     (
+        "train x --preset large",
+        "--preset: 'large' is not one of 'quick', 'small', 'balanced', 'auto'; see `deltaclip train --help`",
+    ),
+    (
         "train x --schedule cosin",
         "--schedule: 'cosin' is not one of 'cosine', 'linear', 'constant'; see `deltaclip train --help`",
     ),
