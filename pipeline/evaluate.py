@@ -58,13 +58,15 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             run.config["request"],
             remedy="extract the data with the run's backbone, or train on this cache",
         )
-    rows = load_rows(cache, "cpu")
+    kernels = run.heads if isinstance(run.heads, ResidualHeads) and run.heads.kernels else None
+    rows = load_rows(cache, "cpu", view=kernels.kernels.view if kernels and kernels.kernels else None)
     present, trained = present_labels(rows), run.config["labels"]
     if not set(present) & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"
         raise UserError(lacking, place=cache, remedy="use `deltaclip predict` for scores alone")
     split = split_of_run(run, rows)
-    scores = score(run.heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
+    columns = kernels.kernel_terms(rows.view(), rows.prompts()) if kernels else None
+    scores = score(run.heads, rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH))
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
     metrics = measure(rows, scores, split, labels=trained, scales=scales)
     if config.out:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from deltaclip.base.settings import check_settings, setting
 
+BaseInit = Literal["calibrated", "identity", "kernel"]
 MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
 
 
@@ -28,9 +29,11 @@ class TrainConfig:
     refinement: bool = setting(
         False, help="Direct heads: a small transformer over image, prompt and coarse consistency corrects the latter."
     )
-    base_init: Literal["calibrated", "identity"] = setting(
-        "calibrated", help="Start of the bases: fitted in closed form, or plain."
+    base_init: BaseInit = setting(
+        "calibrated",
+        help="Bases: linear and fitted in closed form, plain, or kernel ridge on a view of the cache (--view).",
     )
+    view: str = setting("stages", help="View that --base-init kernel reads; give it to `extract --views`.")
     scale_mode: Literal["fixed", "learned", "curriculum"] = setting(
         "fixed",
         help="Scales of the corrections: as given, learned within a bound, or ramped up over the epochs.",
@@ -118,7 +121,8 @@ class SweepConfig:
     w_c: str = setting("0.5", help="Values of the weight of the consistency loss.")
     dropout: str = setting("0.1", help="Values.")
     loss: str = setting("mse", help="Names: mse, huber, plcc, rank, fidelity.")
-    base_init: str = setting("calibrated", help="Names: calibrated, identity.")
+    base_init: str = setting("calibrated", help="Names: calibrated, identity, kernel.")
+    view: str = setting("stages", help="As in `train`.")
     seed: str = setting("42", help="Seeds of initial weights and dropout; settings rank by their mean over seeds.")
     samples: int = setting(0, help="Train this many settings, drawn from the grid or the ranges; 0: the grid.", ge=0)
     scale_mode: Literal["fixed", "learned", "curriculum"] = setting("fixed", help="As in `train`.")

@@ -16,6 +16,7 @@ import numpy as np
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.errors import UserError
 from deltaclip.base.settings import settings_to_json
+from deltaclip.pipeline.run.bases import base_view
 from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.finish import judge, save_run
 from deltaclip.pipeline.run.folder import free_run_path
@@ -78,7 +79,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     free_run_path(config.out, run_name)
     device = choose_device(config.device)
     half = choose_precision(config.precision, device) != "fp32"
-    rows = load_rows(config.cache, device)
+    rows = load_rows(config.cache, device, view=base_view(*settings))
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
     warnings = dict.fromkeys(line for one in settings for line in warnings_of(one, rows, split))
     for line in warnings:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
+from deltaclip.pipeline.run.bases import base_view
 from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.finish import judge, run_mode, save_run
 from deltaclip.pipeline.run.folder import free_run_path
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> TrainResult:
     started = time.monotonic()
     run_name = f"{config.cache.stem}_{run_mode(config)}"
     free_run_path(config.out, run_name)  # refused now if taken, not after the training
-    rows = load_rows(config.cache, choose_device(config.device))
+    rows = load_rows(config.cache, choose_device(config.device), view=base_view(config))
     weights = loss_weights(config, rows)
     seeds = repeat_seeds(config.split_seed, config.repeats)
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]

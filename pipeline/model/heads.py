@@ -10,11 +10,12 @@ Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from deltaclip.pipeline.model.kernel import Kernel
 from deltaclip.pipeline.model.scores import HeadScores, cosine
 
 if TYPE_CHECKING:
@@ -57,11 +58,22 @@ class Scale(nn.Module):
         return self.upper * torch.sigmoid(self.theta) if self.mode == "learned" else self.value
 
 
+class KernelShape(NamedTuple):
+    """What shapes the kernels of the bases: the view's name and width, and the landmarks of each."""
+
+    view: str
+    width: int
+    points_q: int
+    points_c: int
+
+
 class ResidualHeads(nn.Module):
     """q = clamp(q_base + scale_q * dq, 0, 1) and c = clamp(c_base + scale_c * dc, 0, 1); spec section 2.
 
     |q - q_base| <= scale_q and |c - c_base| <= scale_c hold for every input and every state of the weights.
-    A new module is the `identity` start: q_base = 0.5, c_base = (s + 1)/2, no correction.
+    A new module is the `identity` start: q_base = 0.5, c_base = (s + 1)/2, no correction. After `use_kernels`,
+    q_base = clamp(f_q(x), 0, 1) and c_base = clamp(a (s + 1)/2 + b + f_c(x, t, f_q), 0, 1), f a `Kernel` on a further
+    view x of the image: closed form, not trained here.
     """
 
     def __init__(
@@ -77,6 +89,7 @@ class ResidualHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.scale_mode = dim, scale_mode
+        self.kernels: KernelShape | None = None
         self.q_base = nn.Linear(dim, 1)
         self.q_mlp = quality_mlp(dim, hidden_q, dropout)
         self.c_slope = nn.Parameter(torch.tensor(1.0))
@@ -93,17 +106,32 @@ class ResidualHeads(nn.Module):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, v_ND: Tensor, t_ND: Tensor) -> HeadScores:
-        """Score rows of embeddings; returns the unclamped sums with their parts."""
+    def use_kernels(self, shape: KernelShape) -> None:
+        """Give the bases kernels, zero until they are fitted, in place of w and b0."""
+        self.kernels = shape
+        self.q_kernel = Kernel(shape.width, shape.points_q)
+        self.c_kernel = Kernel(shape.width + self.dim + 1, shape.points_c)
+        del self.q_base
+
+    def forward(
+        self, v_ND: Tensor, t_ND: Tensor, q_kernel_N: Tensor | None = None, c_kernel_N: Tensor | None = None
+    ) -> HeadScores:
+        """Score rows of embeddings; returns the unclamped sums with their parts.
+
+        Heads with kernels need what these say of the rows (`kernel_terms`), which does not change while they train.
+        """
+        if self.kernels is not None and (q_kernel_N is None or c_kernel_N is None):
+            raise ValueError("heads with kernels need q_kernel_N and c_kernel_N, see kernel_terms")
         s_N = cosine(v_ND, t_ND)
         scale_q, scale_c = self.scale_q(), self.scale_c()
 
         # q_base = sigmoid(w . v + b0);  q_sum = q_base + scale_q * tanh(MLP(v))
-        q_base_N = torch.sigmoid(self.q_base(v_ND).squeeze(-1))
+        q_base_N = self._quality_base(v_ND) if q_kernel_N is None else q_kernel_N.clamp(0, 1)
         dq_N = torch.tanh(self.q_mlp(v_ND).squeeze(-1))
 
         # c_base = clamp(a (s + 1)/2 + b, 0, 1);  c_sum = c_base + scale_c * tanh(Fusion([v, t, s]))
-        c_base_N = clamp_straight(self.c_slope * ((s_N + 1) / 2) + self.c_offset)
+        line_N = self.c_slope * ((s_N + 1) / 2) + self.c_offset
+        c_base_N = clamp_straight(line_N if c_kernel_N is None else line_N + c_kernel_N)
         vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
         c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
         dc_N = torch.tanh(c_logit_N)
@@ -119,6 +147,15 @@ class ResidualHeads(nn.Module):
             scale_c=scale_c,
             e_ND=e_ND,
         )
+
+    def _quality_base(self, v_ND: Tensor) -> Tensor:
+        return torch.sigmoid(self.q_base(v_ND).squeeze(-1))
+
+    def kernel_terms(self, x_NF: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
+        """Return what the kernels say of rows, by the field of `Batch`: x_NF vectors of their view, t_ND prompts."""
+        with torch.no_grad():
+            q_N = self.q_kernel(x_NF)
+            return {"q_kernel_B": q_N, "c_kernel_B": self.c_kernel(torch.cat((x_NF, t_ND, q_N[:, None]), dim=1))}
 
     def scales(self) -> tuple[float, float]:
         """Return (scale_q, scale_c) in force."""

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks.
 
     The rest is there only for what asks for it: SDs of the labels over raters (NaN where unknown), weights of the rows
-    in the loss, and embeddings of explanations (NaN in rows that have none).
+    in the loss, embeddings of explanations (NaN in rows that have none), and what the kernels of the bases say.
     """
 
     v_BD: Tensor
@@ -34,6 +34,8 @@ class Batch(NamedTuple):
     q_weight_B: Tensor | None = None
     c_weight_B: Tensor | None = None
     e_BD: Tensor | None = None
+    q_kernel_B: Tensor | None = None
+    c_kernel_B: Tensor | None = None
 
 
 class HeadScores(NamedTuple):
@@ -86,13 +88,22 @@ def cosine(v_ND: Tensor, t_ND: Tensor) -> Tensor:
     return (v_ND * t_ND).sum(dim=-1)
 
 
+def run_heads(heads: nn.Module, batch: Batch) -> HeadScores:
+    """Return what heads make of a batch, with the terms of their kernels where the batch has them."""
+    terms = {"q_kernel_N": batch.q_kernel_B, "c_kernel_N": batch.c_kernel_B}
+    scores: HeadScores = heads(
+        batch.v_BD, batch.t_BD, **{name: term for name, term in terms.items() if term is not None}
+    )
+    return scores
+
+
 def score_rows(heads: nn.Module, batches: Iterable[Batch]) -> HeadScores:
     """Score all rows of `batches` in evaluation mode, without gradients; the mode of `heads` is restored."""
     was_training = heads.training
     heads.eval()
     try:
         with torch.no_grad():
-            parts: list[HeadScores] = [heads(batch.v_BD, batch.t_BD) for batch in batches]
+            parts = [run_heads(heads, batch) for batch in batches]
     finally:
         heads.train(was_training)
     if not parts:

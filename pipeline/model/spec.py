@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deltaclip.base.errors import did_you_mean
 from deltaclip.pipeline.model.direct import DirectHeads
-from deltaclip.pipeline.model.heads import ResidualHeads, ScaleMode
+from deltaclip.pipeline.model.heads import KernelShape, ResidualHeads, ScaleMode
 from deltaclip.pipeline.model.rationale import RationaleHead
 from deltaclip.pipeline.model.refinement import BOUND
 
@@ -40,6 +40,7 @@ class HeadSpec:
     refinement: bool = False
     refine_bound: float = BOUND
     rationale: bool = False
+    kernels: KernelShape | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no head can be built from."""
@@ -52,9 +53,9 @@ class HeadSpec:
         for name in ("scale_q", "scale_c", "refine_bound"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        for name in ("two_branch", "refinement"):
-            if self.kind != "direct" and getattr(self, name):
-                raise ValueError(f"{name} needs direct heads, these are {self.kind}")
+        for name, kind in (("two_branch", "direct"), ("refinement", "direct"), ("kernels", "residual")):
+            if self.kind != kind and getattr(self, name):
+                raise ValueError(f"{name} needs {kind} heads, these are {self.kind}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         for width in (self.dim, self.hidden_q, *self.hidden_c):
@@ -63,7 +64,8 @@ class HeadSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; floats survive exactly."""
-        return asdict(self) | {"hidden_c": list(self.hidden_c)}
+        kernels = None if self.kernels is None else self.kernels._asdict()
+        return asdict(self) | {"hidden_c": list(self.hidden_c), "kernels": kernels}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> HeadSpec:
@@ -73,7 +75,9 @@ class HeadSpec:
             if name not in known:
                 raise ValueError(f"unknown head setting {name!r}; {did_you_mean(name, known)}")
         wide, narrow = values.get("hidden_c", cls.hidden_c)
-        return cls(**{**values, "hidden_c": (wide, narrow)})
+        kernels = values.get("kernels")
+        shape = None if kernels is None else KernelShape(**kernels)
+        return cls(**{**values, "hidden_c": (wide, narrow), "kernels": shape})
 
 
 def build_heads(spec: HeadSpec) -> ResidualHeads | DirectHeads:
@@ -81,6 +85,8 @@ def build_heads(spec: HeadSpec) -> ResidualHeads | DirectHeads:
     heads = _build_scores(spec)
     if spec.rationale:  # after the rest, whose random start is the same without
         heads.rationale = RationaleHead(spec.hidden_c[0], spec.dim)
+    if spec.kernels and isinstance(heads, ResidualHeads):
+        heads.use_kernels(spec.kernels)
     return heads
 
 

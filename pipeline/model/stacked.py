@@ -86,31 +86,34 @@ class HeadStack:
         """Put a share of the given scales in force; curriculum only."""
         self._fraction = fraction
 
-    def forward(self, v_BD: Tensor, t_BD: Tensor, mask_KHB: Tensor | None = None) -> tuple[HeadScores, WideTape]:
+    def forward(self, batch: Batch, mask_KHB: Tensor | None = None) -> tuple[HeadScores, WideTape]:
         """Score rows as `ResidualHeads.forward` does, (K, B) each, scale (K, 1); the other label's fields repeat it.
 
         `mask_KHB` is what dropout multiplies the wide layer with, None in evaluation.
         """
         scale_K1 = self.scales()[:, None]
         score = self._quality if self.label == "quality" else self._consistency
-        base_KB, delta_KB, tape = score(v_BD, t_BD, mask_KHB)
+        base_KB, delta_KB, tape = score(batch, mask_KHB)
         sum_KB = base_KB + scale_K1 * delta_KB
         parts = {"sum_N": sum_KB, "base_N": base_KB}
         both = {f"{letter}_{name}": value for letter in "qc" for name, value in parts.items()}
         return HeadScores(**both, dq_N=delta_KB, dc_N=delta_KB, scale_q=scale_K1, scale_c=scale_K1), tape
 
-    def _quality(self, v_BD: Tensor, t_BD: Tensor, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
-        del t_BD
-        hidden_KHB, tape = self._hidden(v_BD, mask_KHB)
-        base_KB = torch.sigmoid(self._affine("q_base", v_BD.T)[:, 0])
-        return base_KB, torch.tanh(self._affine("q_mlp.out", hidden_KHB)[:, 0]), tape
+    def _quality(self, batch: Batch, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+        hidden_KHB, tape = self._hidden(batch.v_BD, mask_KHB)
+        delta_KB = torch.tanh(self._affine("q_mlp.out", hidden_KHB)[:, 0])
+        if batch.q_kernel_B is not None:
+            return batch.q_kernel_B.clamp(0, 1).expand_as(delta_KB), delta_KB, tape
+        return torch.sigmoid(self._affine("q_base", batch.v_BD.T)[:, 0]), delta_KB, tape
 
-    def _consistency(self, v_BD: Tensor, t_BD: Tensor, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+    def _consistency(self, batch: Batch, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+        v_BD, t_BD = batch.v_BD, batch.t_BD
         s_B = cosine(v_BD, t_BD)
         vts_BM = torch.cat((v_BD, t_BD, s_B.unsqueeze(-1)), dim=-1)
         hidden_KHB, tape = self._hidden(F.layer_norm(vts_BM, vts_BM.shape[-1:]), mask_KHB)
         slope_K1, offset_K1 = (self.parameters[f"c_{name}"][:, None] for name in ("slope", "offset"))
-        base_KB = clamp_straight(slope_K1 * ((s_B + 1) / 2) + offset_K1)
+        line_KB = slope_K1 * ((s_B + 1) / 2) + offset_K1
+        base_KB = clamp_straight(line_KB if batch.c_kernel_B is None else line_KB + batch.c_kernel_B)
         narrow_KHB = F.gelu(self._affine("c_fusion.narrow", hidden_KHB))
         return base_KB, torch.tanh(self._affine("c_fusion.out", narrow_KHB)[:, 0]), tape
 

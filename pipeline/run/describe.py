@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.settings import TrainConfig
 
 LR_RANGE = (1e-3, 5e-3)  # spec section 3, frozen mode
+_BASES = {
+    "calibrated": "calibrated on the training rows",
+    "identity": "identity",
+    "kernel": "kernel ridge on training and validation rows: f_q on {view}, f_c on {view} and prompt",
+}
 LARGE_SCALE = 0.5  # beyond, the correction is no longer small: spec section 2
 
 
@@ -83,10 +88,13 @@ def _formulas(config: TrainConfig) -> list[str]:
         return _direct_formulas(config)
     scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
     scale_q, scale_c = f"{config.residual_scale_q:g}{scale}", f"{config.residual_scale_c:g}{scale}"
+    kernel = config.base_init == "kernel"
+    base_q, term_c = ("clamp(f_q(x), 0, 1)", " + f_c(x, t)") if kernel else ("sigmoid(w . v + b0)", "")
+    base_c = f"clamp(a (s + 1)/2 + b{term_c}, 0, 1)"
     return [
-        f"quality       q = clamp(sigmoid(w . v + b0) + {scale_q} tanh(MLP(v)), 0, 1)",
-        f"consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + {scale_c} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
-        f"bases         {config.base_init}" + (" on the training rows" if config.base_init == "calibrated" else ""),
+        f"quality       q = clamp({base_q} + {scale_q} tanh(MLP(v)), 0, 1)",
+        f"consistency   c = clamp({base_c} + {scale_c} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
+        f"bases         {_BASES[config.base_init].format(view=config.view)}",
     ]
 
 
@@ -119,6 +127,8 @@ def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]
             for name in ("residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
             if getattr(config, name) != getattr(type(config), name)
         ]
+    if config.view != type(config).view and (config.base_init != "kernel" or not config.residual_learning):
+        found.append(f"--view {config.view} is not used: it belongs to --base-init kernel")
     if config.residual_learning:
         found += [
             f"{option_name(name)} is not used: it belongs to direct heads (--no-residual-learning)"

@@ -40,7 +40,7 @@ class Finished:
 
 def judge(rows: CacheRows, split: Split, weights: LossWeights, learned: Learned) -> Finished:
     """Score every row and compute the metrics, those of the test rows too."""
-    scores = score(learned.heads, rows.batches(None, batch_size=1).in_order(SCORE_BATCH))
+    scores = score(learned.heads, rows.batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH))
     labels = trained_labels(rows, split.train, weights[:2])
     metrics = measure(rows, scores, split, labels=labels, scales=learned.scales)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)

@@ -6,17 +6,19 @@ Knows the settings of `train`, rows and heads. Must not know run directories or 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from deltaclip.base.progress import Progress
-from deltaclip.pipeline.model.calibrate import calibrate, calibrate_branch
+from deltaclip.pipeline.model.calibrate import calibrate_branch
 from deltaclip.pipeline.model.direct import DirectHeads
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
+from deltaclip.pipeline.run.bases import fit_kernels, start_bases
 from deltaclip.pipeline.run.measure import rankable_labels, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.targets import training_columns
@@ -27,22 +29,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
+    from deltaclip.pipeline.model.heads import KernelShape
     from deltaclip.pipeline.run.rows import CacheRows
     from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.training.batches import MemoryBatches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Heads that have learned, with the weights of their best epoch; `calibration` is None for a plain start."""
+    """Heads that have learned, with the weights of their best epoch; `calibration` is None for a plain start.
+
+    `columns` are further fields of `Batch` that the heads need of the cache's rows, (N,) each.
+    """
 
     spec: HeadSpec
     heads: nn.Module
     calibration: dict[str, Any] | None
     fitted: FitResult
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def scales(self) -> tuple[float | None, float | None]:
@@ -58,29 +66,37 @@ def learn(
     Raises:
         UserError: a training loss that is not finite.
     """
-    spec = head_spec(config, rows, weights)
-    device = rows.v_ID.device
-    ranked = set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2]))
-    columns = training_columns(config, rows, split.train)
+    kernels = None
+    if config.residual_learning and config.base_init == "kernel":
+        kernels = fit_kernels(rows, split, view=config.view, seed=config.seed)
+    spec = head_spec(config, rows, weights, kernels=None if kernels is None else kernels.shape)
+    fields, device = {} if kernels is None else kernels.columns, rows.v_ID.device
+    ranked = sorted(set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2])))
+    truth = {label: rows.label(label)[split.val] for label in ranked}
     batches = rows.batches(
-        split.train, batch_size=config.batch_size, seed=config.split_seed, columns=columns, explanations=spec.rationale
+        split.train,
+        batch_size=config.batch_size,
+        seed=config.split_seed,
+        columns=training_columns(config, rows, split.train) | of_rows(fields, split.train),
+        explanations=spec.rationale,
     )
+    val = rows.batches(split.val, batch_size=1, columns=of_rows(fields, split.val)) if ranked else batches
     with seeded(config.seed, device), Progress(config.epochs, what, unit="epochs") as progress:
         heads = build_heads(spec).to(device)
         calibration = None
         if isinstance(heads, DirectHeads) and heads.two_branch:
             calibration = calibrate_branch(heads, batches.in_order(SCORE_BATCH)).to_json()
-        elif isinstance(heads, ResidualHeads) and config.base_init == "calibrated":
-            calibration = calibrate(heads, batches.in_order(SCORE_BATCH)).to_json()
+        elif isinstance(heads, ResidualHeads):
+            calibration = start_bases(heads, config.base_init, batches, kernels)
         fitted = fit(
             heads,
             batches,
             objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c, w_exp=weights.exp),
             plan=fit_plan(config),
-            validate=_validator(heads, rows, split.val, sorted(ranked)) if ranked else None,
+            validate=_validator(heads, val, truth) if ranked else None,
             on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
         )
-    return Learned(spec=spec, heads=heads, calibration=calibration, fitted=fitted)
+    return Learned(spec=spec, heads=heads, calibration=calibration, fitted=fitted, columns=fields)
 
 
 def fit_plan(config: TrainConfig) -> FitPlan:
@@ -96,7 +112,14 @@ def fit_plan(config: TrainConfig) -> FitPlan:
     )
 
 
-def head_spec(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> HeadSpec:
+def of_rows(columns: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> dict[str, Tensor]:
+    """Return some rows of columns."""
+    return {name: column_N[torch.from_numpy(chosen).to(column_N.device)] for name, column_N in columns.items()}
+
+
+def head_spec(
+    config: TrainConfig, rows: CacheRows, weights: LossWeights, *, kernels: KernelShape | None = None
+) -> HeadSpec:
     """Return the heads that the settings ask for."""
     direct = not config.residual_learning
     return HeadSpec(
@@ -109,15 +132,14 @@ def head_spec(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> Hea
         two_branch=direct and config.two_branch,
         refinement=direct and config.refinement,
         rationale=weights.exp > 0,
+        kernels=kernels,
     )
 
 
 def _validator(
-    heads: nn.Module, rows: CacheRows, val: NDArray[np.int64], ranked: list[str]
+    heads: nn.Module, batches: MemoryBatches, labels: Mapping[str, NDArray[np.floating]]
 ) -> Callable[[], Validation]:
-    """Return a hook that scores the validation rows."""
-    batches = rows.batches(val, batch_size=1)
-    labels = {label: rows.label(label)[val] for label in ranked}
+    """Return a hook that scores the validation rows and judges them by the labels that can be ranked."""
 
     def validate() -> Validation:
         scores = score(heads, batches.in_order(SCORE_BATCH))

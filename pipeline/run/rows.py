@@ -28,7 +28,10 @@ LABELS = ("quality", "consistency")
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRows:
-    """A cache in memory: embeddings as stored (float32 or float16), labels in [0, 1] with NaN where missing."""
+    """A cache in memory: embeddings as stored (float32 or float16), labels in [0, 1] with NaN where missing.
+
+    `x_IF` are the vectors of a further view, where one was asked for.
+    """
 
     path: Path
     header: dict[str, Any]
@@ -37,6 +40,7 @@ class CacheRows:
     rows: Rows
     v_ID: Tensor
     t_TD: Tensor
+    x_IF: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -46,6 +50,15 @@ class CacheRows:
     def label(self, name: str) -> NDArray[np.float32]:
         """Return a label column, (N,) float32 in [0, 1], NaN where missing."""
         return self.rows.numbers[name]
+
+    def view(self) -> Tensor:
+        """Return the vector of the further view of every row, (N, F) float32."""
+        assert self.x_IF is not None
+        return self.x_IF[torch.from_numpy(self.rows.image).to(self.x_IF.device)].float()
+
+    def prompts(self) -> Tensor:
+        """Return the prompt embedding of every row, (N, D) float32."""
+        return self.t_TD[torch.from_numpy(self.rows.prompt).to(self.t_TD.device)].float()
 
     def cosine(self) -> NDArray[np.float32]:
         """Return s = v . t of every row, (N,) float32 in [-1, 1]."""
@@ -82,13 +95,14 @@ class CacheRows:
         )
 
 
-def load_rows(path: Path, device: str) -> CacheRows:
-    """Read a cache into memory.
+def load_rows(path: Path, device: str, *, view: str | None = None) -> CacheRows:
+    """Read a cache into memory, and the vectors of a view besides `center` if one is named.
 
     Raises:
-        UserError: see `FeatureStore.open`.
+        UserError: see `FeatureStore.open`; or images lack the view.
     """
     with FeatureStore.open(path) as store:
+        x_IF = None if view is None else torch.from_numpy(store.embeddings("images", view=view)).to(device)
         return CacheRows(
             path=path,
             header=store.header,
@@ -97,4 +111,5 @@ def load_rows(path: Path, device: str) -> CacheRows:
             rows=store.rows(),
             v_ID=torch.from_numpy(store.embeddings("images")).to(device),
             t_TD=torch.from_numpy(store.embeddings("texts")).to(device),
+            x_IF=x_IF,
         )

@@ -44,7 +44,7 @@ def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Spl
     if column is not None and not any(column):
         remedy = "add one to the manifest and extract again, or give --split grouped"
         raise UserError("has no split column", place=rows.path, remedy=remedy)
-    split = split_rows(kind, groups=_joined_groups(rows), seed=seed, fractions=shares, column=column)
+    split = split_rows(kind, groups=joined_groups(rows), seed=seed, fractions=shares, column=column)
     return _with_leaks(split, rows)
 
 
@@ -93,7 +93,7 @@ def _all_test(recorded: list[dict[str, str]], rows: CacheRows) -> Split:
     )
 
 
-def _joined_groups(rows: CacheRows) -> NDArray[np.str_]:
+def joined_groups(rows: CacheRows) -> NDArray[np.str_]:
     """Return the group of each row, (N,) str, where groups with an image in common are one."""
     names, group_N = np.unique(rows.rows.text["group"].astype(str), return_inverse=True)
     pairs = np.unique(np.stack([rows.rows.image, group_N], axis=1), axis=0)

@@ -9,19 +9,19 @@ Shapes: K heads of a stack, N rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from deltaclip.base.progress import Progress
-from deltaclip.pipeline.model.calibrate import Calibration, calibrate
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import HEADS
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.model.stacked import HeadStack
-from deltaclip.pipeline.run.learning import Learned, fit_plan, head_spec, validation
+from deltaclip.pipeline.run.bases import base_view, fit_kernels, start_bases
+from deltaclip.pipeline.run.learning import Learned, fit_plan, head_spec, of_rows, validation
 from deltaclip.pipeline.run.measure import rankable_labels, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH
 from deltaclip.pipeline.run.targets import loss_weights, training_columns
@@ -29,11 +29,14 @@ from deltaclip.pipeline.training.fit import EpochRow, FitResult, seeded
 from deltaclip.pipeline.training.stack import HeadPlan, StackJob, fit_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
 
     from deltaclip.pipeline.run.rows import CacheRows
     from deltaclip.pipeline.scoring.splits import Split
-    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.settings import BaseInit, TrainConfig
+    from deltaclip.pipeline.training.batches import MemoryBatches
     from deltaclip.pipeline.training.fit import Validation
 
 # Heads of one label that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
@@ -52,7 +55,7 @@ class HeadKey:
     weight: float
     dropout: float
     loss: str
-    base_init: str
+    base_init: BaseInit
 
 
 class Stacked:
@@ -64,23 +67,17 @@ class Stacked:
         first = self.settings[0]
         self.labels = trained_labels(rows, split.train, (1.0, 1.0))
         self.ranked = [label for label in rankable_labels(rows, split.val) if label in self.labels]
-        self.batches = rows.batches(
-            split.train,
-            batch_size=first.batch_size,
-            seed=first.split_seed,
-            columns=training_columns(first, rows, split.train),
-        )
+        self.kernels = fit_kernels(rows, split, view=view, seed=first.seed) if (view := base_view(*settings)) else None
         keys = {label: sorted({self.key(one, label) for one in settings}, key=_order) for label in HEADS}
         self.num_heads = sum(map(len, keys.values()))
         self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}
-        self._starts: dict[tuple[int, str], tuple[ResidualHeads, Calibration | None]] = {}
+        self._starts: dict[tuple[int, BaseInit], tuple[ResidualHeads, dict[str, Any] | None]] = {}
         self._generators: dict[int, torch.Generator] = {}
-        passes = math.ceil(max(map(len, keys.values())) / MAX_HEADS)
+        passes = list(_passes(keys))
         self.seconds = 0.0
-        with Progress(first.epochs * passes, "sweeping", unit="epochs") as progress:
-            for part in range(passes):
-                here = {label: keys[label][part * MAX_HEADS : (part + 1) * MAX_HEADS] for label in HEADS}
-                self._train({label: found for label, found in here.items() if found}, progress)
+        with Progress(first.epochs * len(passes), "sweeping", unit="epochs") as progress:
+            for here in passes:
+                self._train(here, progress)
 
     def key(self, config: TrainConfig, label: str) -> HeadKey:
         """Return what decides the head of a label."""
@@ -116,6 +113,7 @@ class Stacked:
         """Return the heads of one setting as `learn` would, with their history."""
         spec = self._spec(config)
         _, calibration = self._start(config.seed, config.base_init)
+        columns = self._columns(config.base_init)
         heads = build_heads(spec).to(self.rows.v_ID.device)
         assert isinstance(heads, ResidualHeads)
         best_epoch, best_score, jobs = {}, {}, {}
@@ -130,29 +128,40 @@ class Stacked:
         if config.scale_mode == "curriculum":
             self._set_curriculum(heads, jobs, best_epoch)
         fitted = FitResult(self._history(config, jobs), best_epoch, best_score, stopped_early=False)
-        about = None if calibration is None else calibration.to_json()
-        return Learned(spec=spec, heads=heads.eval(), calibration=about, fitted=fitted)
+        return Learned(spec=spec, heads=heads.eval(), calibration=calibration, fitted=fitted, columns=columns)
 
     def _spec(self, config: TrainConfig) -> HeadSpec:
-        return head_spec(config, self.rows, loss_weights(config, self.rows))
+        shape = self.kernels.shape if self.kernels and config.base_init == "kernel" else None
+        return head_spec(config, self.rows, loss_weights(config, self.rows), kernels=shape)
 
-    def _start(self, seed: int, base_init: str) -> tuple[ResidualHeads, Calibration | None]:
+    def _columns(self, base_init: BaseInit) -> dict[str, Tensor]:
+        return self.kernels.columns if self.kernels and base_init == "kernel" else {}
+
+    def _batches(self, base_init: BaseInit) -> MemoryBatches:
+        first, train = self.settings[0], self.split.train
+        return self.rows.batches(
+            train,
+            batch_size=first.batch_size,
+            seed=first.split_seed,
+            columns=training_columns(first, self.rows, train) | of_rows(self._columns(base_init), train),
+        )
+
+    def _start(self, seed: int, base_init: BaseInit) -> tuple[ResidualHeads, dict[str, Any] | None]:
         """Return new heads of a seed with their base, made once; what scales and dropout are does not matter."""
         if (seed, base_init) not in self._starts:
             device = self.rows.v_ID.device
             with seeded(seed, device):
-                heads = build_heads(self._spec(self.settings[0])).to(device)
+                heads = build_heads(self._spec(replace(self.settings[0], base_init=base_init))).to(device)
                 assert isinstance(heads, ResidualHeads)
                 # Training alone goes on with torch's own generator from here: its dropout.
                 self._generators[seed] = _generator_now(device)
-            calibration = None
-            if base_init == "calibrated":
-                calibration = calibrate(heads, self.batches.in_order(SCORE_BATCH))
+            kernels = self.kernels if base_init == "kernel" else None
+            calibration = start_bases(heads, base_init, self._batches(base_init), kernels)
             self._starts[seed, base_init] = heads, calibration
         return self._starts[seed, base_init]
 
     def _train(self, keys: dict[str, list[HeadKey]], progress: Progress) -> None:
-        jobs = []
+        jobs, base_init = [], next(iter(keys.values()))[0].base_init
         for label, found in keys.items():
             stack = HeadStack([self._built(key) for key in found], label, half=self.half)
             names = ("lr", "weight_decay", "loss", "weight", "dropout", "seed")
@@ -162,31 +171,34 @@ class Stacked:
         generators = {seed: _copied(generator) for seed, generator in self._generators.items()}
         self.seconds += fit_stacks(
             jobs,
-            self.batches,
+            self._batches(base_init),
             plan=fit_plan(self.settings[0]),
             generators=generators,
-            validate=self._validator() if self.ranked else None,
+            validate=self._validator(base_init) if self.ranked else None,
             on_epoch=lambda _: progress.advance(note=_best_note(jobs)),
         )
 
     def _built(self, key: HeadKey) -> ResidualHeads:
         start, _ = self._start(key.seed, key.base_init)
-        spec = self._spec(self.settings[0])
-        heads = ResidualHeads(spec.dim, scale_q=key.scale, scale_c=key.scale, scale_mode=spec.scale_mode)
+        start_spec = self._spec(replace(self.settings[0], base_init=key.base_init))
+        spec = replace(start_spec, scale_q=key.scale, scale_c=key.scale)
+        heads = build_heads(spec)
+        assert isinstance(heads, ResidualHeads)
         own = {name: value for name, value in heads.state_dict().items() if name.startswith("scale_")}
         state = {**start.state_dict(), **own}
         heads.load_state_dict(state)
         return heads.to(self.rows.v_ID.device)
 
-    def _validator(self) -> Callable[[HeadStack], list[Validation]]:
-        val = self.rows.batches(self.split.val, batch_size=1)
+    def _validator(self, base_init: BaseInit) -> Callable[[HeadStack], list[Validation]]:
+        columns = of_rows(self._columns(base_init), self.split.val)
+        val = self.rows.batches(self.split.val, batch_size=1, columns=columns)
         truth = {label: self.rows.label(label)[self.split.val] for label in self.ranked}
 
         def validate(stack: HeadStack) -> list[Validation]:
             label = stack.label
             if label not in truth:
                 return [validation({}, {})] * len(stack)
-            parts = [stack.forward(batch.v_BD, batch.t_BD)[0].q for batch in val.in_order(SCORE_BATCH // 4)]
+            parts = [stack.forward(batch)[0].q for batch in val.in_order(SCORE_BATCH // 4)]
             score_KN = torch.cat(parts, dim=1).cpu().numpy()
             return [validation({label: score_N}, {label: truth[label]}) for score_N in score_KN]
 
@@ -215,6 +227,15 @@ class Stacked:
             job, k = jobs[label]
             if best_epoch[label]:  # at the start there is no correction, whatever the scale
                 scale.value.fill_(job.history[best_epoch[label] - 1].scale[k])
+
+
+def _passes(keys: dict[str, list[HeadKey]]) -> Iterator[dict[str, list[HeadKey]]]:
+    """Cut the heads of each label into passes: at most MAX_HEADS, and kernel bases, of another shape, apart."""
+    for kernel in (False, True):
+        found = {label: [key for key in each if (key.base_init == "kernel") is kernel] for label, each in keys.items()}
+        for first in range(0, max(map(len, found.values())), MAX_HEADS):
+            here = {label: each[first : first + MAX_HEADS] for label, each in found.items()}
+            yield {label: each for label, each in here.items() if each}
 
 
 def _order(key: HeadKey) -> tuple[float, float, int, float]:

@@ -17,7 +17,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.heads import ResidualHeads
-from deltaclip.pipeline.model.scores import HEADS, head_of
+from deltaclip.pipeline.model.scores import HEADS, head_of, run_heads
 from deltaclip.pipeline.training.choice import BestEpoch
 from deltaclip.pipeline.training.optimizer import AdamW
 from deltaclip.pipeline.training.schedule import Schedule, curriculum_fraction, lr_factor
@@ -197,7 +197,7 @@ class _Loop:
         self.heads.train()
         total, num_read, unread = 0.0, 0, []
         for batch in self.train_batches(epoch):
-            loss = self.objective(self.heads(batch.v_BD, batch.t_BD), batch)
+            loss = self.objective(run_heads(self.heads, batch), batch)
             torch.autograd.backward(loss)
             self._update()
             unread.append(loss.detach())

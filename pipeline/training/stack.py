@@ -184,7 +184,7 @@ class _StackLoop:
     def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor]) -> Tensor:
         job, stack = self.jobs[index], self.jobs[index].stack
         mask_KHB = self.masks[index].of(uniform, (stack.width, len(batch.q_B)))
-        scores, tape = stack.forward(batch.v_BD, batch.t_BD, mask_KHB)
+        scores, tape = stack.forward(batch, mask_KHB)
         loss_K = stacked_loss(
             scores.q_sum_N, batch, label=stack.label, names=job.own.loss, weight_K=self.weights[index]
         )

@@ -91,7 +91,7 @@ def together(settings, batches, val, *, plan, scale_mode="fixed", half=False):
         jobs.append(StackJob(HeadStack(heads, label, half=half), own))
 
     def validate(stack):
-        scores, _ = stack.forward(val.v_ID, val.t_MD)
+        scores, _ = stack.forward(next(iter(val.in_order())))
         return [Validation({stack.label: judge(scores.q[k], val, stack.label)}) for k in range(len(stack))]
 
     fit_stacks(jobs, batches, plan=plan, generators=generators, validate=validate if val else None)
@@ -105,7 +105,7 @@ def scores_of(job, k, batches):
     stack._product_KHF = job.best[stack.wide_weight]
     batch = next(iter(batches.in_order()))
     with torch.no_grad():
-        return stack.forward(batch.v_BD, batch.t_BD)[0].q_sum_N[k]
+        return stack.forward(batch)[0].q_sum_N[k]
 
 
 def assert_same(settings, jobs, batches, val, **options):
@@ -181,5 +181,5 @@ def test_bf16_products_stay_close():
     exact, half = (together(SETTINGS[:3], batches, None, plan=plan, half=half) for half in (False, True))
     for job, rounded in zip(exact, half, strict=True):
         assert not torch.equal(job.best[job.stack.wide_weight], rounded.best[job.stack.wide_weight])
-        scores = [each.stack.forward(batches.v_ID, batches.t_MD)[0].q for each in (job, rounded)]
+        scores = [each.stack.forward(next(iter(batches.in_order())))[0].q for each in (job, rounded)]
         assert (scores[0] - scores[1]).abs().max() < 5e-3
