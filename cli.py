@@ -19,7 +19,7 @@ import typer
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.settings import field_types, is_optional, option_name
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings import CompareConfig, EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,6 +144,17 @@ def sweep(config: SweepConfig) -> StageResult:
 def evaluate(config: EvaluateConfig) -> StageResult:
     """Score a cache with a run and print metrics."""
     from deltaclip.pipeline.evaluate import evaluate as stage
+
+    return stage(config)
+
+
+@command(
+    CompareConfig,
+    example="deltaclip compare runs/demo_tiny_residual_frozen runs/demo_tiny_direct_frozen",
+)
+def compare(config: CompareConfig) -> StageResult:
+    """Compare runs on the rows that are test in all of them."""
+    from deltaclip.pipeline.compare import compare as stage
 
     return stage(config)
 

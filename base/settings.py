@@ -85,10 +85,13 @@ def _check_range(value: Any, limits: Any, place: str) -> None:
 
 def settings_to_json(settings: Any) -> dict[str, Any]:
     """Dump settings as plain JSON values, paths as strings."""
-    return {
-        field.name: str(value) if isinstance(value := getattr(settings, field.name), Path) else value
-        for field in dataclasses.fields(settings)
-    }
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def is_optional(hint: Any) -> bool:

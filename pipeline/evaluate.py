@@ -15,7 +15,7 @@ from deltaclip.base.files import whole_file
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.takeover import check_request
 from deltaclip.pipeline.model.heads import ResidualHeads
-from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.folder import check_outside, open_run
 from deltaclip.pipeline.run.measure import measure, present_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.rows import load_rows
@@ -50,6 +50,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     Raises:
         UserError: the cache is of another backbone than the run, has no labels, or cannot be read.
     """
+    check_outside(config.out, [config.run])
     run = open_run(config.run)
     cache = config.cache or Path(run.config["cache"]["path"])
     with FeatureStore.open(cache) as store:
@@ -70,10 +71,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
     metrics = measure(rows, scores, split, labels=trained, scales=scales)
     if config.out:
-        if config.out.resolve().is_relative_to(config.run.resolve()):
-            raise UserError(
-                "lies in the run", place=config.out, remedy="give a file outside: a finished run stays as it is"
-            )
         with whole_file(config.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     seeds = run.metrics["split"]["seeds"]

@@ -14,6 +14,7 @@ from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
+from deltaclip.pipeline.run.folder import check_outside
 from deltaclip.pipeline.run.predictions import check_suffix, write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
@@ -118,10 +119,7 @@ def _refuse_overwriting_input(config: PredictConfig) -> None:
     inputs = [Path(config.target), *([config.prompts] if config.prompts else [])]
     if config.out.resolve() in [path.resolve() for path in inputs]:
         raise UserError("is an input", place=config.out, remedy="give another --out")
-    if config.out.resolve().is_relative_to(config.run.resolve()):
-        raise UserError(
-            "lies in the run", place=config.out, remedy="give a file outside: a finished run stays as it is"
-        )
+    check_outside(config.out, [config.run])
 
 
 def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:

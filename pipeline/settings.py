@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from deltaclip.base.errors import UserError
 from deltaclip.base.settings import check_settings, setting
 
 BaseInit = Literal["calibrated", "identity", "kernel"]
@@ -158,6 +159,21 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Settings of `compare`."""
+
+    runs: list[Path] = setting(
+        help="Two or more run directories; the others are compared with the first.", argument=True
+    )
+    out: Path | None = setting(None, help="Also write the comparison to this JSON file.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if len(self.runs) < 2:
+            raise UserError("one run is nothing to compare", place="RUNS", remedy="give two or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import TrainResult
 
-COMMANDS = ["extract", "train", "evaluate", "predict"]
+COMMANDS = ["extract", "train", "evaluate", "compare", "predict"]
 
 
 def run(*arguments):

@@ -212,6 +212,9 @@ TABLE = [
         "{at}/run_of_another_backbone: was trained on another backbone: weights_sha256 000000000000 there, {sha} here; "
         "give --backbone and --pretrained of the run's own backbone",
     ),
+    ("compare {at}/run", "RUNS: one run is nothing to compare; give two or more"),
+    ("compare {at}/run {at}/gone", "{at}/gone: no such run directory; make one with `deltaclip train`"),
+    ("compare", "RUNS: is missing; see `deltaclip compare --help`"),
     ("predict {at}/run {at}/a.png", "{at}/a.png: has no prompt to be scored against; give --prompt 'TEXT'"),
     ("predict {at}/run {at}/gone.png --prompt x", "{at}/gone.png: no such file; give an image that can be read"),
     (
@@ -229,7 +232,7 @@ TABLE = [
     ),
     # The command line itself.
     ("trainn x", "'trainn' is no command; did you mean 'train'?"),
-    ("zzz", "'zzz' is no command; known: extract, train, evaluate, predict"),
+    ("zzz", "'zzz' is no command; known: extract, train, evaluate, compare, predict"),
     ("train", "CACHE: is missing; see `deltaclip train --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
     ("train x y", "got unexpected extra argument(s) (y); see `deltaclip train --help`"),

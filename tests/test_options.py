@@ -23,12 +23,13 @@ from deltaclip.base.settings import (
     settings_to_json,
 )
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings import CompareConfig, EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
 
 SNAPSHOT = Path(__file__).parent / "data" / "options.json"
-STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig}
-STAGES |= {"evaluate": EvaluateConfig, "predict": PredictConfig}
+STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
+STAGES |= {"compare": CompareConfig, "predict": PredictConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
+REQUIRED |= {"compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
 
 
@@ -93,10 +94,14 @@ def test_settings_are_frozen_and_survive_json(name):
         settings.out = None
     hints = field_types(type(settings))
     again = {
-        key: Path(value) if value is not None and Path in (hints[key], *get_args(hints[key])) else value
+        key: as_paths(value) if value is not None and Path in (hints[key], *get_args(hints[key])) else value
         for key, value in dumped.items()
     }
     assert type(settings)(**again) == settings
+
+
+def as_paths(value):
+    return [Path(part) for part in value] if isinstance(value, list) else Path(value)
 
 
 def limits():

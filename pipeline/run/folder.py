@@ -20,6 +20,8 @@ from deltaclip.pipeline.run.checkpoint import load_heads, save_heads
 from deltaclip.pipeline.run.predictions import write_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from deltaclip.pipeline.model.spec import HeadSpec
@@ -80,6 +82,16 @@ def free_run_path(out: Path | None, name: str) -> Path:
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
+
+
+def check_outside(out: Path | None, runs: Sequence[Path]) -> None:
+    """Refuse to write into a finished run.
+
+    Raises:
+        UserError: `out` lies in one of the runs.
+    """
+    if out and any(out.resolve().is_relative_to(run.resolve()) for run in runs):
+        raise UserError("lies in the run", place=out, remedy="give a file outside: a finished run stays as it is")
 
 
 def write_run(out: Path | None, name: str, contents: RunContents) -> Path:

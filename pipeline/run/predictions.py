@@ -14,7 +14,7 @@ from deltaclip.base.files import whole_file
 from deltaclip.pipeline.model.scores import score_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.model.scores import Batch, HeadScores
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
 SCORE_BATCH = 4096  # rows scored at a time: 50 MB of activations at D = 768
 
 
@@ -105,6 +106,25 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
                 file.writelines(
                     json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
                 )
+
+
+def read_predictions(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read the predictions of a run as rows of text.
+
+    Raises:
+        UserError: cannot be read, or lacks one of the columns.
+    """
+    csv.field_size_limit(CSV_FIELD_BYTES)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot be read ({reason})", place=path, remedy="train again") from error
+    missing = [name for name in columns if rows and name not in rows[0]]
+    if missing:
+        raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")
+    return rows
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:

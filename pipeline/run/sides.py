@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,17 +9,14 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.manifest import prompt_group
+from deltaclip.pipeline.run.predictions import read_predictions
 from deltaclip.pipeline.scoring.splits import Split, leaks, split_rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.rows import CacheRows
-
-CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
 
 
 def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Split:
@@ -54,7 +50,7 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
     Rows are known by image and prompt. In another cache every row is test, and those whose prompt the run trained
     on count as a leak. Prompts are compared, not groups: a group may be a number that means something else there.
     """
-    recorded = _read_predictions(run.path / "predictions.csv")
+    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", "split"))
     pairs = list(zip(rows.rows.text["file"], rows.rows.text["prompt"], strict=True))
     if pairs == [(row["image"], row["prompt"]) for row in recorded]:
         sides = [row["split"] for row in recorded]  # by place: a pair may stand there twice, on two sides
@@ -129,17 +125,3 @@ def _with_leaks(split: Split, rows: CacheRows) -> Split:
             notes.append(f"{int(trained.sum()):,} test rows have {article} {what} of another side")
     leaky = split.leaks_groups or any(found.values())
     return replace(split, leaks_groups=leaky, note="; ".join(notes))
-
-
-def _read_predictions(path: Path) -> list[dict[str, str]]:
-    csv.field_size_limit(CSV_FIELD_BYTES)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot be read ({reason})", place=path, remedy="train again") from error
-    missing = [name for name in ("image", "prompt", "split") if rows and name not in rows[0]]
-    if missing:
-        raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")
-    return rows

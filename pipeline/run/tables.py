@@ -12,6 +12,13 @@ KIND_WORDS = {
     "column": "from the split column",
     "all": "none, the run did not train on this cache",
 }
+COMPARED_OVER = {
+    "rows": "differences from the first run: SROCC, paired bootstrap over prompts",
+    "splits": "differences from the first run: SROCC, mean over splits (seeds {seeds}), t-interval over splits, "
+    "widened because they share training rows",
+    "weights": "differences from the first run: SROCC, mean over initial weights (seeds {seeds}) on one split, "
+    "t-interval over weights",
+}
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -40,6 +47,40 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     advice = [entry for entry in metrics["diagnostics"] if entry["advice"]]
     lines += [f"advice ({entry['name']}): {entry['advice']}" for entry in advice]
     return "\n".join(lines)
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """Return the comparison of runs: what it rests on, then the runs, each but the first with its difference."""
+    rows, seeds, over = comparison["rows"], comparison["seeds"], comparison["over"]
+    counts = f"{rows[0]:,}" if len(set(rows)) == 1 else f"{min(rows):,} to {max(rows):,}"
+    width = max(len("quality"), len("consistency"), *(len(run) + 2 for run in comparison["runs"])) + 2
+    figure = 8 if over == "rows" else 15
+    interval = f"{'SROCC 95 %':>20}" if over == "rows" else ""
+    head = f"{'SROCC':>{figure}}{interval}{'PLCC':>{figure}}{'difference':>13}{'95 %':>20}{'p':>8}"
+    lines = [f"{counts} rows that are test in all runs; {COMPARED_OVER[over].format(seeds=_seed_words(seeds))}", ""]
+    for label, entries in comparison["labels"].items():
+        lines.append(f"{label:{width}}{head}")
+        for run, entry in zip(comparison["runs"], entries, strict=True):
+            bounds = f"{_interval(*entry['srocc_ci']):>20}" if over == "rows" else ""
+            figures = f"{_number(entry['srocc'], figure)}{bounds}{_number(entry['plcc'], figure)}"
+            lines.append(f"{'  ' + run:{width}}{figures}{_difference(entry['difference'])}".rstrip())
+    return "\n".join([*lines, *(f"warning: {line}" for line in comparison["warnings"])])
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    value = found.get("difference", found.get("mean"))
+    shown = "-" if value is None else f"{value:+.3f}"
+    return f"{shown:>13}{_interval(found['lo'], found['hi']):>20}{_number(found['p_value'], 8)}"
+
+
+def _interval(lo: float | None, hi: float | None) -> str:
+    return "-" if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}"
+
+
+def _seed_words(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _row(label: str, what: str, figures: dict[str, Any], *, width: int) -> str:

@@ -1,0 +1,105 @@
+"""STAGE compare: runs beside each other on the rows that are test in all of them. Spec section 5.
+
+With one training each, differences are judged by a bootstrap over prompts; with repeats, over the split seeds that all
+runs have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_file
+from deltaclip.pipeline.run.comparing import Round, compare_label, read_round, source_of_spread
+from deltaclip.pipeline.run.folder import check_outside, open_run
+from deltaclip.pipeline.run.recorded import check_labels, seen_in_training, trained_on_test_of_others
+from deltaclip.pipeline.run.rows import LABELS
+from deltaclip.pipeline.run.tables import comparison_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.settings import CompareConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """Figures of every run on the same rows, and their differences from the first."""
+
+    comparison: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return runs, seeds, rows, and for each label the figures of every run."""
+        return self.comparison
+
+    def summary(self) -> str:
+        """Return the comparison as a table."""
+        return comparison_table(self.comparison)
+
+
+def compare(config: CompareConfig) -> CompareResult:
+    """Compare runs with the first one, on the rows that are test in all.
+
+    Raises:
+        UserError: no row is test in all runs, their labels differ, or no label was trained in all.
+    """
+    check_outside(config.out, config.runs)
+    runs = [open_run(path) for path in config.runs]
+    labels = [label for label in LABELS if all(label in run.config["labels"] for run in runs)]
+    if not labels:
+        raise UserError("no label was trained in all runs", place="RUNS", remedy="give runs that share one")
+    seeds, rounds = _rounds(runs)
+    for one in rounds:
+        for label in labels:
+            check_labels(one.tables, one.rows, label)
+    comparison = {
+        "runs": [str(path) for path in config.runs],
+        "seeds": seeds,
+        "over": source_of_spread(rounds),
+        "rows": [len(one.rows[0]) for one in rounds],
+        "labels": {label: compare_label(rounds, label) for label in labels},
+        "warnings": [*_left_out(runs, labels, seeds), *_warnings(config.runs, rounds)],
+    }
+    if config.out:
+        with whole_file(config.out) as temporary:
+            temporary.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    return CompareResult(comparison=comparison)
+
+
+def _rounds(runs: Sequence[RunFolder]) -> tuple[list[int], list[Round]]:
+    """Return the split seeds that all runs have, with a round for each; without one, the first training of each run."""
+    seeds_of = [list(run.metrics["split"]["seeds"]) for run in runs]
+    common = [seed for seed in seeds_of[0] if all(seed in seeds for seeds in seeds_of[1:])]
+    picks = [[seed] * len(runs) for seed in common] or [[seeds[0] for seeds in seeds_of]]
+    return common, [read_round([run.predictions(seed) for run, seed in zip(runs, pick, strict=True)]) for pick in picks]
+
+
+def _left_out(runs: Sequence[RunFolder], labels: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    found = [
+        f"{run.path} was not trained on {label}, which is not compared"
+        for run in runs
+        for label in LABELS
+        if label not in labels and label not in run.config["labels"]
+    ]
+    if not seeds:
+        found.append("the runs have no split seed in common: the first training of each is compared")
+    return found
+
+
+def _warnings(paths: Sequence[Path], rounds: Sequence[Round]) -> list[str]:
+    found = []
+    trained = [sum(counts) for counts in zip(*(trained_on_test_of_others(one.tables) for one in rounds), strict=True)]
+    for number, path in enumerate(paths):
+        if trained[number]:
+            found.append(
+                f"{path} trained on {trained[number]:,} rows that are test in another run: only rows that are test in "
+                "all are compared"
+            )
+        seen = sum(seen_in_training(one.tables[number], one.rows[number]) for one in rounds)
+        if seen:
+            found.append(f"{path} has seen the prompt or the image of {seen:,} compared rows in training: it flatters")
+    return found
