@@ -202,14 +202,23 @@ def test_training_never_looks_at_test_labels(train_demo, demo_run, relabelled):
     assert not same_weights(weights_of(demo_run), weights_of(train_demo(cache=relabelled(change("train"))).run))
 
 
-def test_shuffled_labels_teach_nothing(train_demo, relabelled):
+MODES = {
+    "residual": {"residual_scale_q": 0.5, "residual_scale_c": 0.5},
+    "direct": {"residual_learning": False},
+    "two branches": {"residual_learning": False, "two_branch": True},
+    "refinement": {"residual_learning": False, "refinement": True, "epochs": 9},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shuffled_labels_teach_nothing(mode, train_demo, relabelled):
     """Labels dealt at random over all rows: whatever SROCC remains on the test rows would come from a leak.
 
     The heads are given every means to learn by heart, so that a leak would show: they do so on the training rows.
     """
-    boldly = {"lr": 5e-3, "epochs": 40, "dropout": 0, "residual_scale_q": 0.5, "residual_scale_c": 0.5}
+    boldly = {"lr": 5e-3, "epochs": 40, "dropout": 0, **MODES[mode]}
     found, learned = [], []
-    for seed in range(4):
+    for seed, loss in enumerate(("mse", "mse", "rank", "rank")):
 
         def shuffle(rows, seed=seed):
             labels = [(row["quality"], row["consistency"]) for row in rows]
@@ -218,12 +227,14 @@ def test_shuffled_labels_teach_nothing(train_demo, relabelled):
                 row["quality"], row["consistency"] = quality, consistency
 
         # Without validation the last epoch is kept, which has learned the most.
-        metrics = train_demo(cache=relabelled(shuffle), fractions="0.6,0,0.4", seed=seed, **boldly).metrics
-        num_rows = metrics["split"]["rows"]["test"]
-        found += [metrics["test"][label]["srocc"] for label in LABELS]
-        learned += [metrics["train"][label]["srocc"] for label in LABELS]
-    # Without any relation SROCC has a standard deviation of 1 / sqrt(n - 1); 4 of them for the mean of 4 runs (the
-    # two labels are dealt together, so they count once), and 4 for each alone.
+        run = train_demo(cache=relabelled(shuffle), fractions="0.6,0,0.4", seed=seed, loss=loss, **boldly)
+        assert not run.metrics["split"]["leaks_groups"]
+        num_rows = run.metrics["split"]["rows"]["test"]
+        found += [run.metrics["test"][label]["srocc"] for label in LABELS]
+        learned.append(run.metrics["train"]["consistency"]["srocc"])  # quality of direct heads is linear, and cannot
+    # Whatever was learned, the test labels are a random order of what is left: SROCC has the mean 0 and, exactly, the
+    # standard deviation 1 / sqrt(n - 1). 4 of them for each figure, and for the mean of 4 runs (the two labels are
+    # dealt together, so they count once): one of the 36 figures of all modes is beyond by chance once in 400 changes.
     assert abs(np.mean(found)) < 4 / np.sqrt(4 * (num_rows - 1))
     assert np.abs(found).max() < 4 / np.sqrt(num_rows - 1)
     assert np.mean(learned) > 0.5, "nothing was learned by heart, so that a leak would not show"
@@ -250,6 +261,20 @@ def test_one_label_is_enough(train_demo, relabelled, capsys, *, kept, dropped, l
     # The last layer of a correction starts at zero and gets no gradient without labels.
     last = "c_fusion.out.weight" if letter == "c" else "q_mlp.out.weight"
     assert not weights_of(run.run)[last].any()
+
+
+@pytest.mark.parametrize("loss", ["mse", "rank"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("kept", "dropped", "letter"), [(*LABELS, "c"), (*LABELS[::-1], "q")])
+def test_one_label_trains_in_every_mode(train_demo, relabelled, *, mode, loss, kept, dropped, letter):
+    def drop(rows):
+        for row in rows:
+            row[dropped] = ""
+
+    run = train_demo(cache=relabelled(drop), loss=loss, **MODES[mode] | {"epochs": 1})
+    assert list(run.metrics["test"]) == [kept]
+    assert run.metrics["test"][kept]["srocc"] is not None
+    assert np.isnan(numbers(read_csv(run.run / "predictions.csv"), letter)).all()
 
 
 def test_no_labels_is_an_error_before_anything_is_written(train_demo, relabelled, tmp_path):
