@@ -14,7 +14,6 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
 from deltaclip.pipeline.run.comparing import Round, compare_label, read_round, source_of_spread
 from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.recorded import check_labels, seen_in_training, trained_on_test_of_others
 from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.tables import comparison_table
 
@@ -48,21 +47,17 @@ def compare(config: CompareConfig) -> CompareResult:
         UserError: no row is test in all runs, their labels differ, or no label was trained in all.
     """
     check_outside(config.out, config.runs)
-    runs = [open_run(path) for path in config.runs]
-    labels = [label for label in LABELS if all(label in run.config["labels"] for run in runs)]
+    seeds, rounds = _rounds([open_run(path) for path in config.runs])
+    labels = [label for label in LABELS if all(label in one.labels for one in rounds)]
     if not labels:
         raise UserError("no label was trained in all runs", place="RUNS", remedy="give runs that share one")
-    seeds, rounds = _rounds(runs)
-    for one in rounds:
-        for label in labels:
-            check_labels(one.tables, one.rows, label)
     comparison = {
         "runs": [str(path) for path in config.runs],
         "seeds": seeds,
         "over": source_of_spread(rounds),
-        "rows": [len(one.rows[0]) for one in rounds],
+        "rows": [len(one.keys) for one in rounds],
         "labels": {label: compare_label(rounds, label) for label in labels},
-        "warnings": [*_left_out(runs, labels, seeds), *_warnings(config.runs, rounds)],
+        "warnings": _warnings(config.runs, rounds, seeds),
     }
     if config.out:
         with whole_file(config.out) as temporary:
@@ -78,28 +73,17 @@ def _rounds(runs: Sequence[RunFolder]) -> tuple[list[int], list[Round]]:
     return common, [read_round([run.predictions(seed) for run, seed in zip(runs, pick, strict=True)]) for pick in picks]
 
 
-def _left_out(runs: Sequence[RunFolder], labels: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    found = [
-        f"{run.path} was not trained on {label}, which is not compared"
-        for run in runs
-        for label in LABELS
-        if label not in labels and label not in run.config["labels"]
-    ]
-    if not seeds:
-        found.append("the runs have no split seed in common: the first training of each is compared")
-    return found
-
-
-def _warnings(paths: Sequence[Path], rounds: Sequence[Round]) -> list[str]:
-    found = []
-    trained = [sum(counts) for counts in zip(*(trained_on_test_of_others(one.tables) for one in rounds), strict=True)]
+def _warnings(paths: Sequence[Path], rounds: Sequence[Round], seeds: Sequence[int]) -> list[str]:
+    found = [] if seeds else ["the runs have no split seed in common: the first training of each is compared"]
+    learned = {label for one in rounds for missing in one.missing for label in LABELS if label not in missing}
     for number, path in enumerate(paths):
-        if trained[number]:
+        lacking = dict.fromkeys(label for one in rounds for label in one.missing[number] if label in learned)
+        found += [f"{path} was not trained on {label}, which is not compared" for label in lacking]
+        if trained := sum(one.trained[number] for one in rounds):
             found.append(
-                f"{path} trained on {trained[number]:,} rows that are test in another run: only rows that are test in "
-                "all are compared"
+                f"{path} trained on {trained:,} rows that are test in another run: only rows that are test in all are "
+                "compared"
             )
-        seen = sum(seen_in_training(one.tables[number], one.rows[number]) for one in rounds)
-        if seen:
+        if seen := sum(one.seen[number] for one in rounds):
             found.append(f"{path} has seen the prompt or the image of {seen:,} compared rows in training: it flatters")
     return found

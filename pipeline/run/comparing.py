@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.run.recorded import Recorded, common_test_rows, read_recorded
+from deltaclip.pipeline.run.recorded import (
+    check_labels,
+    common_test_rows,
+    read_recorded,
+    seen_in_training,
+    trained_on_test_of_others,
+)
 from deltaclip.pipeline.run.repeats import spread
+from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.scoring.bootstrap import paired_difference, srocc_interval
 from deltaclip.pipeline.scoring.metrics import agreement, json_number
 from deltaclip.pipeline.scoring.paired_t import mean_difference
@@ -26,27 +33,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One training of each run: its table, and where in it the rows lie that are test in all."""
+    """One training of each of R runs, on the N rows that are test in all: their keys, groups (N,) and labels (N,).
 
-    tables: list[Recorded]
-    rows: list[NDArray[np.int64]]
+    `scores` has (N,) by label for each run; a label that a run was not trained on stands in its `missing`, and in no
+    run's scores. `trained` counts a run's training rows that are test in another run, `seen` the N rows whose prompt or
+    image it knows from training, `num_trained` the rows that the first run did not hold back.
+    """
 
-    def pair(self, number: int, label: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scores and labels of the rows by one run."""
-        table, rows = self.tables[number], self.rows[number]
-        return table.scores[label][rows], table.labels[label][rows]
-
-    @property
-    def groups(self) -> NDArray[np.str_]:
-        """Group of each row."""
-        return self.tables[0].group_N[self.rows[0]]
+    keys: list[tuple[str, str, int]]
+    group_N: NDArray[np.str_]
+    labels: dict[str, NDArray[np.float64]]
+    scores: list[dict[str, NDArray[np.float64]]]
+    missing: list[list[str]]
+    trained: list[int]
+    seen: list[int]
+    num_trained: int
 
 
 def read_round(paths: Sequence[Path]) -> Round:
-    """Read one table of each run and pair their rows.
+    """Read one table of each run and pair their rows; only what is compared stays in memory.
 
     Raises:
-        UserError: a table cannot be read, or no row is test in all.
+        UserError: a table cannot be read, no row is test in all, or labels differ.
     """
     tables = [read_recorded(path) for path in paths]
     rows = common_test_rows(tables)
@@ -56,14 +64,30 @@ def read_round(paths: Sequence[Path]) -> Round:
             place=paths[0],
             remedy="train on the same data with the same --seed, --split and --fractions",
         )
-    return Round(tables=tables, rows=rows)
+    missing = [[label for label in LABELS if np.isnan(table.scores[label]).all()] for table in tables]
+    shared = [label for label in LABELS if not any(label in lacking for lacking in missing)]
+    for label in shared:
+        check_labels(tables, rows, label)
+    first = tables[0]
+    return Round(
+        keys=[first.keys[row] for row in rows[0]],
+        group_N=first.group_N[rows[0]],
+        labels={label: first.labels[label][rows[0]] for label in shared},
+        scores=[
+            {label: table.scores[label][chosen] for label in shared} for table, chosen in zip(tables, rows, strict=True)
+        ],
+        missing=missing,
+        trained=trained_on_test_of_others(tables),
+        seen=[seen_in_training(table, chosen) for table, chosen in zip(tables, rows, strict=True)],
+        num_trained=int((~first.is_test_N).sum()),
+    )
 
 
 def source_of_spread(rounds: Sequence[Round]) -> str:
     """Return what differences vary over: 'rows' of one split, 'splits', or 'weights' on one split."""
     if len(rounds) == 1:
         return "rows"
-    tests = [{one.tables[0].keys[row] for row in one.rows[0]} for one in rounds]
+    tests = [set(one.keys) for one in rounds]
     return "weights" if all(test == tests[0] for test in tests) else "splits"
 
 
@@ -74,27 +98,26 @@ def compare_label(rounds: Sequence[Round], label: str) -> list[dict[str, Any]]:
     and the t-interval of the mean difference.
     """
     compared: list[dict[str, Any]] = []
-    numbers = range(len(rounds[0].tables))
-    sroccs = [[agreement(*one.pair(number, label)).srocc for one in rounds] for number in numbers]
+    numbers = range(len(rounds[0].scores))
+    found = [[agreement(one.scores[number][label], one.labels[label]) for one in rounds] for number in numbers]
     for number in numbers:
-        plccs = [agreement(*one.pair(number, label)).plcc for one in rounds]
-        figures = {"srocc": sroccs[number], "plcc": plccs}
+        figures = {name: [getattr(one, name) for one in found[number]] for name in ("srocc", "plcc")}
         entry: dict[str, Any]
         if len(rounds) == 1:
             entry = {name: json_number(values[0]) for name, values in figures.items()}
             entry |= _over_rows(rounds[0], number, label)
         else:
             entry = {name: spread([json_number(value) for value in values]) for name, values in figures.items()}
-            differences = [a - b for a, b in zip(sroccs[number], sroccs[0], strict=True)]
+            differences = [a.srocc - b.srocc for a, b in zip(found[number], found[0], strict=True)]
             entry["difference"] = _over_rounds(rounds, differences) if number else None
         compared.append(entry)
     return compared
 
 
 def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
-    scores, labels = one.pair(number, label)
-    interval = srocc_interval(scores, labels, seed=0, groups=one.groups)
-    difference = paired_difference(scores, one.pair(0, label)[0], labels, seed=0, groups=one.groups)
+    scores, labels, groups = one.scores[number][label], one.labels[label], one.group_N
+    interval = srocc_interval(scores, labels, seed=0, groups=groups)
+    difference = paired_difference(scores, one.scores[0][label], labels, seed=0, groups=groups)
     return {
         "srocc_ci": [json_number(bound) for bound in interval],
         "difference": difference.to_json() if number else None,
@@ -103,7 +126,7 @@ def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
 
 def _over_rounds(rounds: Sequence[Round], differences: Sequence[float]) -> dict[str, Any]:
     # Splits share training rows; initial weights on one split do not make each other's training.
-    shares = [len(one.rows[0]) / max(1, int((~one.tables[0].is_test_N).sum())) for one in rounds]
+    shares = [len(one.keys) / max(1, one.num_trained) for one in rounds]
     share = float(np.mean(shares)) if source_of_spread(rounds) == "splits" else 0.0
     judged = mean_difference(differences, test_to_train=share).to_json()
     return judged | {"values": [json_number(value) for value in differences]}

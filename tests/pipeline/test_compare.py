@@ -156,6 +156,22 @@ def test_a_label_that_is_not_in_all_is_left_out_and_said(demo_run, trained, rela
     with pytest.raises(UserError) as error:
         compared(one, trained(cache=relabelled(drop("consistency"))))
     assert str(error.value) == "RUNS: no label was trained in all runs; give runs that share one"
+    assert compared(one, one).to_json()["warnings"] == []  # a label that no run knows is nothing to miss
+
+
+def test_a_label_that_one_repeat_could_not_learn_is_left_out_and_said(demo_cache, trained, relabelled):
+    """Too few labels for every split: the rows of one prompt, which the test of one repeat holds."""
+    held = {row["prompt"] for row in read_csv(trained(repeats=3) / "predictions_43.csv") if row["split"] == "test"}
+
+    def keep_one(rows):
+        prompt = next(row["prompt"] for row in rows if row["prompt"] in held)
+        for row in rows:
+            row["consistency"] = row["consistency"] if row["prompt"] == prompt else ""
+
+    run = trained(cache=relabelled(keep_one), repeats=2, epochs=1)
+    result = compared(run, run)
+    assert list(result.to_json()["labels"]) == ["quality"]
+    assert f"warning: {run} was not trained on consistency, which is not compared" in result.summary()
 
 
 def test_rows_that_have_nothing_in_common_are_refused(demo_run, trained, relabelled):
