@@ -18,7 +18,7 @@ import typer
 
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.settings import field_types, is_optional, option_name
-from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.settings import ExtractConfig, InspectConfig
 from deltaclip.pipeline.settings import CompareConfig, EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -51,8 +51,14 @@ class StageResult(Protocol):
         """Return the lines for a person."""
 
 
-def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageResult]], Callable[[Any], StageResult]]:
-    """Register a stage: its settings become options, its result is printed, its errors become one line."""
+def command(
+    settings: type, *, example: str, name: str | None = None
+) -> Callable[[Callable[[Any], StageResult]], Callable[[Any], StageResult]]:
+    """Register a stage: its settings become options, its result is printed, its errors become one line.
+
+    A result with an `exit_code` other than 0 has found what the caller should stop at. The command has the name of the
+    stage, or `name`.
+    """
 
     def register(stage: Callable[[Any], StageResult]) -> Callable[[Any], StageResult]:
         @functools.wraps(stage)
@@ -65,6 +71,8 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
                     traceback.print_exc()
                 _fail(error)
             typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
+            if code := getattr(result, "exit_code", 0):
+                raise typer.Exit(code)
 
         parameters = [_parameter(field, field_types(settings)[field.name]) for field in dataclasses.fields(settings)]
         parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
@@ -73,7 +81,7 @@ def command(settings: type, *, example: str) -> Callable[[Callable[[Any], StageR
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         # \b keeps the example on a line of its own, so that it can be copied.
-        app.command(stage.__name__, epilog=f"\b\nExample:\n  {example}")(run)
+        app.command(name or stage.__name__, epilog=f"\b\nExample:\n  {example}")(run)
         return stage
 
     return register
@@ -166,6 +174,14 @@ def compare(config: CompareConfig) -> StageResult:
 def predict(config: PredictConfig) -> StageResult:
     """Score an image, a folder or a manifest with a run."""
     from deltaclip.pipeline.predict import predict as stage
+
+    return stage(config)
+
+
+@command(InspectConfig, name="inspect", example="deltaclip inspect cache/demo_tiny.h5 --verify")
+def inspect_cache(config: InspectConfig) -> StageResult:
+    """Say what is in a cache, from what and how complete; verify it."""
+    from deltaclip.features.inspect_cache import inspect_cache as stage
 
     return stage(config)
 

@@ -166,7 +166,7 @@ class _Job:
                 check_recipes(store, {name: RECIPES[name] for name in self.views})
                 if store.header == {"request": request, "plan": self.plan.digest()}:
                     self._refuse(store.failed())
-                    if store.path == self.out and store.holds_views(self.views):
+                    if store.path == self.out and store.is_current and store.holds_views(self.views):
                         return _Done()
                 elif store.path == self.out:
                     check_data(store, self.plan)

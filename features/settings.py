@@ -38,3 +38,14 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Settings of `inspect`."""
+
+    caches: list[Path] = setting(help="Caches, or what an interrupted run left (.part).", argument=True)
+    verify: bool = setting(False, help="Read everything and list what is damaged; exit code 2 where something is.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)

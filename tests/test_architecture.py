@@ -18,6 +18,8 @@ from deltaclip import cli
 ROOT = Path(deltaclip.__file__).parent
 CODE = ("base", "features", "pipeline")
 COMMANDS = [info.name for info in cli.app.registered_commands]
+# `inspect` is a module of Python's own: the stage of that command has a longer name.
+STAGES = {name: {"inspect": "inspect_cache"}.get(name, name) for name in COMMANDS}
 HEAVY = ("numpy", "torch", "h5py", "open_clip", "scipy", "sklearn", "pyarrow", "PIL")
 MAX_LINES = 300
 
@@ -62,16 +64,17 @@ def stage_files():
 
 def test_a_file_beside_the_packages_is_a_stage_with_its_command():
     stages = {path.stem for path in stage_files()} - {"__init__", "settings"}
-    assert stages == set(COMMANDS)
+    assert stages == set(STAGES.values())
 
 
-@pytest.mark.parametrize("path", [p for p in stage_files() if p.stem in COMMANDS], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in stage_files() if p.stem in STAGES.values()], ids=name_of)
 def test_a_stage_has_one_function_of_its_name_that_takes_settings(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     (stage,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem]
     assert [argument.arg for argument in stage.args.args] == ["config"]
-    assert ast.unparse(stage.returns) == f"{path.stem.capitalize()}Result"
-    (result,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == f"{path.stem.capitalize()}Result"]
+    name = f"{path.stem.partition('_')[0].capitalize()}Result"
+    assert ast.unparse(stage.returns) == name
+    (result,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     assert {"to_json", "summary"} <= {node.name for node in result.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -115,5 +118,5 @@ def test_importing_the_package_loads_nothing_heavy():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_are_thin(name):
-    body = ast.parse(inspect.getsource(getattr(cli, name))).body[0]
+    body = ast.parse(inspect.getsource(getattr(cli, STAGES[name]))).body[0]
     assert len(body.body) <= 5

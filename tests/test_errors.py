@@ -230,10 +230,17 @@ TABLE = [
         "predict {at}/run {at}/good.csv --out {at}/x.xlsx",
         "{at}/x.xlsx: unknown suffix '.xlsx'; use one of .csv, .jsonl, .parquet",
     ),
+    # Caches.
+    ("inspect {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
+    ("inspect {at}/gone.h5 --verify", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
+    ("inspect {at}/other.h5", "{at}/other.h5: is no deltaclip cache; " + ANEW),
+    ("inspect {at}/demo.h5 {at}/other.h5", "{at}/other.h5: is no deltaclip cache; " + ANEW),
+    ("extract {at}/good.csv --views center,flop", "--views: 'flop' is no view; did you mean 'flip'?"),
     # The command line itself.
     ("trainn x", "'trainn' is no command; did you mean 'train'?"),
-    ("zzz", "'zzz' is no command; known: extract, train, evaluate, compare, predict"),
+    ("zzz", "'zzz' is no command; known: extract, train, sweep, evaluate, compare, predict, inspect"),
     ("train", "CACHE: is missing; see `deltaclip train --help`"),
+    ("inspect --verify", "CACHES: is missing; see `deltaclip inspect --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
     ("train x y", "got unexpected extra argument(s) (y); see `deltaclip train --help`"),
     ("train x --epoch 3", "--epoch: no such option; did you mean '--epochs'?"),

@@ -37,7 +37,7 @@ def size_bytes(plan: Plan, view_bytes: Sequence[int]) -> int:
         *(name for names in plan.names.values() for name in names),
     ]
     text_bytes = sum(len(text.encode()) + 64 for text in strings)
-    image_bytes = plan.num_images * (sum(width + 8 for width in view_bytes) + REASON_BYTES + 64)
+    image_bytes = plan.num_images * (sum(width + 16 for width in view_bytes) + REASON_BYTES + 64)
     vector_bytes = image_bytes + len(plan.texts) * (view_bytes[0] + 64)
     return vector_bytes + len(plan.row_files) * 128 + text_bytes + (len(view_bytes) << 20)
 
@@ -66,6 +66,7 @@ def write_attributes(file: h5py.File, plan: Plan, *, request: dict[str, Any], fa
 def _allocate_vectors(group: h5py.Group, shape: tuple[int, int], dtype: Any) -> None:
     _allocate(group, "embedding", shape, dtype)
     _allocate(group, "norm", shape[:1], np.float32)
+    _allocate(group, "crc32", shape[:1], np.uint32)
     group["status"] = np.zeros(shape[0], np.uint8)
 
 

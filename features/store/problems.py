@@ -14,25 +14,26 @@ import numpy as np
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.schema import CODE_COLUMNS, FORMAT, NUMBER_COLUMNS, READABLE_VERSIONS
 
-_EMBEDDED = ("embedding", "norm", "status")
 _ROW_COLUMNS = ("image", "prompt", "explanation", "file", *NUMBER_COLUMNS, *CODE_COLUMNS)
 
 
-def find_problem(file: h5py.File, *, unfinished: bool) -> str | None:
+def find_problem(file: h5py.File, *, unfinished: bool, has_seal: bool) -> str | None:
     """Return why an open file is no cache that can be used, None where it is one.
 
     Args:
         file: any HDF5 file.
         unfinished: accept the file of an interrupted run.
+        has_seal: whether there is a seal on it; version 1 had none.
     """
     if file.attrs.get("format") != FORMAT:
         return "is no deltaclip cache"
     version = file.attrs.get("schema_version", 0)
     if version not in READABLE_VERSIONS:
         return f"has schema version {version}, this release reads {' and '.join(map(str, READABLE_VERSIONS))}"
-    if "header" not in file.attrs or not (unfinished or file.attrs.get("complete")):
+    is_finished = file.attrs.get("complete") and (has_seal or version == 1)
+    if "header" not in file.attrs or not (unfinished or is_finished):
         return "is not complete"
-    return _broken_words(file) or _broken_lengths(file) or _broken_indices(file)
+    return _broken_words(file) or _broken_lengths(file, version) or _broken_indices(file)
 
 
 def _broken_words(file: h5py.File) -> str | None:
@@ -47,15 +48,16 @@ def _broken_words(file: h5py.File) -> str | None:
     return None
 
 
-def _broken_lengths(file: h5py.File) -> str | None:
+def _broken_lengths(file: h5py.File, version: int) -> str | None:
+    of_vectors = ("embedding", "norm", "status", *(() if version == 1 else ("crc32",)))
     views = [name for name in file["views"] if name != CENTER] if isinstance(file.get("views"), h5py.Group) else []
     same_length = {
         "rows": [f"rows/{name}" for name in _ROW_COLUMNS],
         "images": [
-            *(f"views/{view}/{name}" for view in (CENTER, *views) for name in _EMBEDDED),
+            *(f"views/{view}/{name}" for view in (CENTER, *views) for name in of_vectors),
             *(f"images/{name}" for name in ("sha256", "file", "reason")),
         ],
-        "texts": [f"texts/{name}" for name in (*_EMBEDDED, "sha256", "text", "truncated")],
+        "texts": [f"texts/{name}" for name in (*of_vectors, "sha256", "text", "truncated")],
     }
     for kind, names in same_length.items():
         wrong = [name for name in names if not isinstance(file.get(name), h5py.Dataset) or not file[name].shape]

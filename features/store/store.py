@@ -14,8 +14,18 @@ import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.store.checksums import damage_words, damaged_rows
 from deltaclip.features.store.problems import find_problem, read_recipe
-from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING, ViewLayout
+from deltaclip.features.store.schema import (
+    CODE_COLUMNS,
+    DONE,
+    FAILED,
+    NUMBER_COLUMNS,
+    PENDING,
+    SCHEMA_VERSION,
+    ViewLayout,
+)
+from deltaclip.features.store.seal import find_damage, has_seal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +75,8 @@ class FeatureStore:
         """
         if not path.is_file():
             raise UserError("no such cache", place=path, remedy="make it with `deltaclip extract`")
+        if damage := find_damage(path):
+            raise UserError(damage, place=path, remedy=ANEW)
         try:
             # Finished caches never change in place (they are replaced by a rename), so readers need no HDF5 lock,
             # which fails on some network file systems.
@@ -72,7 +84,7 @@ class FeatureStore:
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"is no readable HDF5 file ({reason})", place=path, remedy=ANEW) from error
-        problem = find_problem(file, unfinished=unfinished)
+        problem = find_problem(file, unfinished=unfinished, has_seal=has_seal(path))
         if problem:
             file.close()
             raise UserError(problem, place=path, remedy=ANEW)
@@ -137,6 +149,38 @@ class FeatureStore:
         """Return the group with `embedding` (K, W), `norm` and `status` (K,) of a view of the images, or of texts."""
         return self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
 
+    @property
+    def is_current(self) -> bool:
+        """Tell whether the file has the layout that this release writes."""
+        return self.schema_version == SCHEMA_VERSION
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell a finished cache from an interrupted run."""
+        return bool(self._file.attrs["complete"])
+
+    def check_vectors(
+        self, vectors_BW: NDArray[Any], kind: Kind, *, view: str = CENTER, rows: Any = slice(None)
+    ) -> None:
+        """Refuse vectors that are not what was computed; a cache of version 1 has nothing to tell by.
+
+        Args:
+            vectors_BW: as read from the group's `embedding`.
+            kind: images or texts.
+            view: of images.
+            rows: which rows these are, a slice or rising or falling indices.
+
+        Raises:
+            UserError: with the number of damaged rows and the first of them.
+        """
+        group = self.group(kind, view)
+        if "crc32" not in group:
+            return
+        damaged = damaged_rows(vectors_BW, group["crc32"][:][rows], group["status"][:][rows])
+        if damaged.size:
+            first = np.arange(len(group["status"]))[rows][damaged[0]]
+            raise UserError(damage_words(group, damaged.size, int(first)), place=self.path, remedy=ANEW)
+
     def status(self, view: str = CENTER) -> NDArray[np.uint8]:
         """Return of each image whether a view of it is to do, done or failed, (I,) uint8."""
         return np.asarray(self.group("images", view)["status"])
@@ -188,11 +232,13 @@ class FeatureStore:
         Those of texts and of the view `center` have L2 norm 1; other views as their recipe says.
 
         Raises:
-            UserError: a usable image lacks the view.
+            UserError: a usable image lacks the view; an embedding is not what was computed.
         """
         if view != CENTER:
             self.check_view(view)
-        return np.asarray(self.group(kind, view)["embedding"])
+        vectors = np.asarray(self.group(kind, view)["embedding"])
+        self.check_vectors(vectors, kind, view=view)
+        return vectors
 
     def norms(self, *, view: str = CENTER) -> NDArray[np.float32]:
         """Return the lengths that the image embeddings had before they were normalised, (I,) float32.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import publish
 from deltaclip.features.data.views import CENTER
-from deltaclip.features.store.schema import MISSING_KEY, SCHEMA_VERSION
+from deltaclip.features.store.schema import MISSING_KEY
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.writer import StoreWriter, part_path
 
@@ -43,35 +43,37 @@ def open_writer(
 
     Raises:
         UserError: what lies there was made by another backbone, in another precision or, of a view, by another
-            recipe; the disk is full.
+            recipe; it is damaged; the disk is full.
     """
     part = part_path(path)
     for store in open_left(path):  # both, before a byte is written: they may come from different requests
         with store:
             check_request(store, request)
     layouts = views_left(path, {name: layout.recipe for name, layout in views.items()}) | dict(views)
-    interrupted = open_interrupted(path)
     header = {"request": request, "plan": plan.digest()}
-    if interrupted is not None and interrupted.header == header and _has_room(interrupted, layouts):
-        interrupted.close()
-        return StoreWriter.resume(part)
+    if (interrupted := open_interrupted(path)) is not None:
+        with interrupted:
+            can_go_on = interrupted.header == header and _has_room(interrupted, layouts)
+        if can_go_on:
+            return StoreWriter.resume(part)
     # A new layout is made beside the old one and replaces it when it holds all that the old one held.
     draft = part.with_name(part.name + ".new")
     further = {name: layout for name, layout in layouts.items() if name != CENTER}
     writer = StoreWriter.create(draft, plan, request=request, facts=facts, views=further)
-    if interrupted is not None:
-        writer.reuse(interrupted)
-        interrupted.close()
-    if path.exists():
-        with FeatureStore.open(path) as finished:
-            writer.reuse(finished)
+    try:
+        for store in open_left(path):
+            with store:
+                writer.reuse(store)
+    except UserError:
+        writer.discard()
+        raise
     writer.close()
     publish(draft, part)
     return StoreWriter.resume(part)
 
 
 def _has_room(store: FeatureStore, views: Mapping[str, ViewLayout]) -> bool:
-    return store.schema_version == SCHEMA_VERSION and set(views) <= set(store.view_names())
+    return store.is_current and set(views) <= set(store.view_names())
 
 
 def views_left(path: Path, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, ViewLayout]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from deltaclip.base.files import prove_space, publish, require_space
 from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.store.checksums import row_checksums
 from deltaclip.features.store.layout import fit_reason, lay_out, size_bytes, write_attributes
 from deltaclip.features.store.schema import (
     DONE,
@@ -24,6 +25,7 @@ from deltaclip.features.store.schema import (
     Plan,
     ViewLayout,
 )
+from deltaclip.features.store.seal import SEAL_BYTES, break_seal, write_seal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +55,7 @@ class StoreWriter:
     @classmethod
     def resume(cls, part: Path) -> StoreWriter:
         """Open an unfinished cache; the caller has checked that it is for the same work."""
+        break_seal(part)  # of a run that was killed between the seal and the rename
         return cls(part, h5py.File(part, "r+", locking=False))
 
     @classmethod
@@ -83,7 +86,7 @@ class StoreWriter:
         require_space(part.parent, needed_bytes, "the cache")
         prove_space(part, needed_bytes)  # HDF5 does not survive a write that fails: it must not meet one
         # default libver: newer ones mark a file that was not closed as unusable
-        file = h5py.File(part, "w", locking=False)
+        file = h5py.File(part, "w", locking=False, userblock_size=SEAL_BYTES)
         lay_out(file, plan, layouts, dtype=dtype)
         write_attributes(file, plan, request=request, facts=facts)
         writer = cls(part, file)
@@ -114,7 +117,7 @@ class StoreWriter:
     ) -> None:
         """Store a batch of embeddings, float (B, W) and (B,), at rising `entries`; durable when this returns."""
         group, where = self.group(kind, view), _selection(np.asarray(entries))
-        group["embedding"][where], group["norm"][where] = vector_BW, norm_B
+        _write_vectors(group, where, vector_BW, norm_B)
         self.commit()
         group["status"][where] = DONE
         self.commit()
@@ -131,8 +134,8 @@ class StoreWriter:
             failed: rising (image, reason) of the others: no view of them will ever be, unless it is there.
         """
         for name, (entries, vector_BW, norm_B) in found.items():
-            view, where = self.group("images", name), _selection(np.asarray(entries))
-            view["embedding"][where], view["norm"][where] = vector_BW, norm_B
+            where = _selection(np.asarray(entries))
+            _write_vectors(self.group("images", name), where, vector_BW, norm_B)
         for entry, reason in failed:
             self._file["images/reason"][entry] = fit_reason(reason)
         self.commit()
@@ -154,7 +157,11 @@ class StoreWriter:
         dataset[first : first + len(status)] = status
 
     def reuse(self, old: FeatureStore) -> None:
-        """Take over every embedding whose content `old` already holds, of every view that it has."""
+        """Take over every embedding whose content `old` already holds, of every view that it has.
+
+        Raises:
+            UserError: an embedding is not what was computed.
+        """
         self._copy(old, "texts", CENTER)
         for view in old.view_names():
             self._copy(old, "images", view)
@@ -166,9 +173,11 @@ class StoreWriter:
         )
         for start in range(0, len(new), COPY_ROWS):
             block, rows = new[start : start + COPY_ROWS], source[start : start + COPY_ROWS]
+            embedding = _gather(vectors["embedding"], rows)
+            old.check_vectors(embedding, kind, view=view, rows=rows)
             if kind == "texts":
                 self.put_truncated(block, old.truncated()[rows])
-            self.put(kind, block, _gather(vectors["embedding"], rows), _gather(vectors["norm"], rows), view=view)
+            self.put(kind, block, embedding, _gather(vectors["norm"], rows), view=view)
 
     def has_images(self) -> bool:
         """Tell whether any image has an embedding."""
@@ -184,12 +193,19 @@ class StoreWriter:
         self.part.unlink()
 
     def finish(self, path: Path) -> None:
-        """Give the cache its name `path`: complete flag, flush, fsync, rename."""
+        """Give the cache its name `path`: complete flag, seal, fsync, rename."""
         assert not self.todo("images").size, "finish() before every image was stored"
         assert not self.todo("texts").size, "finish() before every text was stored"
         self._file.attrs.modify("complete", np.uint8(1))
+        places = [self._place(group) for group in (self._file["texts"], *self._file["views"].values())]
         self.close()
+        write_seal(self.part, places)
         publish(self.part, path)
+
+    @staticmethod
+    def _place(group: h5py.Group) -> tuple[int, int]:
+        dataset = group["embedding"].id
+        return int(dataset.get_offset()), int(dataset.get_storage_size())
 
     def close(self) -> None:
         """Close the file; what was stored stays and can be resumed."""
@@ -206,6 +222,11 @@ class StoreWriter:
             found = re.search(r"errno = (\d+)", str(error))
             number = int(found[1]) if found else getattr(error, "errno", None) or errno.EIO
             raise OSError(number, os.strerror(number), str(self.part)) from error
+
+
+def _write_vectors(group: h5py.Group, where: Any, vector_BW: NDArray[Any], norm_B: NDArray[Any]) -> None:
+    stored = np.asarray(vector_BW, dtype=group["embedding"].dtype)  # the checksum is of the bytes in the file
+    group["embedding"][where], group["norm"][where], group["crc32"][where] = stored, norm_B, row_checksums(stored)
 
 
 def _selection(entries: NDArray[np.int64]) -> slice | NDArray[np.int64]:

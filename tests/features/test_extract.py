@@ -28,6 +28,7 @@ from deltaclip.features.extract import default_cache, extract
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.verify import find_problems
 
 HEADER = ["image", "prompt", "quality", "consistency", "explanation", "source"]
 
@@ -202,6 +203,32 @@ def test_views_of_one_run_are_those_of_several(twelve, tiny_backbone):
             ours, theirs = (cache.embeddings("images", view=name) for cache in (store, reference))
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
             np.testing.assert_allclose(store.norms(view=name), reference.norms(view=name), rtol=1e-5)
+
+
+def as_version_one(path):
+    """Write a cache as the release before views had it: no recipes, no checksums, no seal."""
+    path.rename(path.with_suffix(".new"))
+    with h5py.File(path.with_suffix(".new"), "r") as new, h5py.File(path, "w") as old:
+        old.attrs.update(new.attrs)
+        old.attrs["schema_version"] = 1
+        for name in new:
+            new.copy(name, old)
+        for group in (old["views/center"], old["texts"]):
+            del group["crc32"]
+        del old["views/center"].attrs["recipe"]
+    path.with_suffix(".new").unlink()
+
+
+def test_a_cache_of_version_one_gets_checksums_and_keeps_its_vectors(twelve, tiny_backbone):
+    path = twelve / "c.h5"
+    run(twelve, tiny_backbone)
+    before, now = views_by_content(path), content(path)
+    as_version_one(path)
+    result = run(twelve, tiny_backbone)
+    assert (result.new_images, result.new_texts) == (0, 0)
+    assert views_by_content(path) == before
+    assert content(path) == now
+    assert find_problems(path) == []
 
 
 def test_unknown_views_are_refused_before_anything_is_read(twelve, tiny_backbone):

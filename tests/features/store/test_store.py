@@ -14,10 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.content import ImageContent
-from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.data.views import RECIPES
-from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.schema import (
     DONE,
     FAILED,
@@ -26,110 +23,26 @@ from deltaclip.features.store.schema import (
     REASON_BYTES,
     SCHEMA_VERSION,
     ViewLayout,
-    text_key,
 )
+from deltaclip.features.store.seal import SEAL_BYTES
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.takeover import check_data, check_request, differences, open_interrupted, open_writer
 from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
-
-REQUEST = {"weights_sha256": "a" * 64, "precision": "fp32"}
-FACTS = {"dim": 3, "precision": "fp32", "backbone": "test"}
-ANEW = "give another path, or remove it and extract again"
-
-
-def manifest(tmp_path, rows):
-    """A manifest from (content or None, prompt, explanation, group, quality) of each row."""
-    numbers = {name: np.full(len(rows), np.nan) for name in ("consistency", "quality_std", "consistency_std")}
-    return Manifest(
-        name="set",
-        path=tmp_path / "set.csv",
-        image_root=tmp_path,
-        images=[f"{number}.png" for number in range(len(rows))],
-        prompts=[row[1] for row in rows],
-        labels=numbers | {"quality": np.array([row[4] for row in rows], dtype=float)},
-        explanations=[row[2] for row in rows],
-        groups=[row[3] for row in rows],
-        sources=[f"s{number % 2}" if number % 3 else "" for number in range(len(rows))],
-        splits=[""] * len(rows),
-        places=[""] * len(rows),
-    )
-
-
-def key(content):
-    return bytes([content]) * 32
-
-
-def plan_of(tmp_path, rows):
-    contents = [
-        ImageContent(key(row[0]), "") if row[0] is not None else ImageContent(None, "no such file") for row in rows
-    ]
-    return make_plan(manifest(tmp_path, rows), contents)
-
-
-def vector_of(content):
-    """An embedding that says what it is of."""
-    return np.random.default_rng(list(content)).standard_normal(3).astype(np.float32)
-
-
-def norms_of(vectors):
-    return np.linalg.norm(vectors, axis=1)
-
-
-def fill(writer, plan, *, batch=2, fail=(), log=None):
-    for kind, keys in (("texts", plan.text_keys), ("images", plan.image_keys)):
-        todo = writer.todo(kind)
-        for start in range(0, len(todo), batch):
-            entries = todo[start : start + batch]
-            good = [int(entry) for entry in entries if kind == "texts" or keys[entry][0] not in fail]
-            vectors = np.array([vector_of(keys[entry].tobytes()) for entry in good]).reshape(-1, 3)
-            norms = norms_of(vectors)
-            if log is not None:
-                log += [(kind, keys[entry].tobytes()) for entry in entries]
-            if kind == "texts":
-                writer.put_truncated(entries, keys[entries][:, 0] % 2 == 1)
-                writer.put(kind, entries, vectors, norms)
-            else:
-                bad = [(int(entry), f"broken {keys[entry][0]}") for entry in entries if int(entry) not in good]
-                writer.put_images({"center": (good, vectors, norms)} if good else {}, bad)
-
-
-def write(path, plan, *, request=REQUEST, facts=FACTS, **options):
-    log = []
-    writer = open_writer(path, plan, request=request, facts=facts)
-    fill(writer, plan, log=log, **options)
-    writer.finish(path)
-    return log
-
-
-def check(path, rows, *, fail=()):
-    """Every row of the cache says what the manifest said, and its vectors are those of its content."""
-    with FeatureStore.open(path) as store:
-        found = store.rows()
-        usable = [number for number, row in enumerate(rows) if row[0] is not None and row[0] not in fail]
-        assert store.num_rows == len(rows)
-        assert store.dim == 3
-        assert list(found.text["file"]) == [f"{number}.png" for number in usable]
-        assert list(found.text["prompt"]) == [rows[number][1] for number in usable]
-        assert list(found.text["group"]) == [rows[number][3] for number in usable]
-        assert list(found.text["source"]) == [f"s{number % 2}" if number % 3 else "" for number in usable]
-        np.testing.assert_array_equal(found.numbers["quality"], np.float32([rows[number][4] for number in usable]))
-        v, t, texts = store.embeddings("images"), store.embeddings("texts"), store.texts()
-        for place, number in enumerate(usable):
-            content, prompt, explanation = rows[number][:3]
-            np.testing.assert_array_equal(v[found.image[place]], vector_of(key(content)))
-            assert store.norms()[found.image[place]] == norms_of(vector_of(key(content))[None])[0]
-            np.testing.assert_array_equal(t[found.prompt[place]], vector_of(text_key(prompt)))
-            entry = found.explanation[place]
-            assert (texts[entry] if entry >= 0 else "") == explanation
-        assert len(set(texts)) == len(texts)
-        np.testing.assert_array_equal(store.truncated(), [text_key(text)[0] % 2 == 1 for text in texts])
-        lost = {row[0] for row in rows if row[0] in fail}
-        missing = [f"{number}.png" for number, row in enumerate(rows) if row[0] is None]
-        assert {file for file, reason in store.failed() if reason == "no such file"} == set(missing)
-        assert sorted(reason for _, reason in store.failed() if reason != "no such file") == sorted(
-            f"broken {content}" for content in lost
-        )
-
+from deltaclip.tests.features.store.making import (
+    ANEW,
+    FACTS,
+    REQUEST,
+    VERSION_ONE,
+    check,
+    edited,
+    fill,
+    key,
+    norms_of,
+    plan_of,
+    small,
+    vector_of,
+    write,
+)
 
 CONTENT = st.none() | st.integers(1, 9)
 PROMPT = st.sampled_from(["a cat", "a dog", "größer 猫", "x" * 300]) | st.text(
@@ -195,11 +108,6 @@ def test_an_interrupted_run_is_taken_over_whatever_its_rows(tmp_path, rows, more
         if target is rows:
             assert not set(asked) & set(done)
         check(path, target)
-
-
-def small(tmp_path):
-    rows = [(1, "a", "", "g", 0.5), (2, "b", "why", "g", 0.1), (None, "a", "", "h", 0.2), (1, "c", "", "g", 1.0)]
-    return rows, plan_of(tmp_path, rows)
 
 
 def test_plan_of_duplicates_and_missing_files(tmp_path):
@@ -307,10 +215,10 @@ def test_other_versions_and_unfinished_files(tmp_path):
     FeatureStore.open(part, unfinished=True).close()
     write(path, plan)
     for version in (0, 3, 99):
-        with h5py.File(path, "r+") as file:
+        with edited(path) as file:
             file.attrs["schema_version"] = version
         assert refused(path) == f"{path}: has schema version {version}, this release reads 1 and 2; {ANEW}"
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del file.attrs["schema_version"]
     assert refused(path) == f"{path}: has schema version 0, this release reads 1 and 2; {ANEW}"
 
@@ -319,13 +227,16 @@ def test_truncated_files_are_refused_at_every_length(tmp_path):
     path, cut = tmp_path / "c.h5", tmp_path / "cut.h5"
     write(path, small(tmp_path)[1])
     size = path.stat().st_size
-    for length in (0, 1, 8, 95, 96, 512, size // 2, size - 1):
+    for length in (0, 1, 8, 26, 27, 95, 512, SEAL_BYTES - 1, SEAL_BYTES, SEAL_BYTES + 8, size // 2, size - 1):
         shutil.copy(path, cut)
         os.truncate(cut, length)
         for unfinished in (False, True):
             line = refused(cut, unfinished=unfinished)
-            assert line.startswith(f"{cut}: is no readable HDF5 file (")
-            assert line.endswith(f"); {ANEW}")
+            what = dict.fromkeys((0, 1, 8, 26), "is no readable HDF5 file (") | dict.fromkeys(
+                (27, 95), "is damaged (seal)"
+            )
+            assert line.startswith(f"{cut}: {what.get(length, f'is cut off ({length:,} of {size:,} bytes)')}")
+            assert line.endswith(f"; {ANEW}")
             assert "\n" not in line
 
 
@@ -450,7 +361,7 @@ DAMAGE = [
 def test_a_damaged_cache_is_refused_by_name(tmp_path, change, what):
     path = tmp_path / "c.h5"
     write(path, small(tmp_path)[1])
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         change(file)
     assert refused(path) == f"{path}: is damaged ({what}); {ANEW}"
 
@@ -538,10 +449,9 @@ def test_views_of_their_own_width_come_and_stay(tmp_path):
     more = plan_of(tmp_path, [(5, "a", "", "g", 0.5), (2, "b", "", "g", 0.1), (1, "a", "", "g", 0.5)])
     assert write_views(path, more, {"edges": EDGES}) == {"center": [0], "edges": [0, 1, 2], "tiles": [0]}
     third = raw(path)
-    for key in (plan.image_keys[0].tobytes(), plan.image_keys[1].tobytes()):
-        assert [third[name][1][key] for name in ("center", "tiles")] == [
-            second[name][1][key] for name in ("center", "tiles")
-        ]
+    for name in ("center", "tiles"):
+        for content in plan.image_keys[:2]:
+            assert third[name][1][content.tobytes()] == second[name][1][content.tobytes()]
     with FeatureStore.open(path) as store:
         assert store.view_names() == ["center", "edges", "tiles"]
         assert store.status("tiles").tolist() == [PENDING, DONE, DONE]
@@ -627,18 +537,11 @@ def test_a_failed_image_keeps_the_views_that_it_has(tmp_path):
         assert store.reasons() == ["", "broken", "no such file"]
 
 
-def version_one(path):
-    """Turn a cache into what release 0.1 before views wrote: one view, without a recipe."""
-    with h5py.File(path, "r+") as file:
-        file.attrs["schema_version"] = 1
-        del file["views/center"].attrs["recipe"]
-
-
 def test_a_cache_of_version_one_is_one_with_center_alone(tmp_path):
     path, (rows, plan) = tmp_path / "c.h5", small(tmp_path)
-    write(path, plan)
-    before = raw(path)
-    version_one(path)
+    shutil.copy(VERSION_ONE, path)
+    with h5py.File(path, "r") as file:
+        before = {name: file[f"views/center/{name}"][:] for name in ("embedding", "norm", "status")}
     check(path, rows)
     with FeatureStore.open(path) as store:
         assert (store.schema_version, store.view_names()) == (1, ["center"])
@@ -647,17 +550,19 @@ def test_a_cache_of_version_one_is_one_with_center_alone(tmp_path):
     check(path, rows)
     with FeatureStore.open(path) as store:
         assert store.schema_version == SCHEMA_VERSION
-    assert raw(path)["center"] == before["center"]
+        assert store.header["plan"] == plan.digest()
+    with h5py.File(path, "r") as file:
+        for name, values in before.items():
+            np.testing.assert_array_equal(file[f"views/center/{name}"][:], values)
 
 
 def test_an_interrupted_run_of_version_one_is_laid_out_anew(tmp_path):
     path, (rows, plan) = tmp_path / "c.h5", small(tmp_path)
-    writer = open_writer(path, plan, request=REQUEST, facts=FACTS)
-    vector = vector_of(plan.image_keys[0].tobytes())[None]
-    writer.put_images({"center": ([0], vector, norms_of(vector))}, [])
-    writer.close()
-    version_one(part_path(path))
-    assert ("images", plan.image_keys[0].tobytes()) not in write(path, plan)
+    shutil.copy(VERSION_ONE, part_path(path))
+    with h5py.File(part_path(path), "r+") as file:
+        file.attrs["complete"] = np.uint8(0)
+        file["views/center/status"][1] = PENDING
+    assert write(path, plan) == [("images", plan.image_keys[1].tobytes())]
     check(path, rows)
     with FeatureStore.open(path) as store:
         assert store.schema_version == SCHEMA_VERSION

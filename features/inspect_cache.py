@@ -1,0 +1,156 @@
+"""STAGE inspect: what is in a cache, from what, how complete; every problem of it. Spec sections 6 and 8."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.verify import find_problems
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.features.settings import InspectConfig
+
+FAILURES_SHOWN = 10
+PROBLEMS_FOUND = 2  # the exit code of wrong input: a damaged cache is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheReport:
+    """One file; counts are of distinct images and texts. `problems` is None where nobody asked for them.
+
+    `views` has by name `width`, `recipe` and the number of images `done`, `failed`, `to_do`; `labels` has the number
+    of usable rows with each label, `names` the number of distinct groups, sources and splits.
+    """
+
+    cache: Path
+    size_bytes: int
+    schema_version: int
+    complete: bool
+    dataset: dict[str, Any]
+    request: dict[str, Any]
+    facts: dict[str, Any]
+    rows: int
+    usable_rows: int
+    images: int
+    texts: int
+    texts_to_do: int
+    truncated_texts: int
+    views: dict[str, dict[str, Any]]
+    labels: dict[str, int]
+    names: dict[str, int]
+    failed: list[tuple[str, str]]
+    problems: list[str] | None
+
+    def lines(self) -> list[str]:
+        """Return the report for a person."""
+        facts = self.facts
+        state = "complete" if self.complete else "not complete: give the same `deltaclip extract` again"
+        lines = [
+            f"{self.cache}: {state}, schema version {self.schema_version}, {self.size_bytes / 1e6:,.1f} MB",
+            f"  data: {self.dataset['name']}, {self.rows:,} rows, {self.usable_rows:,} of them usable",
+            f"  backbone: {facts['backbone']}, D = {facts['dim']}, {facts['precision']}"
+            + (f", weights {self.request['weights_sha256'][:12]}" if "weights_sha256" in self.request else ""),
+        ]
+        for name, view in self.views.items():
+            rest = "".join(f", {view[key]:,} {words}" for key, words in _REST.items() if view[key])
+            lines.append(f"  view {name}: {view['done']:,} of {self.images:,} images{rest}, W = {view['width']}")
+        to_do = f", {self.texts_to_do:,} to do" if self.texts_to_do else ""
+        cut = f", {self.truncated_texts:,} cut at the context length" if self.truncated_texts else ""
+        lines.append(f"  texts: {self.texts:,}{to_do}{cut}")
+        lines += [f"  {label}: {count:,} rows" for label, count in self.labels.items() if count]
+        lines += [f"  {name}s: {count:,}" for name, count in self.names.items() if count]
+        lines += [f"  {file}: {reason}" for file, reason in self.failed[:FAILURES_SHOWN]]
+        if len(self.failed) > FAILURES_SHOWN:
+            lines.append(f"  ... and {len(self.failed) - FAILURES_SHOWN:,} more images that could not be read")
+        return lines + _verdict(self.problems)
+
+
+_REST = {"failed": "could not be read", "to_do": "to do"}
+
+
+def _verdict(problems: list[str] | None) -> list[str]:
+    if problems is None:
+        return []
+    return [f"  PROBLEM: {problem}" for problem in problems] or ["  verified: every byte is what was written"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    """What is in each cache; `damaged` has the problems of those that cannot even be opened."""
+
+    reports: list[CacheReport]
+    damaged: dict[str, list[str]]
+
+    @property
+    def exit_code(self) -> int:
+        """2 where `--verify` found a problem."""
+        return PROBLEMS_FOUND if self.damaged or any(report.problems for report in self.reports) else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        reports = [asdict(report) | {"cache": str(report.cache)} for report in self.reports]
+        return {"caches": reports, "damaged": self.damaged}
+
+    def summary(self) -> str:
+        """Return what is in each cache, and what is wrong with it."""
+        lines = [line for report in self.reports for line in report.lines()]
+        for cache, problems in self.damaged.items():
+            lines += [f"{cache}: cannot be used", *_verdict(problems)]
+        return "\n".join(lines)
+
+
+def inspect_cache(config: InspectConfig) -> InspectResult:
+    """Describe caches and, if asked to, read every byte of them.
+
+    Raises:
+        UserError: no such file; without `--verify`, also a file that cannot be opened as a cache.
+    """
+    reports: list[CacheReport] = []
+    damaged: dict[str, list[str]] = {}
+    for path in config.caches:
+        try:
+            reports.append(_report(path, find_problems(path) if config.verify else None))
+        except UserError as error:
+            if not config.verify or not path.is_file():
+                raise
+            damaged[str(path)] = [error.message]
+    return InspectResult(reports=reports, damaged=damaged)
+
+
+def _report(path: Path, problems: list[str] | None) -> CacheReport:
+    with FeatureStore.open(path, unfinished=True) as store:
+        rows, truncated = store.rows(), store.truncated()
+        return CacheReport(
+            cache=path,
+            size_bytes=path.stat().st_size,
+            schema_version=store.schema_version,
+            complete=store.is_complete,
+            dataset=store.dataset,
+            request=store.header["request"],
+            facts=store.facts,
+            rows=store.num_rows,
+            usable_rows=len(rows),
+            images=len(store.status()),
+            texts=len(truncated),
+            texts_to_do=int((store.group("texts")["status"][:] == PENDING).sum()),
+            truncated_texts=int(truncated.sum()),
+            views={name: _view(store, name) for name in store.view_names()},
+            labels={name: int(np.isfinite(rows.numbers[name]).sum()) for name in NUMBER_COLUMNS},
+            names={name: len(set(rows.text[name]) - {""}) for name in CODE_COLUMNS},
+            failed=store.failed(),
+            problems=problems,
+        )
+
+
+def _view(store: FeatureStore, name: str) -> dict[str, Any]:
+    layout, status = store.view_layouts()[name], store.status(name)
+    values = {"done": DONE, "failed": FAILED, "to_do": PENDING}
+    counts = {key: int((status == value).sum()) for key, value in values.items()}
+    return {"width": layout.width, "recipe": dict(layout.recipe), **counts}

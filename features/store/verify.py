@@ -1,0 +1,68 @@
+"""Examine a cache: every problem as one phrase. Spec section 6.
+
+Knows seals, checksums and the reader. Must not know what to do about a problem.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.store.checksums import damaged_rows
+from deltaclip.features.store.schema import DONE, text_key
+from deltaclip.features.store.store import FeatureStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import h5py
+
+BLOCK_BYTES = 64 << 20
+
+
+def find_problems(path: Path) -> list[str]:
+    """Return what is wrong with a cache or with what an interrupted run left, one phrase each, in bounded memory.
+
+    Raises:
+        UserError: no such file.
+    """
+    if not path.is_file():
+        FeatureStore.open(path)
+    try:
+        store = FeatureStore.open(path, unfinished=True)
+    except UserError as error:
+        return [error.message]
+    with store:
+        return list(_problems(store))
+
+
+def _problems(store: FeatureStore) -> Iterator[str]:
+    if not store.is_current:
+        version = store.schema_version
+        yield f"schema version {version} has no checksums: extract the same data again, nothing is computed"
+    groups = [store.group("images", view) for view in store.view_names()]
+    for group in (*groups, store.group("texts")):
+        yield from _of_vectors(group)
+    wrong = [
+        entry for entry, text in enumerate(store.texts()) if store.keys("texts")[entry].tobytes() != text_key(text)
+    ]
+    if wrong:
+        yield f"texts/sha256: {len(wrong):,} texts are not those of their keys, the first is text {wrong[0]}"
+
+
+def _of_vectors(group: h5py.Group) -> Iterator[str]:
+    embedding, status = group["embedding"], group["status"][:]
+    name, num_rows = f"{group.name.strip('/')}/embedding", len(embedding)
+    step = max(1, BLOCK_BYTES // max(1, embedding.dtype.itemsize * embedding.shape[1]))
+    damaged, unusable = [], []
+    for start in range(0, num_rows, step):
+        vectors, done = embedding[start : start + step], status[start : start + step]
+        if "crc32" in group:
+            damaged += (start + damaged_rows(vectors, group["crc32"][start : start + step], done)).tolist()
+        unusable += (start + np.flatnonzero((done == DONE) & ~np.isfinite(vectors).all(axis=1))).tolist()
+    for rows, words in ((damaged, "are not what was computed"), (unusable, "are not finite")):
+        if rows:
+            yield f"{name}: {len(rows):,} of {num_rows:,} rows {words}, the first is row {rows[0]}"
