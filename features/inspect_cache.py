@@ -9,6 +9,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING
+from deltaclip.features.store.shards import merge
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.verify import find_problems
 
@@ -107,14 +108,19 @@ class InspectResult:
 
 
 def inspect_cache(config: InspectConfig) -> InspectResult:
-    """Describe caches and, if asked to, read every byte of them.
+    """Describe caches and, if asked to, read every byte of them; with `--merge`, of the cache that they make together.
 
     Raises:
-        UserError: no such file; without `--verify`, also a file that cannot be opened as a cache.
+        UserError: no such file, caches that do not fit together; without `--verify`, also a file that cannot be opened
+            as a cache.
     """
+    caches = config.caches
+    if config.merge:
+        merge(caches, config.merge)
+        caches = [config.merge]
     reports: list[CacheReport] = []
     damaged: dict[str, list[str]] = {}
-    for path in config.caches:
+    for path in caches:
         try:
             reports.append(_report(path, find_problems(path) if config.verify else None))
         except UserError as error:

@@ -45,6 +45,7 @@ class InspectConfig:
     """Settings of `inspect`."""
 
     caches: list[Path] = setting(help="Caches, or what an interrupted run left (.part).", argument=True)
+    merge: Path | None = setting(None, help="Write the caches as one to this file, and say what is in that.")
     verify: bool = setting(False, help="Read everything and list what is damaged; exit code 2 where something is.")
 
     def __post_init__(self) -> None:

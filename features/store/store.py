@@ -40,7 +40,7 @@ ANEW = "give another path, or remove it and extract again"
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The usable rows of a cache: those whose image has an embedding.
+    """Rows of a cache, by default the usable ones: those whose image has an embedding.
 
     `image`, `prompt`, `explanation` (N,) int64 index the embeddings (-1: no explanation); `numbers` (N,) float32
     labels in [0, 1] and their SDs, NaN where missing; `text` columns (N,) str: file, prompt, group, source, split.
@@ -250,23 +250,23 @@ class FeatureStore:
             self.check_view(view)
         return np.asarray(self.group("images", view)["norm"])
 
-    def rows(self) -> Rows:
-        """Return the rows whose image has an embedding, in manifest order."""
+    def rows(self, *, usable: bool = True) -> Rows:
+        """Return the rows whose image has an embedding, in manifest order; all of them where not only the `usable`."""
         rows = self._file["rows"]
         image = np.asarray(rows["image"])
-        usable = np.flatnonzero(self.group("images")["status"][:][image] == DONE)
-        prompt = np.asarray(rows["prompt"])[usable]
+        chosen = np.flatnonzero(self.status()[image] == DONE) if usable else np.arange(len(image))
+        prompt = np.asarray(rows["prompt"])[chosen]
         text = {
-            "file": np.asarray(rows["file"].asstr()[:], dtype=object)[usable],
+            "file": np.asarray(rows["file"].asstr()[:], dtype=object)[chosen],
             "prompt": self.texts()[prompt],
         }
         for column in CODE_COLUMNS:
             names = np.array([*self._file[f"names/{column}"].asstr()[:], ""], dtype=object)  # code -1 is the last one
-            text[column] = names[np.asarray(rows[column])[usable]]
+            text[column] = names[np.asarray(rows[column])[chosen]]
         return Rows(
-            image=image[usable],
+            image=image[chosen],
             prompt=prompt,
-            explanation=np.asarray(rows["explanation"])[usable],
-            numbers={column: np.asarray(rows[column])[usable] for column in NUMBER_COLUMNS},
+            explanation=np.asarray(rows["explanation"])[chosen],
+            numbers={column: np.asarray(rows[column])[chosen] for column in NUMBER_COLUMNS},
             text=text,
         )

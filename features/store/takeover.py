@@ -13,7 +13,7 @@ from deltaclip.base.files import publish
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.schema import MISSING_KEY
 from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.writer import StoreWriter, part_path
+from deltaclip.features.store.writer import StoreWriter, draft_path, part_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ def open_writer(
         if can_go_on:
             return StoreWriter.resume(part)
     # A new layout is made beside the old one and replaces it when it holds all that the old one held.
-    draft = part.with_name(part.name + ".new")
+    draft = draft_path(path)
     further = {name: layout for name, layout in layouts.items() if name != CENTER}
     writer = StoreWriter.create(draft, plan, request=request, facts=facts, views=further)
     try:
@@ -94,7 +94,9 @@ def views_left(path: Path, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str
     return found
 
 
-def check_recipes(store: FeatureStore, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+def check_recipes(
+    store: FeatureStore, recipes: Mapping[str, Mapping[str, Any]], *, remedy: str = "give another --out"
+) -> None:
     """Refuse a cache that has a view of one of these names and of another recipe.
 
     Raises:
@@ -104,7 +106,7 @@ def check_recipes(store: FeatureStore, recipes: Mapping[str, Mapping[str, Any]])
         wrong = differences(dict(layout.recipe), dict(recipes.get(name, layout.recipe)))
         if wrong:
             message = f"has a view {name} of another recipe: {'; '.join(wrong)}"
-            raise UserError(message, place=store.path, remedy="give another --out")
+            raise UserError(message, place=store.path, remedy=remedy)
 
 
 def open_left(path: Path) -> Iterator[FeatureStore]:

@@ -46,6 +46,11 @@ def part_path(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+def draft_path(path: Path) -> Path:
+    """Return where a new layout is made, before it replaces anything; a kill may leave it, nobody reads it."""
+    return path.with_name(path.name + ".part.new")
+
+
 class StoreWriter:
     """An unfinished cache at `part`; only one process may hold it (`base.files.one_writer`)."""
 

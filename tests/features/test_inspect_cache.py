@@ -16,6 +16,7 @@ from deltaclip.features.data.views import RECIPES
 from deltaclip.features.extract import extract
 from deltaclip.features.inspect_cache import FAILURES_SHOWN, inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
+from deltaclip.features.store.store import FeatureStore
 from deltaclip.tests.features.store.making import ANEW, VERSION_ONE
 
 
@@ -169,3 +170,40 @@ def test_no_such_file(tmp_path):
     for verify in (False, True):
         with pytest.raises(UserError, match="no such cache"):
             inspect(tmp_path / "c.h5", verify=verify)
+
+
+def test_merge(demo_folder, tiny_backbone, tmp_path, capsys):
+    """Two shards of a table, merged, are what one extraction of the whole table gives."""
+    with (demo_folder / "demo.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))[:16]
+    shards = {"a": rows[:9], "b": rows[7:], "all": rows}
+    for name, part in shards.items():
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(part)
+        arguments = ["--image-root", demo_folder, "--backbone", tiny_backbone, "--precision", "fp32"]
+        assert run("extract", tmp_path / f"{name}.csv", *arguments, "--out", tmp_path / f"{name}.h5") == 0
+    out = tmp_path / "merged.h5"
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "a.h5", tmp_path / "b.h5", "--merge", out, "--verify") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"{out}: complete, schema version 2")
+    assert printed[1] == "  data: a+b, 16 rows, 16 of them usable"
+    assert printed[-1] == "  verified: every byte is what was written"
+    with FeatureStore.open(out) as merged, FeatureStore.open(tmp_path / "all.h5") as whole:
+        assert (merged.facts, merged.header["request"]) == (whole.facts, whole.header["request"])
+        ours, theirs = merged.rows(), whole.rows()
+        for name, column in theirs.text.items():
+            assert list(ours.text[name]) == list(column)
+        for name, numbers in theirs.numbers.items():
+            np.testing.assert_array_equal(ours.numbers[name], numbers)
+        for kind, column in (("images", "image"), ("texts", "prompt")):
+            pairs = [store.embeddings(kind)[getattr(rows, column)] for store, rows in ((merged, ours), (whole, theirs))]
+            np.testing.assert_allclose(*pairs, atol=1e-5)  # other batches, other order of sums
+    # And `extract` goes on from it without computing anything.
+    assert run("extract", tmp_path / "all.csv", *arguments, "--out", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["new_images"], result["new_texts"], result["rows"]) == (0, 0, 16)
+    assert run("inspect", tmp_path / "a.h5", "--merge", out) == 2
+    assert capsys.readouterr().err == f"deltaclip: {out}: already exists; give another --merge or remove it first\n"
