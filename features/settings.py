@@ -24,7 +24,7 @@ class ExtractConfig:
     backbone: str = setting("tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.")
     pretrained: str | None = setting(None, help="For a model name: a tag of open_clip or a checkpoint file.")
     quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
-    views: str = setting("center", help="Views of every image, comma-separated: center (always), flip, tiles.")
+    views: str = setting("center", help="Views of every image, comma-separated: center (always), flip, tiles, stages.")
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
     precision: PrecisionChoice = setting(
         "auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings."

@@ -1,4 +1,4 @@
-"""Views of an image: which there are, what each is made of, and the crops of those that CLIP does not cut itself.
+"""Views of an image: which there are, what each is made of, and the pixels of those that CLIP does not cut itself.
 
 Knows pixels and names. Must not know models or caches: how a view becomes a vector stands in `backbone/views.py`.
 Spec section 6.
@@ -7,6 +7,7 @@ Spec section 6.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CENTER = "center"
+STAGES = "stages"
 MAX_TILES = 9  # a 3 x 3 grid: as much as 9 forward passes an image, so the cost has a bound whatever the resolution
+# 384 for 224: quality of AGIQA-3K from means of MobileNetV2's stages, SROCC .820; 512 adds .003 at 1.8 times the pixels.
+WHOLE_SCALE = Fraction(12, 7)
+WHOLE_ASPECT = 2  # a whole image costs at most twice a square one
+MAX_BLOCKS = 12  # a tower of 24 or 48 blocks of 1,280 channels would give 30,000 and more numbers an image
+OF_TOWER = "tower"  # part of a recipe that follows from the backbone, whose identity is compared by itself
 # What makes a view, beside the backbone: part of its identity, so a change here must change a word of the recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     CENTER: {"pixels": "preprocessing of the backbone", "vector": "unit length"},
@@ -27,6 +34,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "pixels": "crops of the input size at native resolution, one in the middle of each cell of an even grid",
         "max_tiles": MAX_TILES,
         "vector": "mean of unit vectors",
+    },
+    STAGES: {
+        "pixels": "whole image where the tower takes any size, else those of center",
+        "whole_scale": str(WHOLE_SCALE),
+        "whole_aspect": WHOLE_ASPECT,
+        "max_blocks": MAX_BLOCKS,
+        "vector": "means over space or tokens of the outputs of the blocks, one after the other, not normalised",
+        "dtype": "float32",
     },
 }
 
@@ -42,6 +57,31 @@ def parse_views(text: str) -> tuple[str, ...]:
         if name not in RECIPES:
             raise UserError(f"{name!r} is no view", place="--views", remedy=did_you_mean(name, RECIPES))
     return tuple(dict.fromkeys([CENTER, *names]))
+
+
+def whole_short_side(input_short_side: int) -> int:
+    """Return the shortest side of a whole image for a model whose input has this shortest side."""
+    return round(input_short_side * WHOLE_SCALE)
+
+
+def fit_whole(image: Image.Image, short_side: int, *, resample: Image.Resampling) -> NDArray[np.uint8]:
+    """Resize a whole image; it keeps its shape up to `WHOLE_ASPECT`, and a longer strip is squeezed to that.
+
+    Args:
+        image: RGB.
+        short_side: of the result.
+        resample: how to resize.
+
+    Returns:
+        (1, 3, H, W) uint8, the shorter of H and W `short_side`, the longer at most `WHOLE_ASPECT` times that.
+    """
+    shortest, longest = min(image.size), WHOLE_ASPECT * short_side
+    width, height = (min(round(length * short_side / shortest), longest) for length in image.size)
+    if image.height > WHOLE_ASPECT * image.width:
+        # Pillow does the width first: a strip of 10 x 30,000 would become 384 x 30,000 on its way.
+        image = image.resize((image.width, height), resample)
+    pixels_HW3 = np.asarray(image.resize((width, height), resample))
+    return np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1)[None])
 
 
 def cut_tiles(image: Image.Image, height: int, width: int, *, resample: Image.Resampling) -> NDArray[np.uint8]:

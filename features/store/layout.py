@@ -49,7 +49,7 @@ def lay_out(file: h5py.File, plan: Plan, views: Mapping[str, ViewLayout], *, dty
     for name, layout in views.items():
         view = file.create_group(f"views/{name}")
         view.attrs["recipe"] = json.dumps(layout.recipe)
-        _allocate_vectors(view, (plan.num_images, layout.width), dtype)
+        _allocate_vectors(view, (plan.num_images, layout.width), layout.stored_as(dtype))
         view["status"][:] = np.where(unread, FAILED, PENDING).astype(np.uint8)
     _allocate_vectors(file["texts"], (len(plan.texts), views[CENTER].width), dtype)
 

@@ -42,6 +42,11 @@ class ViewLayout:
     width: int
     recipe: Mapping[str, Any]
 
+    def stored_as(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the type of the vectors in a cache of `dtype`: the recipe's where it names one."""
+        name = self.recipe.get("dtype")
+        return np.dtype(str(name)) if name else dtype
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

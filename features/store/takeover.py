@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import publish
-from deltaclip.features.data.views import CENTER
+from deltaclip.features.data.views import CENTER, OF_TOWER
 from deltaclip.features.store.schema import MISSING_KEY
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.writer import StoreWriter, draft_path, part_path
@@ -99,11 +99,15 @@ def check_recipes(
 ) -> None:
     """Refuse a cache that has a view of one of these names and of another recipe.
 
+    A recipe given without the part that follows from the backbone is compared without it.
+
     Raises:
         UserError: with every difference.
     """
     for name, layout in store.view_layouts().items():
-        wrong = differences(dict(layout.recipe), dict(recipes.get(name, layout.recipe)))
+        there = dict(layout.recipe)
+        of_tower = {OF_TOWER: there[OF_TOWER]} if OF_TOWER in there else {}
+        wrong = differences(there, of_tower | dict(recipes.get(name, there)))
         if wrong:
             message = f"has a view {name} of another recipe: {'; '.join(wrong)}"
             raise UserError(message, place=store.path, remedy=remedy)

@@ -87,7 +87,8 @@ class StoreWriter:
         """
         dtype, dim = np.dtype(STORED_DTYPE[facts["precision"]]), int(facts["dim"])
         layouts = {CENTER: ViewLayout(width=dim, recipe=RECIPES[CENTER]), **views}
-        needed_bytes = size_bytes(plan, [layout.width * dtype.itemsize for layout in layouts.values()])
+        view_bytes = [layout.width * layout.stored_as(dtype).itemsize for layout in layouts.values()]
+        needed_bytes = size_bytes(plan, view_bytes)
         require_space(part.parent, needed_bytes, "the cache")
         prove_space(part, needed_bytes)  # HDF5 does not survive a write that fails: it must not meet one
         # default libver: newer ones mark a file that was not closed as unusable

@@ -111,7 +111,7 @@ def test_vectors(backbone, images, files, *, side, batch_size):
 
 
 def test_center_is_what_it_was_before_views_bit_for_bit(backbone, images, files):
-    (batch,) = encode(backbone, files, {file.entry for file in files})
+    (batch,) = encode(backbone, files, {file.entry for file in files}, names=(*NAMES, "stages"))
     before = encode_images(backbone, torch.stack([backbone.preprocess(image) for image in images]))
     np.testing.assert_array_equal(batch.found["center"].vector_BW, before.unit_BD)
     np.testing.assert_array_equal(batch.found["center"].norm_B, before.norm_B)
@@ -140,7 +140,7 @@ def test_an_image_is_prepared_once_for_views_of_one_source(backbone, files, monk
         return counted(image)
 
     monkeypatch.setitem(backbone.__dict__, "preprocess", preprocess)
-    encode(backbone, files, {file.entry for file in files}, names=("center", "flip"))
+    encode(backbone, files, {file.entry for file in files}, names=("center", "flip", "stages"))
     assert len(calls) == len(files)
 
 

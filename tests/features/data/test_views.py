@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.views import MAX_TILES, RECIPES, cut_tiles, parse_views, tile_corners
+from deltaclip.features.data.views import (
+    MAX_TILES,
+    RECIPES,
+    cut_tiles,
+    fit_whole,
+    parse_views,
+    tile_corners,
+    whole_short_side,
+)
 
 CUBIC = Image.Resampling.BICUBIC
 
@@ -31,8 +39,8 @@ def test_names(text, names):
     ("text", "line"),
     [
         ("flipp", "--views: 'flipp' is no view; did you mean 'flip'?"),
-        ("center,", "--views: '' is no view; known: center, flip, tiles"),
-        ("", "--views: '' is no view; known: center, flip, tiles"),
+        ("center,", "--views: '' is no view; known: center, flip, tiles, stages"),
+        ("", "--views: '' is no view; known: center, flip, tiles, stages"),
         ("flip tiles", "--views: 'flip tiles' is no view; did you mean 'tiles'?"),
     ],
 )
@@ -120,3 +128,48 @@ def test_tiles_that_are_not_square():
     tiles = cut_tiles(numbered(20, 20), 10, 5, resample=CUBIC)
     assert places(tiles) == [(y, x) for y in (0, 10) for x in (0, 5, 10, 15)]
     assert cut_tiles(numbered(5, 5), 10, 5, resample=CUBIC).shape == (2, 3, 10, 5)
+
+
+@pytest.mark.parametrize(("size", "short_side"), [(224, 384), (336, 576), (96, 165), (1, 2)])
+def test_a_whole_image_is_larger_than_the_input(size, short_side):
+    assert whole_short_side(size) == short_side
+
+
+@pytest.mark.parametrize(
+    ("size", "whole"),
+    [
+        ((1, 1), (60, 60)),
+        ((60, 60), (60, 60)),
+        ((59, 61), (60, 62)),
+        ((100, 150), (60, 90)),
+        ((90, 45), (120, 60)),
+        ((91, 45), (120, 60)),
+        ((2, 100), (60, 120)),
+        ((30_000, 10), (120, 60)),
+        ((10, 30_000), (60, 120)),
+    ],
+)
+def test_a_whole_image_keeps_its_shape_up_to_two_to_one(size, whole):
+    pixels = fit_whole(Image.new("RGB", size, (10, 20, 30)), 60, resample=CUBIC)
+    assert (pixels.shape, pixels.dtype) == ((1, 3, whole[1], whole[0]), np.uint8)
+    assert [np.unique(channel).tolist() for channel in pixels[0]] == [[10], [20], [30]]
+
+
+def test_a_whole_image_of_the_right_size_is_as_it_was():
+    image = numbered(60, 77)
+    np.testing.assert_array_equal(fit_whole(image, 60, resample=CUBIC)[0].transpose(1, 2, 0), np.asarray(image))
+
+
+def test_lying_and_standing_strips_are_treated_alike():
+    image = numbered(50, 400)
+    lying = fit_whole(image, 60, resample=CUBIC)[0]
+    standing = fit_whole(image.transpose(Image.Transpose.TRANSPOSE), 60, resample=CUBIC)[0]
+    np.testing.assert_array_equal(lying, standing.transpose(0, 2, 1))
+
+
+def test_all_of_a_strip_is_in_its_whole_image():
+    image = Image.new("RGB", (1000, 10))
+    image.paste("white", (990, 0, 1000, 10))
+    pixels = fit_whole(image, 60, resample=CUBIC)[0, 0]
+    assert pixels[:, -1].min() > 250
+    assert pixels[:, :100].max() < 5

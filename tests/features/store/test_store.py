@@ -26,7 +26,14 @@ from deltaclip.features.store.schema import (
 )
 from deltaclip.features.store.seal import SEAL_BYTES
 from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import check_data, check_request, differences, open_interrupted, open_writer
+from deltaclip.features.store.takeover import (
+    check_data,
+    check_recipes,
+    check_request,
+    differences,
+    open_interrupted,
+    open_writer,
+)
 from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
 from deltaclip.tests.features.store.making import (
     ANEW,
@@ -482,6 +489,40 @@ def test_a_view_that_is_not_there_is_refused_by_name(tmp_path):
             with pytest.raises(UserError) as caught:
                 store.embeddings("images", view=name)
             assert str(caught.value) == f"{path}: {line}"
+
+
+def test_a_recipe_may_ask_for_32_bits(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    large = ViewLayout(width=2, recipe={"pixels": "large", "dtype": "float32"})
+    vectors = np.array([[70_000, 1e-9], [1, 2]], dtype=np.float32)  # neither of the first two has a place in 16 bits
+    for views in ({"large": large}, {"large": large, "edges": EDGES}):  # the second moves what the first wrote
+        writer = open_writer(path, plan, request=REQUEST, facts=FACTS | {"precision": "fp16"}, views=views)
+        fill(writer, plan)
+        for name in views:
+            if (todo := writer.todo("images", name)).size:
+                writer.put_images({name: (todo.tolist(), vectors, norms_of(vectors))}, [])
+        writer.finish(path)
+        with FeatureStore.open(path) as store:
+            assert store.view_layouts()["large"] == large
+            found = store.embeddings("images", view="large")
+            np.testing.assert_array_equal(found[:2], vectors)
+            assert found.dtype == np.float32
+            assert store.embeddings("images").dtype == store.embeddings("texts").dtype == np.float16
+
+
+def test_what_follows_from_the_backbone_may_be_left_out_of_a_recipe(tmp_path):
+    path, (_, plan) = tmp_path / "c.h5", small(tmp_path)
+    recipe = {"pixels": "blocks", "tower": {"blocks": ["a", "b"]}}
+    write_views(path, plan, {"blocks": ViewLayout(width=2, recipe=recipe)})
+    with FeatureStore.open(path) as store:
+        check_recipes(store, {"blocks": {"pixels": "blocks"}})
+        for other, line in (
+            ({"pixels": "stones"}, "pixels blocks there, stones here"),
+            ({"pixels": "blocks", "tower": 1}, "tower {'blocks': ['a', 'b']} there, 1 here"),
+        ):
+            with pytest.raises(UserError) as caught:
+                check_recipes(store, {"blocks": other})
+            assert str(caught.value) == f"{path}: has a view blocks of another recipe: {line}; give another --out"
 
 
 def test_another_recipe_is_another_cache(tmp_path):
