@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from numpy.typing import NDArray
     from PIL import Image
 
     from deltaclip.features.backbone.batches import ImageFile
@@ -98,7 +99,7 @@ def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> 
 def encoded_batches(
     files: Sequence[ImageFile],
     views: Sequence[View],
-    wanted: Mapping[str, set[int]],
+    wanted: Mapping[str, NDArray[np.bool_]],
     *,
     root: Path | None,
     batch_size: int,
@@ -109,7 +110,7 @@ def encoded_batches(
     Args:
         files: images, each wanted by at least one view.
         views: what to compute.
-        wanted: by view, the entries that it is to be computed for.
+        wanted: by view, for which entries it is to be computed, (I,) bool.
         root: folder that the files may not leave; None permits every place.
         batch_size: images a batch.
         workers: decoding threads.
@@ -118,7 +119,7 @@ def encoded_batches(
     def prepare(file: ImageFile, image: Image.Image) -> dict[str, torch.Tensor]:
         crops: dict[str, torch.Tensor] = {}
         for view in views:
-            if file.entry in wanted[view.name] and view.source not in crops:
+            if wanted[view.name][file.entry] and view.source not in crops:
                 crops[view.source] = view.crops(image)
         return crops
 
@@ -128,7 +129,7 @@ def encoded_batches(
             crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
             found = {}
             for view in views:
-                entries = [entry for entry in batch.entries if entry in wanted[view.name]]
+                entries = [entry for entry in batch.entries if wanted[view.name][entry]]
                 if entries:
                     vectors = view.encode([crops_of[entry][view.source] for entry in entries])
                     found[view.name] = ViewBatch(entries, *vectors)

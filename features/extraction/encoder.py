@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from numpy.typing import NDArray
 
     from deltaclip.features.backbone.checkpoint import WeightsSource
     from deltaclip.features.backbone.load import Backbone
@@ -80,10 +81,15 @@ class Encoder:
         views = self._make_views(self.load(precision))
         return {view.name: ViewLayout(width=view.width, recipe=view.recipe) for view in views}
 
-    def todo(self, writer: StoreWriter) -> dict[str, set[int]]:
-        """Return by view the images that it is to be computed for; a view without any is left out."""
-        todo = {name: set(writer.todo("images", name).tolist()) for name in self.views}
-        return {name: entries for name, entries in todo.items() if entries}
+    def todo(self, writer: StoreWriter) -> dict[str, NDArray[np.bool_]]:
+        """Return by view for which images it is to be computed, (I,) bool; a view without any is left out."""
+        todo = {}
+        for name in self.views:
+            entries = writer.todo("images", name)
+            if entries.size:
+                todo[name] = np.zeros(self.plan.num_images, dtype=bool)
+                todo[name][entries] = True
+        return todo
 
     def encode_texts(self, writer: StoreWriter, backbone: Backbone) -> int:
         """Encode the texts that the cache lacks and return their number."""
@@ -110,7 +116,7 @@ class Encoder:
         wanted, num_encoded = self.todo(writer), 0
         later: list[Failure] = []
         views = [view for view in self._make_views(backbone) if view.name in wanted]
-        files = self._files(sorted(set().union(*wanted.values())))
+        files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)).tolist())
         batches = encoded_batches(
             files, views, wanted, root=self.root, batch_size=self.batch_size, workers=self._num_workers
         )

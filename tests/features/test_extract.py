@@ -115,6 +115,17 @@ def test_first_second_and_changed_run(twelve, tiny_backbone):
     assert sorted(entry.name for entry in twelve.iterdir()) == ["c.h5", "demo.csv", "images"]
 
 
+def test_a_new_prompt_alone_needs_no_image(twelve, tiny_backbone):
+    run(twelve, tiny_backbone, views="flip")
+    before = views_by_content(twelve / "c.h5")
+    rows = read_rows(twelve)
+    rows[4]["prompt"] = "never seen before"
+    write_rows(twelve, rows)
+    result = run(twelve, tiny_backbone, views="flip")
+    assert (result.new_images, result.new_texts) == (0, 1)
+    assert views_by_content(twelve / "c.h5") == before
+
+
 def views_by_content(path):
     """Bytes of every view of every image, by view and content."""
     with h5py.File(path, "r") as file:

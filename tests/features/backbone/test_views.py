@@ -86,9 +86,10 @@ def expected(backbone, image, name, side):
 
 def encode(backbone, files, wanted, *, names=NAMES, batch_size=64):
     """Encode `wanted`: entries by view, or entries of which every view is wanted."""
-    wanted = dict.fromkeys(names, wanted) if isinstance(wanted, set) else wanted
+    by_view = wanted if isinstance(wanted, dict) else dict.fromkeys(names, wanted)
+    masks = {name: np.isin(np.arange(20), list(entries)) for name, entries in by_view.items()}
     views = make_views(backbone, names, batch_size=batch_size)
-    return list(encoded_batches(files, views, wanted, root=None, batch_size=batch_size, workers=2))
+    return list(encoded_batches(files, views, masks, root=None, batch_size=batch_size, workers=2))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 64])
