@@ -160,7 +160,7 @@ class FeatureStore:
         return bool(self._file.attrs["complete"])
 
     def check_vectors(
-        self, vectors_BW: NDArray[Any], kind: Kind, *, view: str = CENTER, rows: Any = slice(None)
+        self, vectors_BW: NDArray[Any], kind: Kind, *, view: str = CENTER, rows: slice | NDArray[np.int64] = slice(None)
     ) -> None:
         """Refuse vectors that are not what was computed; a cache of version 1 has nothing to tell by.
 
@@ -168,18 +168,23 @@ class FeatureStore:
             vectors_BW: as read from the group's `embedding`.
             kind: images or texts.
             view: of images.
-            rows: which rows these are, a slice or rising or falling indices.
+            rows: which rows these are, a slice or indices in any order.
 
         Raises:
             UserError: with the number of damaged rows and the first of them.
         """
         group = self.group(kind, view)
-        if "crc32" not in group:
+        if "crc32" not in group or not len(vectors_BW):
             return
-        damaged = damaged_rows(vectors_BW, group["crc32"][:][rows], group["status"][:][rows])
+        # Only the part of the small columns that is about these rows: a reader of blocks asks often.
+        first = 0 if isinstance(rows, slice) else int(rows.min())
+        part, inside = (
+            (rows, slice(None)) if isinstance(rows, slice) else (slice(first, int(rows.max()) + 1), rows - first)
+        )
+        damaged = damaged_rows(vectors_BW, group["crc32"][part][inside], group["status"][part][inside])
         if damaged.size:
-            first = np.arange(len(group["status"]))[rows][damaged[0]]
-            raise UserError(damage_words(group, damaged.size, int(first)), place=self.path, remedy=ANEW)
+            row = int(np.arange(len(group["status"]))[part][inside][damaged[0]])
+            raise UserError(damage_words(group, damaged.size, row), place=self.path, remedy=ANEW)
 
     def status(self, view: str = CENTER) -> NDArray[np.uint8]:
         """Return of each image whether a view of it is to do, done or failed, (I,) uint8."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.progress import Progress
 from deltaclip.features.store.checksums import damaged_rows
 from deltaclip.features.store.schema import DONE, text_key
 from deltaclip.features.store.store import FeatureStore
@@ -44,8 +45,10 @@ def _problems(store: FeatureStore) -> Iterator[str]:
         version = store.schema_version
         yield f"schema version {version} has no checksums: extract the same data again, nothing is computed"
     groups = [store.group("images", view) for view in store.view_names()]
-    for group in (*groups, store.group("texts")):
-        yield from _of_vectors(group)
+    groups.append(store.group("texts"))
+    with Progress(sum(len(group["status"]) for group in groups), "verifying", unit="rows") as progress:
+        for group in groups:
+            yield from _of_vectors(group, progress)
     wrong = [
         entry for entry, text in enumerate(store.texts()) if store.keys("texts")[entry].tobytes() != text_key(text)
     ]
@@ -53,7 +56,7 @@ def _problems(store: FeatureStore) -> Iterator[str]:
         yield f"texts/sha256: {len(wrong):,} texts are not those of their keys, the first is text {wrong[0]}"
 
 
-def _of_vectors(group: h5py.Group) -> Iterator[str]:
+def _of_vectors(group: h5py.Group, progress: Progress) -> Iterator[str]:
     embedding, status = group["embedding"], group["status"][:]
     name, num_rows = f"{group.name.strip('/')}/embedding", len(embedding)
     step = max(1, BLOCK_BYTES // max(1, embedding.dtype.itemsize * embedding.shape[1]))
@@ -63,6 +66,7 @@ def _of_vectors(group: h5py.Group) -> Iterator[str]:
         if "crc32" in group:
             damaged += (start + damaged_rows(vectors, group["crc32"][start : start + step], done)).tolist()
         unusable += (start + np.flatnonzero((done == DONE) & ~np.isfinite(vectors).all(axis=1))).tolist()
+        progress.advance(len(done))
     for rows, words in ((damaged, "are not what was computed"), (unusable, "are not finite")):
         if rows:
             yield f"{name}: {len(rows):,} of {num_rows:,} rows {words}, the first is row {rows[0]}"

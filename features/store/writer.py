@@ -196,7 +196,7 @@ class StoreWriter:
     def discard(self) -> None:
         """Close the file and remove it."""
         self.close()
-        self.part.unlink()
+        self.part.unlink(missing_ok=True)
 
     def finish(self, path: Path) -> None:
         """Give the cache its name `path`: complete flag, seal, fsync, rename."""

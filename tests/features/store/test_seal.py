@@ -201,6 +201,23 @@ def test_a_flipped_bit_of_a_vector_is_named_by_its_row(cache, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5"]
 
 
+def test_a_reader_of_blocks_checks_what_it_has_read(cache, tmp_path):
+    path = tmp_path / "c.h5"
+    shutil.copy(cache, path)
+    with h5py.File(path, "r") as file:
+        flip(path, file["views/center/embedding"].id.get_offset() + 17 * 12, 0)
+    line = f"{path}: is damaged (views/center/embedding: 1 of 40 rows, the first is row 17); {ANEW}"
+    with FeatureStore.open(path) as store:
+        dataset = store.group("images")["embedding"]
+        good = [slice(0, 17), slice(18, 40), slice(5, 5), np.array([16, 18, 3, 3]), np.array([], np.int64)]
+        for rows in good:
+            store.check_vectors(dataset[:][rows], "images", rows=rows)
+        for rows in (slice(None), slice(17, 18), slice(10, 30), np.array([17]), np.array([20, 17, 16, 20])):
+            with pytest.raises(UserError) as caught:
+                store.check_vectors(dataset[:][rows], "images", rows=rows)
+            assert str(caught.value) == line
+
+
 def test_a_change_through_h5py_is_no_longer_what_was_sealed(cache, tmp_path):
     path = tmp_path / "c.h5"
     shutil.copy(cache, path)
