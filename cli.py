@@ -19,7 +19,14 @@ import typer
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.settings import field_types, is_optional, option_name
 from deltaclip.features.settings import ExtractConfig, InspectConfig
-from deltaclip.pipeline.settings import CompareConfig, EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings import (
+    AblateConfig,
+    CompareConfig,
+    EvaluateConfig,
+    PredictConfig,
+    SweepConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,6 +151,14 @@ def train(config: TrainConfig) -> StageResult:
 def sweep(config: SweepConfig) -> StageResult:
     """Train many settings at once on a cache; the best on validation becomes a run."""
     from deltaclip.pipeline.sweep import sweep as stage
+
+    return stage(config)
+
+
+@command(AblateConfig, example="deltaclip ablate cache/demo_tiny.h5 --repeats 10 --against ridge")
+def ablate(config: AblateConfig) -> StageResult:
+    """Compare floors, baselines and heads with each part off, on the same splits."""
+    from deltaclip.pipeline.ablate import ablate as stage
 
     return stage(config)
 

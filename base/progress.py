@@ -27,7 +27,8 @@ class Progress:
                 if os.get_terminal_size(sys.stderr.fileno()).columns
                 else {"ncols": 80, "nrows": 20}
             )
-            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.1, **width)
+            # leave=None: a bar inside another one goes when it is full.
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.1, leave=None, **width)
 
     def __enter__(self) -> Progress:
         return self

@@ -147,6 +147,29 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """Settings of `ablate`: every variant of the heads, floors and baselines on the same splits.
+
+    What `train` has beside these keeps its default, but for what a variant changes.
+    """
+
+    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
+    out: Path | None = setting(None, help="Folder to make; default runs/CACHE_ablate, numbered if taken.")
+    against: str = setting("residual", help="The variant that differences are taken against.")
+    repeats: int = setting(5, help="Splits, with seeds --seed, --seed + 1, ..., the same for all variants.", ge=1)
+    epochs: int = setting(20, help="Passes over the training rows.", ge=1)
+    batch_size: int = setting(64, help="Rows per step.", ge=1)
+    lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)
+    split: Literal["grouped", "random", "column"] = setting("grouped", help="As in `train`.")
+    fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
+    seed: int = setting(42, help="Seed of the first split and of its initial weights.", ge=0, le=MAX_SEED)
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Settings of `evaluate`."""
 

@@ -75,6 +75,16 @@ def bootstrap_spearman(x, y, *, groups, resamples, rng):
     return values
 
 
+def corrected_t_interval(differences, *, num_train, num_test, level):
+    """mean -+ t sqrt((1/K + n_test/n_train) S^2), K - 1 degrees of freedom (Nadeau and Bengio 2003, equation 9)."""
+    from scipy.stats import t
+
+    k, mean = len(differences), math.fsum(differences) / len(differences)
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (k - 1)
+    half = t.ppf((1 + level) / 2, k - 1) * math.sqrt((1 / k + num_test / num_train) * variance)
+    return mean - half, mean + half
+
+
 def no_image_floor(label, *, prompts, sources, train, test, k):
     """Source mean + n / (n + k) * mean residual of the prompt, by dictionaries (Henderson 1975)."""
     label = [float(value) for value in label]

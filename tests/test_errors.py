@@ -195,6 +195,17 @@ TABLE = [
         "--w-q, --w-c: every loss weight is 0 for the labels that the cache has; give one above 0",
     ),
     ("train {at}/demo.h5 --device gpu", "--device: 'gpu' is no device; give auto, cpu, cuda or cuda:N"),
+    ("ablate {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
+    ("ablate {at}/demo.h5 --against ridgee", "--against: 'ridgee' is no variant; did you mean 'ridge'?"),
+    (
+        "ablate {at}/demo.h5 --seed 4294967295 --repeats 2",
+        "--seed: 4294967296 is out of range; give a value at most 4294967295",
+    ),
+    (
+        "ablate {at}/demo.h5 --fractions 0.8,0,0.2",
+        "{at}/demo.h5: too few labelled rows: a label needs three, not all equal, on each side of every split; "
+        "add rows, or give other --fractions",
+    ),
     # Runs.
     ("evaluate {at}/gone", "{at}/gone: no such run directory; make one with `deltaclip train`"),
     (
@@ -238,7 +249,7 @@ TABLE = [
     ("extract {at}/good.csv --views center,flop", "--views: 'flop' is no view; did you mean 'flip'?"),
     # The command line itself.
     ("trainn x", "'trainn' is no command; did you mean 'train'?"),
-    ("zzz", "'zzz' is no command; known: extract, train, sweep, evaluate, compare, predict, inspect"),
+    ("zzz", "'zzz' is no command; known: extract, train, sweep, ablate, evaluate, compare, predict, inspect"),
     ("train", "CACHE: is missing; see `deltaclip train --help`"),
     ("inspect --verify", "CACHES: is missing; see `deltaclip inspect --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),

@@ -23,13 +23,20 @@ from deltaclip.base.settings import (
     settings_to_json,
 )
 from deltaclip.features.settings import ExtractConfig, InspectConfig
-from deltaclip.pipeline.settings import CompareConfig, EvaluateConfig, PredictConfig, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings import (
+    AblateConfig,
+    CompareConfig,
+    EvaluateConfig,
+    PredictConfig,
+    SweepConfig,
+    TrainConfig,
+)
 
 SNAPSHOT = Path(__file__).parent / "data" / "options.json"
 STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
-STAGES |= {"compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
+STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
-REQUIRED |= {"compare": {"runs": [Path("a"), Path("b")]}}
+REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
 

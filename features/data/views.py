@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CENTER = "center"
 STAGES = "stages"
 MAX_TILES = 9  # a 3 x 3 grid: as much as 9 forward passes an image, so the cost has a bound whatever the resolution
-# 384 for 224: quality of AGIQA-3K from means of MobileNetV2's stages, SROCC .820; 512 adds .003 at 1.8 times the pixels.
+# 384 for 224: quality of AGIQA-3K by means of MobileNetV2 stages, SROCC .820; 512 adds .003 at 1.8 times the pixels.
 WHOLE_SCALE = Fraction(12, 7)
 WHOLE_ASPECT = 2  # a whole image costs at most twice a square one
 MAX_BLOCKS = 12  # a tower of 24 or 48 blocks of 1,280 channels would give 30,000 and more numbers an image

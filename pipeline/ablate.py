@@ -1,0 +1,144 @@
+"""STAGE ablate: floors, baselines, direct and residual heads, and residual heads with each part off, in one table.
+
+All variants see the same grouped splits, one per repeat; whatever is chosen is chosen on training or validation rows.
+CLIP stays frozen in all of them. Spec sections 2, 5 and 8.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.device import choose_device
+from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.files import whole_folder
+from deltaclip.base.progress import Progress
+from deltaclip.base.settings import settings_to_json
+from deltaclip.pipeline.run.comparison import (
+    comparable_labels,
+    compare_variants,
+    comparison_lines,
+    csv_columns,
+    interval_kind,
+    subset_notes,
+)
+from deltaclip.pipeline.run.describe import warnings_of
+from deltaclip.pipeline.run.folder import free_run_path, surroundings
+from deltaclip.pipeline.run.measure import present_labels
+from deltaclip.pipeline.run.predictions import write_table
+from deltaclip.pipeline.run.repeats import combine, repeat_configs
+from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.sides import split_cache
+from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.run.variants import VARIANTS, predict_variants
+from deltaclip.pipeline.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.settings import AblateConfig
+
+WORDS = {one.name: one.words for one in VARIANTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateResult:
+    """A finished ablation; `compared` has figures and differences by variant and label."""
+
+    folder: Path
+    split: dict[str, Any]
+    against: str
+    interval: str
+    compared: dict[str, dict[str, Any]]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what stands in `ablate.json`, with the folder and the time."""
+        return {**self.table(), "folder": str(self.folder), "seconds": self.seconds}
+
+    def table(self) -> dict[str, Any]:
+        """Return the content of `ablate.json`: docs/ablate.md."""
+        variants = {name: {"words": WORDS[name], "labels": found} for name, found in self.compared.items()}
+        return {"split": self.split, "against": self.against, "interval": self.interval, "variants": variants}
+
+    def summary(self) -> str:
+        """Return a table per label, and where the files lie."""
+        lines = comparison_lines(self.split, self.compared, WORDS, against=self.against, interval=self.interval)
+        return "\n".join([*lines, *subset_notes(self.compared), "", f"{self.folder} ({self.seconds:.1f} s)"])
+
+
+def ablate(config: AblateConfig) -> AblateResult:
+    """Compare all variants on the same splits and write a folder with the table.
+
+    Raises:
+        UserError: no such variant, too few labelled rows, and all that `train` refuses.
+    """
+    started = time.monotonic()
+    if config.against not in WORDS:
+        remedy = did_you_mean(config.against, WORDS)
+        raise UserError(f"{config.against!r} is no variant", place="--against", remedy=remedy)
+    name = f"{config.cache.stem}_ablate"
+    free_run_path(config.out, name)
+    common = _train_config(config)
+    configs = repeat_configs(common)
+    rows = load_rows(config.cache, choose_device(config.device))
+    splits = [split_cache(rows, config.split, fractions=config.fractions, seed=one.split_seed) for one in configs]
+    labels = _labels(common, rows, splits)
+    predicted = []
+    with Progress(len(configs) * len(VARIANTS), "ablating", unit="variants") as progress:
+        for one, split in zip(configs, splits, strict=True):
+            predicted.append(predict_variants(one, rows, split, labels, on_variant=progress.advance))
+    combined = combine([{"split": split.to_json(), "diagnostics": []} for split in splits])
+    result = AblateResult(
+        folder=free_run_path(config.out, name),
+        split=combined["split"],
+        against=config.against,
+        interval=interval_kind(splits),
+        compared=compare_variants(rows, splits, predicted, against=config.against),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    _write(result, config, common, rows)
+    return result
+
+
+def _train_config(config: AblateConfig) -> TrainConfig:
+    names = ("cache", "repeats", "epochs", "batch_size", "lr", "split", "fractions", "seed", "device")
+    return TrainConfig(**{name: getattr(config, name) for name in names})
+
+
+def _labels(common: TrainConfig, rows: CacheRows, splits: list[Split]) -> list[str]:
+    """Return the labels to compare by, and say what is unwise or left out."""
+    weights = loss_weights(common, rows)
+    labels = comparable_labels(rows, splits, weights[:2])
+    if not labels:
+        what = "too few labelled rows: a label needs three, not all equal, on each side of every split"
+        raise UserError(what, place=common.cache, remedy="add rows, or give other --fractions")
+    warnings = dict.fromkeys(line for split in splits for line in warnings_of(common, rows, split))
+    left_out = [label for label in present_labels(rows) if label not in labels]
+    warnings |= dict.fromkeys(
+        f"warning: {label} is left out: too few labelled rows on some side of a split" for label in left_out
+    )
+    for line in warnings:
+        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+    return labels
+
+
+def _write(result: AblateResult, config: AblateConfig, common: TrainConfig, rows: CacheRows) -> None:
+    about = {
+        "stage": "ablate",
+        "settings": settings_to_json(config),
+        "common": settings_to_json(common),
+        "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in VARIANTS},
+        "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
+        "backbone": rows.facts,
+        **surroundings(),
+    }
+    with whole_folder(result.folder) as folder:
+        write_table(folder / "ablate.csv", csv_columns(result.compared, WORDS))
+        for name, values in (("ablate.json", result.table()), ("config.json", about)):
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
