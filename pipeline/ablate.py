@@ -30,10 +30,10 @@ from deltaclip.pipeline.run.folder import free_run_path, surroundings
 from deltaclip.pipeline.run.measure import present_labels
 from deltaclip.pipeline.run.predictions import write_table
 from deltaclip.pipeline.run.repeats import combine, repeat_configs
-from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.rows import load_rows, view_there
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.targets import loss_weights
-from deltaclip.pipeline.run.variants import VARIANTS, predict_variants
+from deltaclip.pipeline.run.variants import VARIANTS, predict_variants, variants_of
 from deltaclip.pipeline.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -86,11 +86,12 @@ def ablate(config: AblateConfig) -> AblateResult:
     free_run_path(config.out, name)
     common = _train_config(config)
     configs = repeat_configs(common)
-    rows = load_rows(config.cache, choose_device(config.device))
+    rows = load_rows(config.cache, choose_device(config.device), view=view_there(config.cache, config.view))
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=one.split_seed) for one in configs]
+    _check_against(config.against, rows, config.view)
     labels = _labels(common, rows, splits)
     predicted = []
-    with Progress(len(configs) * len(VARIANTS), "ablating", unit="variants") as progress:
+    with Progress(len(configs) * len(variants_of(rows)), "ablating", unit="variants") as progress:
         for one, split in zip(configs, splits, strict=True):
             predicted.append(predict_variants(one, rows, split, labels, on_variant=progress.advance))
     combined = combine([{"split": split.to_json(), "diagnostics": []} for split in splits])
@@ -106,8 +107,14 @@ def ablate(config: AblateConfig) -> AblateResult:
     return result
 
 
+def _check_against(against: str, rows: CacheRows, view: str) -> None:
+    if against not in {one.name for one in variants_of(rows)}:
+        message = f"{against!r} needs the view {view!r}, which the cache does not have"
+        raise UserError(message, place="--against", remedy=f"give --views {view} to `deltaclip extract`")
+
+
 def _train_config(config: AblateConfig) -> TrainConfig:
-    names = ("cache", "repeats", "epochs", "batch_size", "lr", "split", "fractions", "seed", "device")
+    names = ("cache", "repeats", "view", "epochs", "batch_size", "lr", "split", "fractions", "seed", "device")
     return TrainConfig(**{name: getattr(config, name) for name in names})
 
 
@@ -133,7 +140,7 @@ def _write(result: AblateResult, config: AblateConfig, common: TrainConfig, rows
         "stage": "ablate",
         "settings": settings_to_json(config),
         "common": settings_to_json(common),
-        "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in VARIANTS},
+        "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in variants_of(rows)},
         "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
         "backbone": rows.facts,
         **surroundings(),

@@ -156,6 +156,7 @@ class AblateConfig:
     cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
     out: Path | None = setting(None, help="Folder to make; default runs/CACHE_ablate, numbered if taken.")
     against: str = setting("residual", help="The variant that differences are taken against.")
+    view: str = setting("stages", help="View of the kernel base, compared too where the cache has it.")
     repeats: int = setting(5, help="Splits, with seeds --seed, --seed + 1, ..., the same for all variants.", ge=1)
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)

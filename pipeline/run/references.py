@@ -57,9 +57,19 @@ def predict_cosine(rows: CacheRows, split: Split, label: str) -> Predicted:
 
 def predict_ridge(rows: CacheRows, split: Split, label: str) -> Predicted:
     """Predict with ridge regression, its strength chosen among the training rows."""
-    train_NF = features(rows, split.train, label)
+    return _ridge(rows, split, label, of_view=False)
+
+
+def predict_ridge_on_view(rows: CacheRows, split: Split, label: str) -> Predicted:
+    """Predict with ridge regression on the further view of the images in place of v."""
+    return _ridge(rows, split, label, of_view=True)
+
+
+def _ridge(rows: CacheRows, split: Split, label: str, *, of_view: bool) -> Predicted:
+    train_NF, test_MF = (features(rows, side, label, of_view=of_view) for side in (split.train, split.test))
     groups_N = rows.rows.text["group"][split.train].astype(str)
-    return _predicted(fit_ridge_regression(train_NF, rows.label(label)[split.train], groups_N), rows, split, label)
+    truth_N = rows.label(label)
+    return _predicted(fit_ridge_regression(train_NF, truth_N[split.train], groups_N), test_MF, split, truth_N)
 
 
 def predict_svr(rows: CacheRows, split: Split, label: str) -> Predicted:
@@ -72,20 +82,26 @@ def predict_svr(rows: CacheRows, split: Split, label: str) -> Predicted:
     train_NF, val_NF = (features(rows, side, label) for side in (split.train, split.val))
     truth = rows.label(label)
     machine = fit_svr(train_NF, truth[split.train], validation=(val_NF, truth[split.val]), judge=judge)
-    return _predicted(machine, rows, split, label)
+    return _predicted(machine, features(rows, split.test, label), split, truth)
 
 
-def features(rows: CacheRows, chosen: NDArray[np.int64], label: str) -> FloatArray:
-    """Return what the head of a label sees, (N, F) float64: v for quality, [v, t, s] for consistency."""
+def features(rows: CacheRows, chosen: NDArray[np.int64], label: str, *, of_view: bool = False) -> FloatArray:
+    """Return what the head of a label sees, (N, F) float64: v for quality, [v, t, s] for consistency.
+
+    With `of_view`, the vectors of the further view stand in place of v.
+    """
+    x_NF = rows.view().cpu().double().numpy()[chosen] if of_view else None
     parts = []
     for batch in rows.batches(chosen, batch_size=1).in_order(SCORE_BATCH):
         v_BD, t_BD = batch.v_BD.cpu().double().numpy(), batch.t_BD.cpu().double().numpy()
         s_B = cosine(batch.v_BD, batch.t_BD).cpu().double().numpy()
-        parts.append(v_BD if label == "quality" else np.concatenate([v_BD, t_BD, s_B[:, None]], axis=1))
-    return np.concatenate(parts)
+        parts.append([v_BD, t_BD, s_B[:, None]])
+    v_ND, t_ND, s_N1 = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first = v_ND if x_NF is None else x_NF
+    return first if label == "quality" else np.concatenate([first, t_ND, s_N1], axis=1)
 
 
-def _predicted(baseline: Baseline, rows: CacheRows, split: Split, label: str) -> Predicted:
-    labelled = int((~np.isnan(rows.label(label)[split.train])).sum())
+def _predicted(baseline: Baseline, test_MF: FloatArray, split: Split, truth_N: NDArray[np.floating]) -> Predicted:
+    labelled = int((~np.isnan(truth_N[split.train])).sum())
     about = {**baseline.chosen, "rows": baseline.num_rows, "of_rows": labelled}
-    return Predicted(score_M=baseline.predict(features(rows, split.test, label)), about=about)
+    return Predicted(score_M=baseline.predict(test_MF), about=about)

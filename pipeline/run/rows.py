@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deltaclip.features.data.views import RECIPES
 from deltaclip.features.store.store import FeatureStore, Rows
 from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
 
@@ -93,6 +94,19 @@ class CacheRows:
             batch_size=batch_size,
             seed=seed,
         )
+
+
+def view_there(path: Path, view: str) -> str | None:
+    """Return the name of a view if a cache has it, else None.
+
+    Raises:
+        UserError: see `FeatureStore.open`; or there is no view of that name, or some images lack it.
+    """
+    with FeatureStore.open(path) as store:
+        if view in RECIPES and view not in store.view_names():
+            return None
+        store.check_view(view)
+        return view
 
 
 def load_rows(path: Path, device: str, *, view: str | None = None) -> CacheRows:

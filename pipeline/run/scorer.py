@@ -15,13 +15,16 @@ import torch
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
-from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
+from deltaclip.features.backbone.batches import ImageFile, default_workers
 from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
 from deltaclip.features.backbone.load import load_backbone, request_facts
+from deltaclip.features.backbone.views import encoded_batches, make_views
+from deltaclip.features.data.views import CENTER
+from deltaclip.features.store.schema import ViewLayout
 from deltaclip.features.store.takeover import differences
 from deltaclip.features.store.writer import STORED_DTYPE
+from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deltaclip.features.backbone.load import Backbone
+    from deltaclip.features.backbone.views import View
 
 TEXT_BATCH = 256
 
@@ -103,23 +107,32 @@ class Scorer:
         columns = {name: np.full(len(paths), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
         failed: dict[int, str] = {}
         files = [ImageFile(row, path, None) for row, path in enumerate(paths)]
-        batches = pixel_batches(
-            files, self.backbone.preprocess, root=root, batch_size=batch_size, workers=default_workers()
-        )
+        views = make_views(self.backbone, self._view_names(), batch_size=batch_size)
+        wanted = {view.name: np.ones(len(paths), dtype=bool) for view in views}
+        batches = encoded_batches(files, views, wanted, root=root, batch_size=batch_size, workers=default_workers())
         with Progress(len(paths), "scoring", unit="images") as progress:
             for batch in batches:
                 failed.update(batch.failed)
-                if batch.pixels_B3HW is not None:
-                    v_BD = self._as_cached(encode_images(self.backbone, batch.pixels_B3HW).unit_BD)
-                    t_BD = t_TD[[text_entry[prompts[row]] for row in batch.entries]]
-                    for name, values in self._score(v_BD, t_BD).columns().items():
-                        columns[name][batch.entries] = values
-                progress.advance(len(batch.entries) + len(batch.failed))
+                if batch.num_images:
+                    entries = batch.found[CENTER].entries
+                    t_BD = t_TD[[text_entry[prompts[row]] for row in entries]]
+                    vectors = {view.name: self._as_cached(batch.found[view.name].vector_BW, view) for view in views}
+                    for name, values in self._score(vectors, t_BD).columns().items():
+                        columns[name][entries] = values
+                progress.advance(batch.num_images + len(batch.failed))
         return FileScores(scores=Scores(**columns), failed=failed, truncated_prompts=truncated)
 
-    def _score(self, v_BD: Tensor, t_BD: Tensor) -> Scores:
+    def _view_names(self) -> list[str]:
+        kernels = self.heads.kernels if isinstance(self.heads, ResidualHeads) else None
+        return list(dict.fromkeys([CENTER, *([kernels.view] if kernels else [])]))
+
+    def _score(self, vectors: dict[str, Tensor], t_BD: Tensor) -> Scores:
+        v_BD, terms = vectors[CENTER], {}
+        if isinstance(self.heads, ResidualHeads) and self.heads.kernels:
+            terms = self.heads.kernel_terms(vectors[self.heads.kernels.view], t_BD)
         unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)
-        return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, unlabelled, unlabelled)]), self.labels)
+        batch = Batch(v_BD, t_BD, unlabelled, unlabelled, **terms)
+        return blank_untrained(score(self.heads, [batch]), self.labels)
 
     def _embed_texts(self, texts: list[str]) -> tuple[Tensor, int]:
         parts, truncated = [], 0
@@ -129,7 +142,9 @@ class Scorer:
             parts.append(self._as_cached(encode_texts(self.backbone, batch).unit_BD))
         return torch.cat(parts), truncated
 
-    def _as_cached(self, unit_BD: Any) -> Tensor:
+    def _as_cached(self, vector_BW: Any, view: View | None = None) -> Tensor:
         # Through the cache's number format, so that a picture scores here what it scores from a cache.
-        stored = unit_BD.astype(STORED_DTYPE[self.backbone.precision]).astype(np.float32)
-        return torch.from_numpy(stored).to(self.backbone.device)
+        stored = np.dtype(STORED_DTYPE[self.backbone.precision])
+        if view is not None:
+            stored = ViewLayout(width=view.width, recipe=view.recipe).stored_as(stored)
+        return torch.from_numpy(vector_BW.astype(stored).astype(np.float32)).to(self.backbone.device)

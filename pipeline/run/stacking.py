@@ -116,6 +116,8 @@ class Stacked:
         columns = self._columns(config.base_init)
         heads = build_heads(spec).to(self.rows.v_ID.device)
         assert isinstance(heads, ResidualHeads)
+        if self.kernels and config.base_init == "kernel":
+            self.kernels.put_into(heads)
         best_epoch, best_score, jobs = {}, {}, {}
         for label in HEADS:
             job, k = self._place[label, self.key(config, label)]

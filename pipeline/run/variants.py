@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.pipeline.run.grid import SWEPT
-from deltaclip.pipeline.run.learning import learn
+from deltaclip.pipeline.run.learning import learn, of_rows
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.references import (
     Predicted,
     predict_cosine,
     predict_no_image,
     predict_ridge,
+    predict_ridge_on_view,
     predict_svr,
 )
 from deltaclip.pipeline.run.stacking import Stacked
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
 class Variant:
     """One line of the table: heads that are trained with other settings, or (`predict`) something without heads.
 
-    `overrides` are settings of `train` that differ from its defaults.
+    `overrides` are settings of `train` that differ from its defaults. `on_view` lines need a cache with a further view.
     """
 
     name: str
     words: str
     overrides: Mapping[str, Any] | None = None
     predict: Callable[[CacheRows, Split, str], Predicted] | None = None
+    on_view: bool = False
 
 
 VARIANTS = (
@@ -55,7 +57,20 @@ VARIANTS = (
     Variant("identity-base", "residual, base not calibrated", {"base_init": "identity"}),
     Variant("no-correction", "residual, scales 0: base alone", {"residual_scale_q": 0.0, "residual_scale_c": 0.0}),
     Variant("no-dropout", "residual, dropout 0", {"dropout": 0.0}),
+    Variant("ridge-view", "ridge on the view (c: [view, t, s])", predict=predict_ridge_on_view, on_view=True),
+    Variant("kernel", "residual on a kernel base", {"base_init": "kernel"}, on_view=True),
+    Variant(
+        "kernel-only",
+        "kernel base alone: scales 0",
+        {"base_init": "kernel", "residual_scale_q": 0.0, "residual_scale_c": 0.0},
+        on_view=True,
+    ),
 )
+
+
+def variants_of(rows: CacheRows) -> list[Variant]:
+    """Return the variants that can be compared on a cache."""
+    return [one for one in VARIANTS if rows.x_IF is not None or not one.on_view]
 
 
 def predict_variants(
@@ -78,11 +93,12 @@ def predict_variants(
     Raises:
         UserError: a training loss that is not finite.
     """
-    configs = {one.name: replace(config, **one.overrides) for one in VARIANTS if one.overrides is not None}
-    together = [configs[one.name] for one in VARIANTS if one.overrides is not None and _stacks(one)]
+    variants = variants_of(rows)
+    configs = {one.name: replace(config, **one.overrides) for one in variants if one.overrides is not None}
+    together = [configs[one.name] for one in variants if one.overrides is not None and _stacks(one)]
     stacked = Stacked(together, rows, split, half=False) if together else None
     found = {}
-    for one in VARIANTS:
+    for one in variants:
         if one.predict is not None:
             found[one.name] = {label: one.predict(rows, split, label) for label in labels}
         elif stacked is not None and _stacks(one):
@@ -101,6 +117,7 @@ def _stacks(variant: Variant) -> bool:
 
 
 def _of_heads(learned: Learned, rows: CacheRows, split: Split, labels: Sequence[str]) -> dict[str, Predicted]:
-    scores = score(learned.heads, rows.batches(split.test, batch_size=1).in_order(SCORE_BATCH))
+    columns = of_rows(learned.columns, split.test)
+    scores = score(learned.heads, rows.batches(split.test, batch_size=1, columns=columns).in_order(SCORE_BATCH))
     epochs = learned.fitted.best_epoch
     return {label: Predicted(score_M=scores.of(label), about={"best_epoch": epochs[label]}) for label in labels}

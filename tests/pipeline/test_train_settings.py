@@ -141,6 +141,7 @@ ELSEWHERE = {
     "use_explanations": "test_explanations_join_the_loss",
     "w_exp": "test_explanations_join_the_loss",
     "preset": "test_train_presets.py",
+    "view": "test_train_kernel.py",
     "repeats": "test_train_repeats.py",
     "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
