@@ -72,13 +72,14 @@ def diagnose_residual(
     flag = f"--residual-scale-{head[0]}"
     used = np.abs(delta) / scale if scale > 0 and delta.size else np.full(1, math.nan)
     missing = bool(np.isnan(used).any())
+    is_off = not delta.any()  # the base was the best epoch: there is nothing to advise about the size of corrections
     saturated = math.nan if missing else float(np.mean(used > SATURATED))
     small = math.nan if missing else float(np.mean(used < SMALL))
     base_srocc, final_srocc = srocc(base, label_N), srocc(np.clip(base + delta, 0, 1), label_N)
     gap = train_srocc - val_srocc
     figures = (
         ("saturated_share", saturated, _saturated_advice(saturated, scale=scale, flag=flag)),
-        ("small_share", small, _small_advice(small)),
+        ("small_share", small, "" if is_off else _small_advice(small)),
         ("base_srocc", base_srocc, ""),
         ("final_srocc", final_srocc, _gain_advice(final_srocc - base_srocc, flag=flag)),
         ("train_val_gap", gap, _gap_advice(gap, flag=flag)),

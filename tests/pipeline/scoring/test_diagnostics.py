@@ -55,6 +55,8 @@ def test_corrections_that_hardly_move_ask_for_less_restraint():
     )
     assert diagnose(np.where(np.arange(100) < 75, 0.24, 0.5))["small_share"].advice == ""
     assert diagnose(np.full(100, -0.26))["small_share"].value == 0
+    off = diagnose(np.zeros(100))["small_share"]
+    assert (off.value, off.advice) == (1, "")  # the base was the best epoch
 
 
 def test_a_correction_that_hurts_is_named_with_what_it_costs():

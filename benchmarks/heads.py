@@ -1,0 +1,125 @@
+"""What questions about heads cost from a warm cache: one training, and 64 settings together. Spec section 9.
+
+The sweep is compared with 64 trainings by our own loop, one after the other, over the same rows in memory: what both
+share (Python's start, reading the cache) is left out of both sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.caches import random_cache
+from benchmarks.measuring import Row, seconds
+from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.pipeline.run.finish import judge
+from deltaclip.pipeline.run.grid import sweep_settings
+from deltaclip.pipeline.run.learning import learn
+from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.sides import split_cache
+from deltaclip.pipeline.run.stacking import Stacked
+from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.settings import SweepConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from deltaclip.pipeline.run.learning import Learned
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.splits import Split
+
+ROWS, DIM, SINGLES, REPEATS = 3000, 768, 6, 3
+GRIDS = {
+    # Every head differs from every other: 64 of each label.
+    "64 settings of lr, dropout, loss, seed": {
+        "lr": "5e-4,1e-3,2e-3,5e-3",
+        "dropout": "0,0.1,0.2,0.3",
+        "loss": "mse,huber",
+        "seed": "1,2",
+    },
+    # Each label's head sees half of what varies: 16 of each label.
+    "64 settings of both scales, lr": {
+        "residual_scale_q": "0.05,0.1,0.2,0.4",
+        "residual_scale_c": "0.05,0.1,0.2,0.4",
+        "lr": "5e-4,1e-3,2e-3,5e-3",
+    },
+}
+
+
+def measure() -> list[Row]:
+    """Return the rows of training and of sweeps."""
+    with tempfile.TemporaryDirectory(prefix="deltaclip-bench-") as folder:
+        cache = random_cache(Path(folder) / "random.h5", rows=ROWS, dim=DIM)
+        device = choose_device("auto")
+        rows = load_rows(cache, device)
+        config = TrainConfig(cache=cache)
+        split = split_cache(rows, "grouped", fractions=config.fractions, seed=config.split_seed)
+        found = [*_train_rows(config, rows, split, Path(folder))]
+        for name, grid in GRIDS.items():
+            found += _sweep_rows(name, SweepConfig(cache=cache, **grid), rows, split, device=device)
+    return found
+
+
+def _train_rows(config: TrainConfig, rows: CacheRows, split: Split, folder: Path) -> list[Row]:
+    def command(number: int) -> None:
+        words = ["train", str(config.cache), "--out", str(folder / f"run{number}")]
+        subprocess.run([sys.executable, "-m", "deltaclip", *words], check=True, capture_output=True)
+
+    whole = median(
+        [seconds(partial(command, number)) for number in range(4)][1:]
+    )  # the first reads torch from the disk
+    loop = median(_loop_seconds(learn(config, rows, split, loss_weights(config, rows))) for _ in range(3))
+    what = f"{ROWS:,} rows, D = {DIM}, {config.epochs} epochs"
+    return [
+        Row(name=f"train, whole command: {what}", value=whole, unit="s", goal="at most 6", met=whole <= 6),
+        Row(name=f"train, epoch loop: {what}", value=loop, unit="s", goal="at most 2", met=loop <= 2),
+    ]
+
+
+def _loop_seconds(learned: Learned) -> float:
+    return sum(row.seconds for row in learned.fitted.history)
+
+
+def _sweep_rows(name: str, sweep: SweepConfig, rows: CacheRows, split: Split, *, device: str) -> list[Row]:
+    """Return the ratio of 64 single trainings over a sweep, and how far the figures of both are apart."""
+    settings = sweep_settings(sweep)
+    half = choose_precision("auto", device) != "fp32"
+    # A few of the 64, spread over the grid: their mean time stands for all.
+    chosen = [settings[int(place)] for place in np.linspace(0, len(settings) - 1, SINGLES)]
+    ratios: dict[bool, list[float]] = {precise: [] for precise in sorted({False, half})}
+    stacks: dict[bool, Stacked] = {}
+    singles: list[Learned] = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        singles = [learn(each, rows, split, loss_weights(each, rows)) for each in chosen]
+        alone = (time.perf_counter() - started) / SINGLES * len(settings)
+        for precise, found in ratios.items():
+            started = time.perf_counter()
+            stacks[precise] = Stacked(settings, rows, split, half=precise)
+            found.append(alone / (time.perf_counter() - started))
+    needed = 20 if device.startswith("cuda") else 3
+    shown = []
+    for precise, found in ratios.items():
+        what, ratio, is_goal = f"{name}, {'bf16 products' if precise else 'fp32'}", median(found), precise == half
+        goal, met = (f"at least {needed}", ratio >= needed) if is_goal else ("", None)
+        shown.append(Row(name=f"64 trainings over a sweep: {what}", value=ratio, unit="x", goal=goal, met=met))
+        apart = []
+        for one, single in zip(chosen, singles, strict=True):
+            pair = (single, stacks[precise].learned(one))
+            apart.append(_apart(*(judge(rows, split, loss_weights(one, rows), each).metrics for each in pair)))
+        goal, met = ("", None) if precise else ("at most 0.001", max(apart) <= 1e-3)
+        shown.append(Row(name=f"largest difference of a metric: {what}", value=max(apart), unit="", goal=goal, met=met))
+    return shown
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return the largest difference of any figure of two metrics, all sides and labels."""
+    places = itertools.product(("train", "val", "test"), ("quality", "consistency"), ("srocc", "krocc", "plcc", "rmse"))
+    return max(abs(one[side][label][name] - other[side][label][name]) for side, label, name in places)
