@@ -67,7 +67,9 @@ class Stacked:
         first = self.settings[0]
         self.labels = trained_labels(rows, split.train, (1.0, 1.0))
         self.ranked = [label for label in rankable_labels(rows, split.val) if label in self.labels]
-        self.kernels = fit_kernels(rows, split, view=view, seed=first.seed) if (view := base_view(*settings)) else None
+        self.kernels = (
+            fit_kernels(rows, split, view=view, seed=first.split_seed) if (view := base_view(*settings)) else None
+        )
         keys = {label: sorted({self.key(one, label) for one in settings}, key=_order) for label in HEADS}
         self.num_heads = sum(map(len, keys.values()))
         self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}
@@ -114,7 +116,8 @@ class Stacked:
         spec = self._spec(config)
         _, calibration = self._start(config.seed, config.base_init)
         columns = self._columns(config.base_init)
-        heads = build_heads(spec).to(self.rows.v_ID.device)
+        with seeded(config.seed):
+            heads = build_heads(spec).to(self.rows.v_ID.device)
         assert isinstance(heads, ResidualHeads)
         if self.kernels and config.base_init == "kernel":
             self.kernels.put_into(heads)
@@ -184,7 +187,8 @@ class Stacked:
         start, _ = self._start(key.seed, key.base_init)
         start_spec = self._spec(replace(self.settings[0], base_init=key.base_init))
         spec = replace(start_spec, scale_q=key.scale, scale_c=key.scale)
-        heads = build_heads(spec)
+        with seeded(key.seed):
+            heads = build_heads(spec)
         assert isinstance(heads, ResidualHeads)
         own = {name: value for name, value in heads.state_dict().items() if name.startswith("scale_")}
         state = {**start.state_dict(), **own}
@@ -236,8 +240,8 @@ def _passes(keys: dict[str, list[HeadKey]]) -> Iterator[dict[str, list[HeadKey]]
     for kernel in (False, True):
         found = {label: [key for key in each if (key.base_init == "kernel") is kernel] for label, each in keys.items()}
         for first in range(0, max(map(len, found.values())), MAX_HEADS):
-            here = {label: each[first : first + MAX_HEADS] for label, each in found.items()}
-            yield {label: each for label, each in here.items() if each}
+            # Both labels always: their dropout is drawn in turns from one stream, so a finished label keeps one head.
+            yield {label: each[first : first + MAX_HEADS] or each[:1] for label, each in found.items()}
 
 
 def _order(key: HeadKey) -> tuple[float, float, int, float]:
