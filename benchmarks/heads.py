@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
 
 ROWS, DIM, SINGLES, REPEATS = 3000, 768, 6, 3
+EPOCHS = 10  # of the sweeps and the trainings that they are compared with: half the default, for half the time
 GRIDS = {
     # Every head differs from every other: 64 of each label.
     "64 settings of lr, dropout, loss, seed": {
@@ -63,7 +64,7 @@ def measure() -> list[Row]:
         split = split_cache(rows, "grouped", fractions=config.fractions, seed=config.split_seed)
         found = [*_train_rows(config, rows, split, Path(folder))]
         for name, grid in GRIDS.items():
-            found += _sweep_rows(name, SweepConfig(cache=cache, **grid), rows, split, device=device)
+            found += _sweep_rows(name, SweepConfig(cache=cache, epochs=EPOCHS, **grid), rows, split, device=device)
     return found
 
 
