@@ -39,7 +39,8 @@ FAILURES_SHOWN = 10
 class ExtractResult:
     """What an extraction did; counts are of distinct images and texts, times in seconds.
 
-    `views` says how many images have each view; `new_images` are those of which any view was computed.
+    `views` says how many images have each view; `new_images` are those of which any view was computed;
+    `first_frames` counts those whose file has more frames than the one that was taken.
     """
 
     cache: Path
@@ -51,6 +52,7 @@ class ExtractResult:
     texts: int
     new_texts: int
     truncated_texts: int
+    first_frames: int
     failed: list[tuple[str, str]]
     label_ranges: dict[str, str]
     facts: dict[str, Any]
@@ -87,6 +89,8 @@ class ExtractResult:
         ]
         if self.truncated_texts:
             lines.append(f"{self.truncated_texts:,} texts were cut at {facts['context_length']} tokens")
+        if self.first_frames:
+            lines.append(f"{self.first_frames:,} images have several frames or pages; the first was taken")
         if self.failed:
             lines.append(f"{len(self.failed):,} images could not be read:")
             lines += [f"  {file}: {reason}" for file, reason in self.failed[:FAILURES_SHOWN]]
@@ -249,6 +253,7 @@ def _result(store: FeatureStore, done: _Done, out: Path, *, seconds: float) -> E
         texts=len(store.truncated()),
         new_texts=done.new_texts,
         truncated_texts=int(store.truncated().sum()),
+        first_frames=int(store.more_frames()[store.status() == DONE].sum()),
         failed=failed,
         label_ranges=store.dataset["label_ranges"],
         facts=store.facts,

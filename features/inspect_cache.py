@@ -26,8 +26,9 @@ PROBLEMS_FOUND = 2  # the exit code of wrong input: a damaged cache is one
 class CacheReport:
     """One file; counts are of distinct images and texts. `problems` is None where nobody asked for them.
 
-    `views` has by name `width`, `recipe` and the number of images `done`, `failed`, `to_do`; `labels` has the number
-    of usable rows with each label, `names` the number of distinct groups, sources and splits.
+    `views` has by name `width`, `recipe` and the number of images `done`, `failed`, `to_do`; `first_frames` counts
+    images whose file has more frames than the one taken; `labels` has the number of usable rows with each label,
+    `names` the number of distinct groups, sources and splits.
     """
 
     cache: Path
@@ -43,6 +44,7 @@ class CacheReport:
     texts: int
     texts_to_do: int
     truncated_texts: int
+    first_frames: int
     views: dict[str, dict[str, Any]]
     labels: dict[str, int]
     names: dict[str, int]
@@ -65,6 +67,8 @@ class CacheReport:
         to_do = f", {self.texts_to_do:,} to do" if self.texts_to_do else ""
         cut = f", {self.truncated_texts:,} cut at the context length" if self.truncated_texts else ""
         lines.append(f"  texts: {self.texts:,}{to_do}{cut}")
+        if self.first_frames:
+            lines.append(f"  {self.first_frames:,} images have several frames or pages; the first was taken")
         lines += [f"  {label}: {count:,} rows" for label, count in self.labels.items() if count]
         lines += [f"  {name}s: {count:,}" for name, count in self.names.items() if count]
         lines += [f"  {file}: {reason}" for file, reason in self.failed[:FAILURES_SHOWN]]
@@ -147,6 +151,7 @@ def _report(path: Path, problems: list[str] | None) -> CacheReport:
             texts=len(truncated),
             texts_to_do=int((store.group("texts")["status"][:] == PENDING).sum()),
             truncated_texts=int(truncated.sum()),
+            first_frames=int(store.more_frames()[store.status() == DONE].sum()),
             views={name: _view(store, name) for name in store.view_names()},
             labels={name: int(np.isfinite(rows.numbers[name]).sum()) for name in NUMBER_COLUMNS},
             names={name: len(set(rows.text[name]) - {""}) for name in CODE_COLUMNS},

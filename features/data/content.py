@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.progress import Progress
-from deltaclip.features.data.images import UnreadableImage, read_image_bytes
+from deltaclip.features.data.images import UnreadableImage, has_more_frames, read_image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +18,11 @@ CHUNK = 256
 
 
 class ImageContent(NamedTuple):
-    """`sha256` of a file's bytes, or None and the `reason` why it cannot be read."""
+    """`sha256` of a file's bytes, or None and the `reason` why it cannot be read; whether it has `more_frames`."""
 
     sha256: bytes | None
     reason: str
+    more_frames: bool = False
 
 
 def hash_images(paths: Sequence[Path], root: Path | None) -> list[ImageContent]:
@@ -44,6 +45,7 @@ def hash_images(paths: Sequence[Path], root: Path | None) -> list[ImageContent]:
 
 def _hash(path: Path, root: Path | None) -> ImageContent:
     try:
-        return ImageContent(hashlib.sha256(read_image_bytes(path, root)).digest(), "")
+        content = read_image_bytes(path, root)
+        return ImageContent(hashlib.sha256(content).digest(), "", has_more_frames(content))
     except UnreadableImage as reason:
         return ImageContent(None, str(reason))

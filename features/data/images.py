@@ -66,27 +66,58 @@ def read_image_bytes(path: Path, root: Path | None) -> bytes:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Decode an image to RGB, 8 bits: upright (EXIF), first frame, transparency over white.
+    """Decode an image to RGB, 8 bits: upright (EXIF), first frame, transparency over white, colour profiles ignored.
+
+    Profiles are ignored because CLIP's own preprocessing ignores them; `docs/images.md` has every such decision.
 
     Raises:
-        UnreadableImage: not an image, truncated, over 100 million pixels, a strip longer than 100:1, or pixels
-            without a known range (float, 32 bits).
+        UnreadableImage: not an image, truncated, over 100 million pixels, a strip longer than 100:1, pixels
+            without a known range (float, 32 bits), or a transparent colour that cannot be told from others.
     """
     try:
-        # Pillow warns of sizes (our limit below is the one that refuses) and of odd metadata. The filter stays:
-        # catch_warnings swaps state of the whole process, and this runs in many threads.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        image = Image.open(io.BytesIO(content), formats=_formats())
+        image = _opened(content)
         _check_size(*image.size)
         _check_range(image)
+        _check_transparent_colour(image, content)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        _check_size(*image.size)  # an icon's entry says 16 x 16 of whatever lies in it
+        return _to_rgb(_upright(image))
     except UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
     except BROKEN as error:
         raise UnreadableImage(f"broken image data ({error})") from error
+
+
+def has_more_frames(content: bytes) -> bool:
+    """Tell whether a file holds an animation or several pages, of which `open_image` takes the first.
+
+    What cannot be opened has none: its reason is told when it is decoded. The preview that a camera puts behind a JPEG
+    is no second frame.
+    """
+    if not _may_have_frames(content):
+        return False
+    try:
+        return bool(getattr(_opened(content), "is_animated", False))
+    except (*BROKEN, Image.DecompressionBombError):
+        return False
+
+
+def _may_have_frames(content: bytes) -> bool:
+    # By the first bytes, which costs nothing: hashing looks at every file of a set, and most are JPEG or plain PNG.
+    if content.startswith(b"\x89PNG"):
+        return b"acTL" in content[: max(0, content.find(b"IDAT"))]  # where an APNG must have it
+    if content.startswith(b"RIFF"):
+        return content[12:16] == b"VP8X" and len(content) > 20 and bool(content[20] & 2)
+    return content.startswith((b"GIF8", b"II", b"MM")) or content[4:12] == b"ftypavis"
+
+
+def _opened(content: bytes) -> Image.Image:
+    # Pillow warns of sizes (our limit is the one that refuses) and of odd metadata. The filter stays:
+    # catch_warnings swaps state of the whole process, and this runs in many threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    return Image.open(io.BytesIO(content), formats=_formats())
 
 
 def _formats() -> list[str]:
@@ -109,10 +140,31 @@ def _check_range(image: Image.Image) -> None:
         raise UnreadableImage("32-bit pixels have no known range")
 
 
+def _check_transparent_colour(image: Image.Image, content: bytes) -> None:
+    """Bring a PNG's transparent colour to the scale of the pixels: Pillow leaves it in the file's."""
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None:
+        return
+    depth = content[24]
+    if image.mode == "L" and depth < 8:
+        image.info["transparency"] = colour * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16:  # the pixels come with the upper 8 bits alone
+        raise UnreadableImage("a transparent colour among 16-bit RGB pixels cannot be told from its neighbours")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except BROKEN:  # the camera's notes are damaged, the picture is not: as it lies, which is what viewers show
+        return image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a channel: Pillow's own conversion would clip instead of scale
-        scaled = np.asarray(image, dtype=np.float64) * (255.0 / 65535.0)
-        return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        levels = np.asarray(image, dtype=np.float64)
+        scaled = (levels * (255.0 / 65535.0)).round().clip(0, 255)
+        scaled[levels == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         page = Image.new("RGBA", image.size, "white")  # what a viewer shows; plain conversion would show hidden colours
         return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")

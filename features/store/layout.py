@@ -86,6 +86,7 @@ def _write_plan(file: h5py.File, plan: Plan) -> None:
     for kind, keys in (("images", plan.image_keys), ("texts", plan.text_keys)):
         file[f"{kind}/sha256"] = keys
     file["images/reason"] = reasons
+    file["images/more_frames"] = plan.image_frames
     file.create_dataset("images/file", data=plan.image_files, dtype=text)
     file.create_dataset("texts/text", data=plan.texts, dtype=text)
     file["texts/truncated"] = np.zeros(len(plan.texts), np.uint8)

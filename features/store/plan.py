@@ -44,6 +44,7 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent]) -> Plan:
         image_keys=_key_array([contents[row].sha256 or MISSING_KEY for row in first_rows]),
         image_files=[manifest.images[row] for row in first_rows],
         image_reasons=[contents[row].reason for row in first_rows],
+        image_frames=np.array([contents[row].more_frames for row in first_rows], dtype=np.uint8),
         text_keys=_key_array([text_key(text) for text in texts]),
         texts=texts,
         row_files=manifest.images,

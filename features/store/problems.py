@@ -56,6 +56,7 @@ def _broken_lengths(file: h5py.File, version: int) -> str | None:
         "images": [
             *(f"views/{view}/{name}" for view in (CENTER, *views) for name in of_vectors),
             *(f"images/{name}" for name in ("sha256", "file", "reason")),
+            *(["images/more_frames"] if "images/more_frames" in file else []),
         ],
         "texts": [f"texts/{name}" for name in (*of_vectors, "sha256", "text", "truncated")],
     }

@@ -60,6 +60,7 @@ class Plan:
     image_keys: NDArray[np.uint8]
     image_files: list[str]
     image_reasons: list[str]  # why a file could not be read, '' where it could
+    image_frames: NDArray[np.uint8]  # 1 where a file has more frames than the one that is taken
     text_keys: NDArray[np.uint8]
     texts: list[str]
     row_files: list[str]

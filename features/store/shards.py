@@ -84,7 +84,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
     readable = {key for store in stores for key in _keys(store)[store.status() == DONE].tolist()}
     seen: set[bytes] = set()
     for store in stores:
-        found, keys, reasons = store.rows(usable=False), _keys(store), store.reasons()
+        found, keys, reasons, frames = store.rows(usable=False), _keys(store), store.reasons(), store.more_frames()
         texts = np.append(store.texts(), "")  # -1, no explanation, is the last one
         text = found.text | {"explanation": texts[found.explanation]}
         digests = _digests(keys[found.image], [*found.numbers.values()], [text[name] for name in rows])
@@ -97,7 +97,9 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
         for entry in found.image[new]:
             key = keys[entry]
             contents.append(
-                ImageContent(key if key != MISSING_KEY else None, "" if key in readable else reasons[entry])
+                ImageContent(
+                    key if key != MISSING_KEY else None, "" if key in readable else reasons[entry], bool(frames[entry])
+                )
             )
     datasets = [store.dataset for store in stores]
     return make_plan(

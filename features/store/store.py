@@ -223,6 +223,15 @@ class FeatureStore:
         files, reasons = self._file["images/file"].asstr(), self.reasons()
         return [(str(files[int(entry)]), reasons[int(entry)]) for entry in entries]
 
+    def more_frames(self) -> NDArray[np.bool_]:
+        """Tell of which images the file has more frames than the one that was taken, (I,) bool.
+
+        A cache of before this was asked has False everywhere.
+        """
+        if "images/more_frames" not in self._file:
+            return np.zeros(len(self.status()), dtype=bool)
+        return np.asarray(self._file["images/more_frames"], dtype=bool)
+
     def truncated(self) -> NDArray[np.bool_]:
         """Tell which texts were cut at the context length, (T,) bool."""
         return np.asarray(self._file["texts/truncated"], dtype=bool)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -15,15 +14,25 @@ from deltaclip.features.data.images import (
     MAX_PIXELS,
     UnreadableFile,
     UnreadableImage,
+    has_more_frames,
     open_image,
     read_image_bytes,
 )
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from deltaclip.tests.features.data.odd_images import (
+    animated,
+    as_ycck,
+    chunk,
+    encoded,
+    picture,
+    png,
+    png_header,
+    profile,
+    refused_files,
+    turned,
+    usable_files,
+    without_adobe,
+    without_count,
+)
 
 
 def pixels(content):
@@ -32,23 +41,10 @@ def pixels(content):
     return np.asarray(image)
 
 
-def picture(width=40, height=30):
-    """A smooth picture without symmetry."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1).astype(np.uint8)
-
-
 def refused(content):
     with pytest.raises(UnreadableImage) as caught:
         open_image(content)
     return str(caught.value)
-
-
-def png_header(width, height):
-    """A PNG that says how large it is and holds nothing."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return b"\x89PNG\r\n\x1a\n" + body + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -69,12 +65,67 @@ def test_cmyk_jpeg():
     assert np.abs(pixels(content).astype(int) - [255, 0, 0]).max() < 12  # no cyan, all magenta and yellow: red
 
 
+def test_cmyk_jpeg_is_inverted_with_adobes_marker_and_without():
+    inks = np.stack([picture()[..., 0], picture()[..., 1], picture()[..., 2], picture()[..., 0] // 3], axis=-1)
+    jpeg = encoded(Image.frombytes("CMYK", (40, 30), inks.tobytes()), "JPEG", quality=100, subsampling=0)
+    light = 255.0 - inks
+    expected = light[..., :3] * light[..., 3:] / 255
+    for content in (jpeg, without_adobe(jpeg)):
+        assert np.abs(pixels(content) - expected).max() < 8  # lossy
+
+
+def test_ycck_jpeg():
+    # Stored are luma, two chromas and inverted black; Pillow writes CMYK inverted, so the complement goes in.
+    luma = np.asarray(Image.fromarray(picture()).convert("YCbCr"))
+    stored = np.concatenate([luma, np.full((30, 40, 1), 255, np.uint8)], axis=-1)
+    jpeg = encoded(Image.frombytes("CMYK", (40, 30), (255 - stored).tobytes()), "JPEG", quality=100, subsampling=0)
+    assert np.abs(pixels(as_ycck(jpeg)).astype(int) - (255 - picture().astype(int))).max() < 8
+
+
 def test_16_bit_png_is_scaled_not_clipped():
     levels = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
     expected = np.array([[0, 1, 128, 255]])  # level * 255 / 65535, rounded
     content = encoded(Image.fromarray(levels))
     assert Image.open(io.BytesIO(content)).mode == "I;16"
     np.testing.assert_array_equal(pixels(content), np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_16_bit_rgb_and_alpha():
+    levels = np.random.default_rng(2).integers(0, 65536, (16, 16, 4), dtype=np.uint16)
+    levels[..., 3] = 65535
+    levels[0, 0], levels[0, 1], levels[0, 2] = (0, 65535, 255, 65535), (256, 257, 65280, 65535), (1, 2, 3, 0)
+    expected = np.round(levels[..., :3] / 65535 * 255)
+    expected[0, 2] = 255  # transparent, over white
+    for channels, colour in ((4, 6), (3, 2)):
+        part = np.ascontiguousarray(levels[..., :channels]).astype(">u2")
+        found = pixels(png(16, [row.tobytes() for row in part], depth=16, colour=colour)).astype(int)
+        wrong = np.abs(found - (expected if channels == 4 else np.round(levels[..., :3] / 65535 * 255)))
+        assert wrong.max() <= 1  # the upper byte instead of a rounded quotient
+    grey = np.array([[(0, 65535), (65535, 65535), (7, 0)]], dtype=">u2")
+    np.testing.assert_array_equal(pixels(png(3, [grey.tobytes()], depth=16, colour=4))[0, :, 0], [0, 255, 255])
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "hidden", "expected"),
+    [
+        (1, [0b01000000], 0, [255, 255]),
+        (1, [0b01000000], 1, [0, 255]),
+        (2, [0b00011011], 1, [0, 255, 170, 255]),
+        (4, [0x05, 0xAF], 5, [0, 255, 170, 255]),
+        (8, [7, 8], 7, [255, 8]),
+        (16, [0, 0, 0x80, 0, 0x80, 1], 0x8000, [0, 255, 128]),
+    ],
+)
+def test_a_transparent_grey_of_every_depth(depth, row, hidden, expected):
+    extra = [(b"tRNS", struct.pack(">H", hidden))]
+    found = pixels(png(len(expected), [bytes(row)], depth=depth, colour=0, extra=extra))
+    np.testing.assert_array_equal(found, np.repeat(np.array(expected)[None, :, None], 3, axis=2))
+
+
+def test_a_transparent_colour():
+    extra = [(b"tRNS", struct.pack(">3H", 7, 8, 9))]
+    found = pixels(png(2, [bytes([7, 8, 9, 7, 8, 10])], depth=8, colour=2, extra=extra))
+    np.testing.assert_array_equal(found, [[(255, 255, 255), (7, 8, 10)]])
 
 
 def test_16_bit_tiff_and_ppm_are_scaled_too():
@@ -114,20 +165,70 @@ def test_palette_with_a_transparent_colour():
     np.testing.assert_array_equal(found[0], [(10, 20, 30), (255, 255, 255)])
 
 
-def test_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
-    for kind in ("GIF", "WEBP", "PNG"):
-        content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-        assert np.abs(pixels(content).astype(int) - [255, 0, 0]).max() < 8, kind
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_first_frame_of_an_animation_and_that_there_are_more(kind):
+    content = animated(kind)
+    assert np.abs(pixels(content).astype(int) - [255, 0, 0]).max() < 8
+    assert has_more_frames(content)
+    assert not has_more_frames(animated(kind, ["red"]))
 
 
-def test_exif_orientation():
-    upright = picture()
-    # Orientation 6: the camera lay on its side; the file is turned by 90 degrees against the clock.
-    turned = Image.fromarray(np.rot90(upright))
+def test_what_has_no_more_frames():
+    camera = encoded(Image.new("RGB", (8, 8)), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    icon = encoded(Image.new("RGB", (32, 32)), "ICO", sizes=[(16, 16), (32, 32)])
+    for content in (camera, icon, encoded(Image.new("RGB", (8, 8)), "WEBP"), encoded(Image.new("RGB", (8, 8)), "JPEG")):
+        assert not has_more_frames(content)
+    # Whatever is cut off anywhere is no error: its reason is told where it is decoded.
+    for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
+        content = animated(kind)
+        found = {has_more_frames(content[:end]) for end in range(0, len(content), 3)}
+        assert found <= {True, False}
+    assert not has_more_frames(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0))
+
+
+def test_a_colour_profile_changes_nothing():
+    plain = Image.fromarray(picture())
+    np.testing.assert_array_equal(pixels(encoded(plain, icc_profile=profile())), picture())
+    np.testing.assert_array_equal(pixels(encoded(plain, icc_profile=b"broken")), picture())
+
+
+def test_an_icon_that_holds_more_than_it_says():
+    inside = encoded(Image.new("L", (1500, 10)))
+    icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+    assert "1500 x 10 is a strip longer than 100:1" in refused(icon)
+
+
+@pytest.mark.parametrize("name", usable_files())
+def test_every_usable_file_is_read(name):
+    assert open_image(usable_files()[name]).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", sorted(refused_files().keys() - {"empty.png"}))
+def test_every_other_file_is_refused_by_its_reason(name):
+    content, reason = refused_files()[name]
+    assert without_count(refused(content)) == reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    np.testing.assert_array_equal(pixels(turned(picture(), orientation)), picture())
+
+
+@pytest.mark.parametrize(
+    "notes", [b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abcd"]
+)
+def test_damaged_exif_leaves_the_picture_as_it_lies(notes):
+    content = encoded(Image.fromarray(picture()))
+    after_header = len(png_header(1, 1)) - len(chunk(b"IDAT"))
+    with_notes = content[:after_header] + chunk(b"eXIf", notes) + content[after_header:]
+    np.testing.assert_array_equal(pixels(with_notes), picture())
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_does_not_exist(orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    np.testing.assert_array_equal(pixels(encoded(turned, exif=exif)), upright)
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(picture()), exif=exif)), picture())
 
 
 def test_smallest_and_longest():

@@ -135,6 +135,7 @@ def test_digest_sees_every_field(tmp_path):
         "image_keys": plan.image_keys ^ 1,
         "image_files": ["0.png", "1.pn", "g2.png"],
         "image_reasons": ["", "", "empty file"],
+        "image_frames": plan.image_frames ^ 1,
         "text_keys": plan.text_keys ^ 1,
         "texts": ["a", "b", "cw", "hy"],
         "row_files": plan.row_files[::-1],
@@ -306,6 +307,7 @@ def test_taking_over_more_than_one_block(tmp_path, count):
         image_keys=keys,
         image_files=["x.png"] * count,
         image_reasons=[""] * count,
+        image_frames=np.zeros(count, np.uint8),
     )
     path = tmp_path / "c.h5"
     writer = open_writer(path, plan, request=REQUEST, facts=FACTS)
