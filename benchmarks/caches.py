@@ -1,4 +1,8 @@
-"""Caches of random vectors: what training costs does not depend on what is learned."""
+"""Caches of random vectors whose labels follow from them: what training costs does not depend on what is learned.
+
+With labels of pure chance no epoch is better than another, and two trainings that agree to the sixth digit may keep
+different ones; so quality is a function of the image, consistency of image and prompt, both with noise.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from deltaclip.features.store.takeover import open_writer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 ROWS_PER_PROMPT = 8
 
 
@@ -23,7 +29,15 @@ def random_cache(path: Path, *, rows: int, dim: int, seed: int = 0) -> Path:
     """Write a cache of random unit vectors and labels, eight rows a prompt."""
     generator = np.random.default_rng(seed)
     prompts = [f"prompt {number // ROWS_PER_PROMPT}" for number in range(rows)]
-    labels = {name: generator.random(rows) for name in ("quality", "consistency")}
+    v_ID, norm_I = _unit(generator, rows, dim)
+    t_TD, norm_T = _unit(generator, len(dict.fromkeys(prompts)), dim)
+    ways = generator.standard_normal((2, dim)).astype(np.float32)
+    noise = generator.standard_normal((2, rows))
+    of_prompt = np.repeat(t_TD @ ways[1], ROWS_PER_PROMPT)[:rows]
+    labels = {
+        "quality": 1 / (1 + np.exp(-(v_ID @ ways[0] + 0.5 * noise[0]))),
+        "consistency": 1 / (1 + np.exp(-(v_ID @ ways[0] + of_prompt + 0.5 * noise[1]))),
+    }
     labels |= {f"{name}_std": np.full(rows, np.nan) for name in tuple(labels)}
     manifest = Manifest(
         name="random",
@@ -42,15 +56,15 @@ def random_cache(path: Path, *, rows: int, dim: int, seed: int = 0) -> Path:
     plan = make_plan(manifest, contents)
     facts = {"dim": dim, "precision": "fp16", "backbone": "random", "quick_gelu": False, "weights_sha256": "0" * 64}
     writer = open_writer(path, plan, request={"weights_sha256": "0" * 64, "precision": "fp16"}, facts=facts)
-    for kind, count in (("texts", len(plan.texts)), ("images", rows)):
-        vector = generator.standard_normal((count, dim)).astype(np.float32)
-        norm = np.linalg.norm(vector, axis=1)
-        entries = np.arange(count)
-        if kind == "texts":
-            writer.put_truncated(entries, np.zeros(count, dtype=bool))
-            writer.put("texts", entries, vector / norm[:, None], norm)
-        else:
-            writer.put_images({CENTER: (entries.tolist(), vector / norm[:, None], norm)}, [])
+    writer.put_truncated(np.arange(len(t_TD)), np.zeros(len(t_TD), dtype=bool))
+    writer.put("texts", np.arange(len(t_TD)), t_TD, norm_T)
+    writer.put_images({CENTER: (list(range(rows)), v_ID, norm_I)}, [])
     writer.finish(path)
     writer.close()
     return path
+
+
+def _unit(generator: np.random.Generator, count: int, dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    vector = generator.standard_normal((count, dim)).astype(np.float32)
+    norm = np.linalg.norm(vector, axis=1)
+    return vector / norm[:, None], norm
