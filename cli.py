@@ -149,7 +149,7 @@ def train(config: TrainConfig) -> StageResult:
 
 @command(SweepConfig, example="deltaclip sweep cache/demo_tiny.h5 --residual-scale-q 0.05,0.1,0.2 --lr 1e-3,3e-3")
 def sweep(config: SweepConfig) -> StageResult:
-    """Train many settings at once on a cache; the best on validation becomes a run."""
+    """Train many settings at once; the best becomes a run."""
     from deltaclip.pipeline.sweep import sweep as stage
 
     return stage(config)
@@ -157,7 +157,7 @@ def sweep(config: SweepConfig) -> StageResult:
 
 @command(AblateConfig, example="deltaclip ablate cache/demo_tiny.h5 --repeats 10 --against ridge")
 def ablate(config: AblateConfig) -> StageResult:
-    """Compare floors, baselines and heads with each part off, on the same splits."""
+    """Compare floors, baselines and heads, parts off in turn."""
     from deltaclip.pipeline.ablate import ablate as stage
 
     return stage(config)
