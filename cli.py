@@ -18,7 +18,7 @@ import typer
 
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.settings import field_types, is_optional, option_name
-from deltaclip.features.settings import ExtractConfig, InspectConfig
+from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConfig
 from deltaclip.pipeline.settings import (
     AblateConfig,
     CompareConfig,
@@ -197,6 +197,18 @@ def predict(config: PredictConfig) -> StageResult:
 def inspect_cache(config: InspectConfig) -> StageResult:
     """Say what is in a cache, from what and how complete; verify it."""
     from deltaclip.features.inspect_cache import inspect_cache as stage
+
+    return stage(config)
+
+
+@command(
+    ImportConfig,
+    name="import",
+    example="deltaclip import embeddings/ --out cache/mine.h5 --backbone ViT-L-14 --pretrained openai --precision fp16",
+)
+def import_embeddings(config: ImportConfig) -> StageResult:
+    """Make a cache of embeddings that another program computed."""
+    from deltaclip.features.import_embeddings import import_embeddings as stage
 
     return stage(config)
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.store.export import export_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING
 from deltaclip.features.store.shards import merge
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.verify import find_problems
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deltaclip.features.settings import InspectConfig
@@ -59,6 +61,7 @@ class CacheReport:
             f"{self.cache}: {state}, schema version {self.schema_version}, {self.size_bytes / 1e6:,.1f} MB",
             f"  data: {self.dataset['name']}, {self.rows:,} rows, {self.usable_rows:,} of them usable",
             f"  backbone: {facts['backbone']}, D = {facts['dim']}, {facts['precision']}"
+            + (", imported: nothing vouches for that" if self.request.get("imported") else "")
             + (f", weights {self.request['weights_sha256'][:12]}" if "weights_sha256" in self.request else ""),
         ]
         for name, view in self.views.items():
@@ -92,6 +95,7 @@ class InspectResult:
 
     reports: list[CacheReport]
     damaged: dict[str, list[str]]
+    exported: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -101,18 +105,22 @@ class InspectResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         reports = [asdict(report) | {"cache": str(report.cache)} for report in self.reports]
-        return {"caches": reports, "damaged": self.damaged}
+        return {"caches": reports, "damaged": self.damaged, "exported": self.exported}
 
     def summary(self) -> str:
         """Return what is in each cache, and what is wrong with it."""
         lines = [line for report in self.reports for line in report.lines()]
         for cache, problems in self.damaged.items():
             lines += [f"{cache}: cannot be used", *_verdict(problems)]
+        if self.exported:
+            lines.append(self.exported)
         return "\n".join(lines)
 
 
 def inspect_cache(config: InspectConfig) -> InspectResult:
     """Describe caches and, if asked to, read every byte of them; with `--merge`, of the cache that they make together.
+
+    With `--export` the one cache (of `--merge`: that) is written as files of another layout too.
 
     Raises:
         UserError: no such file, caches that do not fit together; without `--verify`, also a file that cannot be opened
@@ -122,6 +130,7 @@ def inspect_cache(config: InspectConfig) -> InspectResult:
     if config.merge:
         merge(caches, config.merge)
         caches = [config.merge]
+    exported = _export(config, caches) if config.export else None
     reports: list[CacheReport] = []
     damaged: dict[str, list[str]] = {}
     for path in caches:
@@ -131,7 +140,16 @@ def inspect_cache(config: InspectConfig) -> InspectResult:
             if not config.verify or not path.is_file():
                 raise
             damaged[str(path)] = [error.message]
-    return InspectResult(reports=reports, damaged=damaged)
+    return InspectResult(reports=reports, damaged=damaged, exported=exported)
+
+
+def _export(config: InspectConfig, caches: Sequence[Path]) -> str:
+    assert config.export is not None
+    if len(caches) > 1:
+        raise UserError(f"{len(caches)} caches are given", place="--export", remedy="give one, or --merge them first")
+    layout, view = config.export_format, config.export_view
+    count = export_cache(caches[0], config.export, layout=layout, view=view)
+    return f"{config.export}: {count:,} rows, view {view}, as {layout}"
 
 
 def _report(path: Path, problems: list[str] | None) -> CacheReport:

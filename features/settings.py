@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deltaclip.base.device import PrecisionChoice
+from deltaclip.base.device import Precision, PrecisionChoice
 from deltaclip.base.settings import check_settings, setting
 
 
@@ -41,11 +41,37 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Settings of `import`."""
+
+    source: Path = setting(
+        help="Folder of clip-retrieval or of `inspect --export`, .npy of images, or .safetensors with both.",
+        argument=True,
+    )
+    out: Path = setting(help="Cache file to write; must not exist.")
+    backbone: str = setting(help="Which model made the embeddings, as open_clip calls it; recorded, not loaded.")
+    pretrained: str | None = setting(None, help="Which weights of that model made them; recorded.")
+    precision: Precision = setting(help="Number format in which they were computed; float16 is stored but for fp32.")
+    texts: Path | None = setting(None, help="For an .npy of images: the .npy of the texts, row by row.")
+    manifest: Path | None = setting(None, help="Table whose rows are those of the embeddings; default the source's.")
+    image_root: Path | None = setting(None, help="Folder of the images: files are hashed, so that copies are known.")
+    label_range: str | None = setting(None, help="LO,HI of both labels; default detected.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """Settings of `inspect`."""
 
     caches: list[Path] = setting(help="Caches, or what an interrupted run left (.part).", argument=True)
     merge: Path | None = setting(None, help="Write the caches as one to this file, and say what is in that.")
+    export: Path | None = setting(None, help="Write the usable rows of the cache to this folder, for other programs.")
+    export_format: Literal["clip-retrieval", "npy", "safetensors"] = setting(
+        "clip-retrieval", help="Layout of what --export writes."
+    )
+    export_view: str = setting("center", help="View of the images that --export writes.")
     verify: bool = setting(False, help="Read everything and list what is damaged; exit code 2 where something is.")
 
     def __post_init__(self) -> None:

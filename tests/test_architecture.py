@@ -19,7 +19,7 @@ ROOT = Path(deltaclip.__file__).parent
 CODE = ("base", "features", "pipeline")
 COMMANDS = [info.name for info in cli.app.registered_commands]
 # `inspect` is a module of Python's own: the stage of that command has a longer name.
-STAGES = {name: {"inspect": "inspect_cache"}.get(name, name) for name in COMMANDS}
+STAGES = {name: {"inspect": "inspect_cache", "import": "import_embeddings"}.get(name, name) for name in COMMANDS}
 HEAVY = ("numpy", "torch", "h5py", "open_clip", "scipy", "sklearn", "pyarrow", "PIL")
 MAX_LINES = 300
 

@@ -249,8 +249,22 @@ TABLE = [
     ("extract {at}/good.csv --views center,flop", "--views: 'flop' is no view; did you mean 'flip'?"),
     # The command line itself.
     ("trainn x", "'trainn' is no command; did you mean 'train'?"),
-    ("zzz", "'zzz' is no command; known: extract, train, sweep, ablate, evaluate, compare, predict, inspect"),
+    ("zzz", "'zzz' is no command; known: extract, train, sweep, ablate, evaluate, compare, predict, inspect, import"),
     ("train", "CACHE: is missing; see `deltaclip train --help`"),
+    (
+        "import {at}/gone --out {at}/x.h5 --backbone B --precision fp32",
+        "{at}/gone: no such file or folder; give a folder with img_emb/, an .npy or a .safetensors file",
+    ),
+    (
+        "import {at}/empty --out {at}/demo.h5 --backbone B --precision fp32",
+        "{at}/demo.h5: already exists; give another --out or remove it first",
+    ),
+    ("import {at}/empty --out {at}/x.h5 --precision fp32", "--backbone: is missing; see `deltaclip import --help`"),
+    ("import {at}/empty --out {at}/x.h5 --backbone B", "--precision: is missing; see `deltaclip import --help`"),
+    (
+        "inspect {at}/demo.h5 --export {at}/empty",
+        "{at}/empty: already exists; give another name or remove it first",
+    ),
     ("inspect --verify", "CACHES: is missing; see `deltaclip inspect --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
     ("train x y", "got unexpected extra argument(s) (y); see `deltaclip train --help`"),

@@ -22,7 +22,7 @@ from deltaclip.base.settings import (
     setting,
     settings_to_json,
 )
-from deltaclip.features.settings import ExtractConfig, InspectConfig
+from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConfig
 from deltaclip.pipeline.settings import (
     AblateConfig,
     CompareConfig,
@@ -35,10 +35,12 @@ from deltaclip.pipeline.settings import (
 SNAPSHOT = Path(__file__).parent / "data" / "options.json"
 STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
 STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
+STAGES |= {"import": ImportConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
+REQUIRED |= {"import": {"source": Path("e"), "out": Path("c.h5"), "backbone": "ViT-B-32", "precision": "fp16"}}
 
 
 def option_list() -> dict[str, Any]:
@@ -148,7 +150,7 @@ def choices():
 @pytest.mark.parametrize(("name", "field"), list(choices()))
 def test_an_unknown_choice_is_refused_with_what_there_is(name, field):
     with pytest.raises(UserError) as error:
-        STAGES[name](**REQUIRED[name], **{field: "zzzzz"})
+        STAGES[name](**REQUIRED[name] | {field: "zzzzz"})
     assert str(error.value).startswith(f"{option_name(field)}: 'zzzzz' is not a choice; known: ")
 
 

@@ -77,6 +77,10 @@ class Scorer:
         """
         folder = open_run(Path(run))
         facts, request = folder.config["backbone"], folder.config["request"]
+        if request.get("imported"):
+            message = f"was trained on imported embeddings: nothing says which weights of {facts['backbone']} made them"
+            remedy = "extract the images with `deltaclip extract` and train on that cache"
+            raise UserError(message, place=run, remedy=remedy)
         source = find_weights(
             backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"]
         )
