@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from benchmarks.caches import random_cache
 from benchmarks.measuring import Row, seconds
@@ -117,7 +119,21 @@ def _sweep_rows(name: str, sweep: SweepConfig, rows: CacheRows, split: Split, *,
             apart.append(_apart(*(judge(rows, split, loss_weights(one, rows), each).metrics for each in pair)))
         goal, met = ("", None) if precise else ("at most 0.001", max(apart) <= 1e-3)
         shown.append(Row(name=f"largest difference of a metric: {what}", value=max(apart), unit="", goal=goal, met=met))
+    noise = _sensitivity(chosen, singles, rows, split)
+    shown.append(Row(name=f"the same, one training and its embeddings off by a last bit: {name}", value=noise, unit=""))
     return shown
+
+
+def _sensitivity(chosen: list[TrainConfig], singles: list[Learned], rows: CacheRows, split: Split) -> float:
+    """Return how far figures move when embeddings change by a unit in the last place: what no reordering can beat."""
+    exact = rows.v_ID.float()
+    moved = replace(rows, v_ID=exact * (1 + 6e-8 * torch.randn_like(exact).sign()))
+    found = []
+    for one, single in zip(chosen, singles, strict=True):
+        weights = loss_weights(one, rows)
+        again = judge(moved, split, weights, learn(one, moved, split, weights))
+        found.append(_apart(judge(rows, split, weights, single).metrics, again.metrics))
+    return max(found)
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> float:
