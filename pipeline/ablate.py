@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
@@ -125,7 +125,8 @@ def _labels(common: TrainConfig, rows: CacheRows, splits: list[Split]) -> list[s
     if not labels:
         what = "too few labelled rows: a label needs three, not all equal, on each side of every split"
         raise UserError(what, place=common.cache, remedy="add rows, or give other --fractions")
-    warnings = dict.fromkeys(line for split in splits for line in warnings_of(common, rows, split))
+    plain = replace(common, view=TrainConfig.view)  # the kernel variants read it
+    warnings = dict.fromkeys(line for split in splits for line in warnings_of(plain, rows, split))
     left_out = [label for label in present_labels(rows) if label not in labels]
     warnings |= dict.fromkeys(
         f"warning: {label} is left out: too few labelled rows on some side of a split" for label in left_out

@@ -70,6 +70,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     scores = score(run.heads, rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH))
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
     metrics = measure(rows, scores, split, labels=trained, scales=scales)
+    if kernels and split.train.size:
+        # The kernels were fitted to these rows: their figures here would be those of a fit to itself.
+        note = "train and validation rows are left out: the kernel base was fitted to them, see the run's metrics.json"
+        metrics |= {"train": {}, "val": {}, "diagnostics": []}
+        metrics["split"]["note"] = "; ".join(part for part in (metrics["split"]["note"], note) if part)
     if config.out:
         with whole_file(config.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

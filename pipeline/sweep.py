@@ -22,6 +22,7 @@ from deltaclip.pipeline.run.finish import judge, save_run
 from deltaclip.pipeline.run.folder import free_run_path
 from deltaclip.pipeline.run.grid import SWEPT, sweep_settings, varied
 from deltaclip.pipeline.run.heatmap import heatmap_lines, heatmaps, table_lines
+from deltaclip.pipeline.run.measure import rankable_labels, trained_labels
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.stacking import Stacked
@@ -81,13 +82,13 @@ def sweep(config: SweepConfig) -> SweepResult:
     half = choose_precision(config.precision, device) != "fp32"
     rows = load_rows(config.cache, device, view=base_view(*settings))
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
-    warnings = dict.fromkeys(line for one in settings for line in warnings_of(one, rows, split))
-    for line in warnings:
+    found = [warnings_of(one, rows, split) for one in settings]
+    for line in (line for line in found[0] if all(line in lines for lines in found)):  # what holds for all settings
         print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
-    stacked = Stacked(settings, rows, split, half=half)
-    if not stacked.ranked:
+    if not set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, (1.0, 1.0))):
         remedy = "give --fractions with more validation rows"
         raise UserError("too few validation rows to choose a setting by", place=config.cache, remedy=remedy)
+    stacked = Stacked(settings, rows, split, half=half)
     table = _table(settings, stacked)
     winner = replace(next(one for one in settings if _is(one, table[0])), out=config.out)
     weights = loss_weights(winner, rows)

@@ -97,7 +97,8 @@ def fit_kernel(
 
     Returns:
         the kernel; its predictions (N,) float32, those of a fitted row from a fit without that row's group; and what
-        was fitted. Errors of these predictions are those of new rows, which makes them fit to train a correction on.
+        was fitted. Errors of these predictions are those of new rows, which makes them fit to train a correction on
+        (intercept and scaling are those of all fitted rows: of 100 groups that is .0003 of the error, of 10 .03).
 
     Raises:
         UserError: fewer than two groups have a label, or vectors that are not finite.
@@ -132,7 +133,9 @@ def _chosen(labelled_N: Tensor, groups_N: NDArray[Any], generator: np.random.Gen
     _, code_N, size_G = np.unique(groups_N[rows], return_inverse=True, return_counts=True)
     order_G = generator.permutation(len(size_G))
     kept = order_G[: max(2, int(np.searchsorted(np.cumsum(size_G[order_G]), MAX_ROWS, side="right")))]
-    return rows[np.isin(code_N, kept)]
+    found = rows[np.isin(code_N, kept)]
+    # Two groups may be more than that: then a part of each.
+    return found if len(found) <= MAX_ROWS else np.sort(generator.permutation(found)[:MAX_ROWS])
 
 
 def _scaled(parts: Sequence[Part]) -> Kernel:

@@ -21,6 +21,8 @@ from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.sides import joined_groups
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -62,28 +64,27 @@ def base_view(*settings: TrainConfig) -> str | None:
     return next((one.view for one in settings if one.residual_learning and one.base_init == "kernel"), None)
 
 
-def fit_kernels(rows: CacheRows, split: Split, *, view: str, seed: int) -> Kernels:
+def fit_kernels(rows: CacheRows, split: Split, *, labels: Collection[str], view: str, seed: int) -> Kernels:
     """Fit the kernels of both labels; the test rows are not looked at.
 
     Quality: kernel ridge of the label on the view. Consistency: least squares of the label on (s + 1)/2 first, as the
     calibrated base, then kernel ridge of what is left on view, prompt and what the quality kernel says. Validation rows
-    are fitted to as well: epochs are chosen on what the other groups say of them.
+    are fitted to as well: epochs are chosen on what the other groups say of them. A label that is not trained, not
+    among `labels`, is as if it were missing.
 
     Raises:
         UserError: the view holds values that are not finite.
     """
     fitted = np.zeros(len(rows.rows), dtype=bool)
     fitted[split.train] = fitted[split.val] = True
-    labels = {
-        label: torch.from_numpy(np.where(fitted, rows.label(label), np.nan).astype(np.float32)).to(rows.v_ID.device)
-        for label in LABELS
-    }
+    known = {label: np.where(fitted & (label in labels), rows.label(label), np.nan) for label in LABELS}
+    target = {label: torch.from_numpy(found.astype(np.float32)).to(rows.v_ID.device) for label, found in known.items()}
     groups_N, x_NF = joined_groups(rows), rows.view()
-    line_N, slope, offset = _line(rows, labels["consistency"])
+    line_N, slope, offset = _line(rows, target["consistency"])
     q_parts = [Part(x_NF, 1.0)]
-    q_kernel, q_N, q_fit = _fitted(q_parts, labels["quality"], groups_N, seed)
+    q_kernel, q_N, q_fit = _fitted(q_parts, target["quality"], groups_N, seed)
     c_parts = [*q_parts, Part(rows.prompts(), PROMPT_WEIGHT, each=False), Part(q_N[:, None], QUALITY_WEIGHT)]
-    c_kernel, c_N, c_fit = _fitted(c_parts, labels["consistency"] - line_N, groups_N, seed)
+    c_kernel, c_N, c_fit = _fitted(c_parts, target["consistency"] - line_N, groups_N, seed)
     state = {
         f"{letter}_kernel.{name}": value
         for letter, kernel in (("q", q_kernel), ("c", c_kernel))
@@ -99,7 +100,9 @@ def fit_kernels(rows: CacheRows, split: Split, *, view: str, seed: int) -> Kerne
 def _fitted(
     parts: list[Part], label_N: Tensor, groups_N: NDArray[np.str_], seed: int
 ) -> tuple[Kernel, Tensor, dict[str, Any] | None]:
-    if torch.isnan(label_N).all():  # the label is missing: a kernel that is 0 everywhere
+    if (
+        len(np.unique(groups_N[~torch.isnan(label_N).cpu().numpy()])) < 2
+    ):  # nothing to fit: a kernel that is 0 everywhere
         width = sum(part.vector_NW.shape[1] for part in parts)
         return Kernel(width, 0).to(label_N.device), torch.zeros_like(label_N), None
     kernel, said_N, fit = fit_kernel(parts, label_N, groups_N, seed=seed)

@@ -24,7 +24,7 @@ LR_RANGE = (1e-3, 5e-3)  # spec section 3, frozen mode
 _BASES = {
     "calibrated": "calibrated on the training rows",
     "identity": "identity",
-    "kernel": "kernel ridge on training and validation rows: f_q on {view}, f_c on {view} and prompt",
+    "kernel": "kernel ridge on training and validation rows: f_q on {view}, f_c on {view}, prompt and f_q",
 }
 LARGE_SCALE = 0.5  # beyond, the correction is no longer small: spec section 2
 
@@ -89,7 +89,7 @@ def _formulas(config: TrainConfig) -> list[str]:
     scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
     scale_q, scale_c = f"{config.residual_scale_q:g}{scale}", f"{config.residual_scale_c:g}{scale}"
     kernel = config.base_init == "kernel"
-    base_q, term_c = ("clamp(f_q(x), 0, 1)", " + f_c(x, t)") if kernel else ("sigmoid(w . v + b0)", "")
+    base_q, term_c = ("clamp(f_q(x), 0, 1)", " + f_c(x, t, f_q)") if kernel else ("sigmoid(w . v + b0)", "")
     base_c = f"clamp(a (s + 1)/2 + b{term_c}, 0, 1)"
     return [
         f"quality       q = clamp({base_q} + {scale_q} tanh(MLP(v)), 0, 1)",

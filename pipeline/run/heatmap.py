@@ -17,12 +17,15 @@ MAX_CELLS = 12  # along one side, in the terminal; the file has all
 
 
 def heatmaps(table: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one map per pair of swept names: the mean validation score over all else that varied.
+    """Return one map per pair of listed names: the mean validation score over all else that varied.
 
     Each is `{"x", "y", "x_values", "y_values", "val_score"}`, rows of `val_score` along y; None where no setting is.
     Pairs come with the one first whose cells differ most: it says most.
     """
-    maps = [_heatmap(table, x, y) for x, y in itertools.combinations(names, 2) if "seed" not in (x, y)]
+    values = {name: {row[name] for row in table} for name in names if name != "seed"}
+    # Draws from ranges meet in no cell twice: a map of them would be empty but for one setting a row.
+    pairs = [(x, y) for x, y in itertools.combinations(values, 2) if len(values[x]) * len(values[y]) <= 4 * len(table)]
+    maps = [_heatmap(table, x, y) for x, y in pairs]
     return sorted(maps, key=lambda one: -_range(one))
 
 

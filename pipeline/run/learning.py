@@ -68,7 +68,8 @@ def learn(
     """
     kernels = None
     if config.residual_learning and config.base_init == "kernel":
-        kernels = fit_kernels(rows, split, view=config.view, seed=config.split_seed)
+        trained = trained_labels(rows, split.train, weights[:2])
+        kernels = fit_kernels(rows, split, labels=trained, view=config.view, seed=config.split_seed)
     spec = head_spec(config, rows, weights, kernels=None if kernels is None else kernels.shape)
     fields, device = {} if kernels is None else kernels.columns, rows.v_ID.device
     ranked = sorted(set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2])))

@@ -67,9 +67,11 @@ class Stacked:
         first = self.settings[0]
         self.labels = trained_labels(rows, split.train, (1.0, 1.0))
         self.ranked = [label for label in rankable_labels(rows, split.val) if label in self.labels]
-        self.kernels = (
-            fit_kernels(rows, split, view=view, seed=first.split_seed) if (view := base_view(*settings)) else None
-        )
+        self.kernels = None
+        if view := base_view(*settings):
+            most = [max(getattr(one, name) for one in settings) for name in ("w_q", "w_c")]
+            trained = trained_labels(rows, split.train, (most[0], most[1]))
+            self.kernels = fit_kernels(rows, split, labels=trained, view=view, seed=first.split_seed)
         keys = {label: sorted({self.key(one, label) for one in settings}, key=_order) for label in HEADS}
         self.num_heads = sum(map(len, keys.values()))
         self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}

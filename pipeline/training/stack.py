@@ -84,7 +84,8 @@ def fit_stacks(
         validate: one `Validation` per head of a stack, without gradients; None keeps the last epoch.
         on_epoch: called with the number of each finished epoch.
 
-    A head whose loss is not finite has the score NaN from then on, and stops no one.
+    A head whose loss is not finite keeps an earlier epoch, and stops no one. With a patience, a head that validation
+    cannot rank goes on to the last epoch, while `fit` ends with the other head.
     """
     for job in jobs:
         job.choice = [BestEpoch(plan.patience) for _ in range(len(job.stack))]
@@ -123,10 +124,9 @@ def _judge(
     with torch.no_grad():
         found = validate(stack) if validate is not None else [Validation()] * len(stack)
     for k, (choice, seen) in enumerate(zip(job.choice, found, strict=True)):
-        score = seen.scores.get(label)
-        if score is not None and loss_K is not None and not math.isfinite(loss_K[k]):
-            score = math.nan  # a diverged head
-        if choice.take(epoch, score):
+        if loss_K is not None and not math.isfinite(loss_K[k]):
+            continue  # a diverged head keeps what it was before
+        if choice.take(epoch, seen.scores.get(label)):
             for name, stacked in stack.parameters.items():
                 job.best[name][k].copy_(stacked.detach()[k])
     return found

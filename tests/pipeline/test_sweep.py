@@ -216,3 +216,16 @@ def test_every_setting_of_the_sweep_is_one_of_train_or_tested_here(demo_cache):
     assert (one.epochs, one.split, one.device) == (3, "random", "cpu")
     trained = {field.name for field in dataclasses.fields(one)}
     assert names - trained <= OWN
+
+
+def test_what_does_not_hold_for_all_settings_is_not_warned_of(sweep_demo, capsys):
+    sweep_demo(w_c="0,0.5", epochs=1)
+    assert "is not trained" not in capsys.readouterr().err
+
+
+def test_draws_from_ranges_have_no_heat_map(sweep_demo):
+    run = sweep_demo(lr="1e-3..5e-3", dropout="0..0.3", residual_scale_q="0.1,0.2", samples=12, epochs=1)
+    assert [(one["x"], one["y"]) for one in run.heatmaps] == [
+        ("residual_scale_q", "lr"),
+        ("residual_scale_q", "dropout"),
+    ]

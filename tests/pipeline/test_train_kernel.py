@@ -177,3 +177,26 @@ def test_what_is_refused_and_what_is_said(train_demo, train_kernel, demo_cache, 
         train_kernel(view="stagesx")
     train_demo(view="tiles", epochs=1)
     assert "warning: --view tiles is not used: it belongs to --base-init kernel\n" in capsys.readouterr().err
+
+
+def test_evaluate_leaves_out_the_rows_that_the_kernel_was_fitted_to(train_kernel):
+    found = evaluate(EvaluateConfig(run=train_kernel().run)).metrics
+    assert (found["train"], found["val"], found["diagnostics"]) == ({}, {}, [])
+    assert "train and validation rows are left out" in found["split"]["note"]
+    assert found["floors"]["no_image"]["quality"]["srocc"] is not None
+
+
+def test_a_label_of_weight_0_shapes_no_other_kernel(train_kernel, with_rows, demo_rows):
+    order = np.random.default_rng(0).permutation(len(demo_rows))
+    shuffled = with_rows(lambda row, place: row | {"quality": demo_rows[order[place]]["quality"]})
+    runs = [train_kernel(w_q=0.0), train_kernel(w_q=0.0, cache=shuffled)]
+    first, second = (numbers(read_csv(run.run / "predictions.csv"), "c") for run in runs)
+    assert np.array_equal(first, second)
+
+
+def test_a_label_of_one_group_is_as_if_missing(train_kernel, with_rows, demo_rows):
+    prompt = demo_rows[0]["prompt"]
+    run = train_kernel(
+        cache=with_rows(lambda row, _: row | ({} if row["prompt"] == prompt else {"quality": ""})), seed=1
+    )
+    assert run.metrics["test"]["consistency"]["srocc"] is not None
