@@ -563,6 +563,7 @@ def test_killed_at_random_moments(server, kill_set, tmp_path, tiny_backbone):
     assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=6, seed=0).kills == 6
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_with_views(server, kill_set, tmp_path, tiny_backbone):
     assert (
         kill_often(server, kill_set, tmp_path, tiny_backbone, kills=4, seed=2, views="center,flip,tiles,stages").kills

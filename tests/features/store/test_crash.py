@@ -102,7 +102,7 @@ def held(path):
     return found
 
 
-@pytest.mark.parametrize("start", ["nothing", "a cache"])
+@pytest.mark.parametrize("start", ["nothing", pytest.param("a cache", marks=pytest.mark.slow)])
 def test_killed_at_every_call_that_makes_something_durable(tmp_path, start):
     reference = tmp_path / "reference" / "c.h5"
     reference.parent.mkdir()
