@@ -573,8 +573,9 @@ def test_killed_at_random_moments_with_views(server, kill_set, tmp_path, tiny_ba
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("views", "seed"), [("center", 1), ("center,flip,tiles", 3)])
-def test_killed_at_random_moments_often(server, kill_set, tmp_path, tiny_backbone, *, views, seed):
-    tally = kill_often(server, kill_set, tmp_path, tiny_backbone, kills=30, seed=seed, views=views)
-    assert tally.kills == 30
-    assert tally.left_part >= 10
+# With tiles an uninterrupted run takes some 15 s here, and each kill up to that.
+@pytest.mark.parametrize(("views", "seed", "kills"), [("center", 1, 30), ("center,flip,tiles", 3, 10)])
+def test_killed_at_random_moments_often(server, kill_set, tmp_path, tiny_backbone, *, views, seed, kills):
+    tally = kill_often(server, kill_set, tmp_path, tiny_backbone, kills=kills, seed=seed, views=views)
+    assert tally.kills == kills
+    assert tally.left_part >= kills // 3
