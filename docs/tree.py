@@ -1,4 +1,4 @@
-"""Print the file map of the README from the first sentence of every module: `python docs/tree.py`."""
+"""Write the file map of the README from the first sentence of every module: `python docs/tree.py`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,19 @@ def _line(name: str, path: Path) -> str:
 
 def tree() -> str:
     """Return the whole map."""
-    top = [_line(f"    {name}", ROOT / name) for name in ("__init__.py", "__main__.py", "cli.py")]
+    top = [_line(f"    {name}", ROOT / name) for name in ("__init__.py", "__main__.py", "cli.py", "cli_app.py")]
     for package in ("base", "features", "pipeline"):
         top += [_line(f"    {package}/", ROOT / package / "__init__.py"), *lines(ROOT / package, "        ")]
     return "\n".join(["deltaclip/", *top])
 
 
+def main() -> None:
+    """Put the map in its place in the README."""
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition("```\ndeltaclip/\n")
+    _, _, after = rest.partition("\n```\n")
+    readme.write_text(f"{before}```\n{tree()}\n```\n{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(tree())
+    main()

@@ -1,0 +1,18 @@
+"""Settings of the stages in `pipeline/`.
+
+Apart from the stages so that the command line can show help without importing numpy or torch.
+"""
+
+from deltaclip.pipeline.settings.heads import MAX_SEED, AblateConfig, BaseInit, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings.runs import CompareConfig, EvaluateConfig, PredictConfig
+
+__all__ = [
+    "MAX_SEED",
+    "AblateConfig",
+    "BaseInit",
+    "CompareConfig",
+    "EvaluateConfig",
+    "PredictConfig",
+    "SweepConfig",
+    "TrainConfig",
+]

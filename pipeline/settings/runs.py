@@ -1,0 +1,66 @@
+"""Settings of the stages that read finished runs: `evaluate`, `compare`, `predict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.settings import check_settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `evaluate`."""
+
+    run: Path = setting(help="Run directory made by `deltaclip train`.", argument=True)
+    cache: Path | None = setting(
+        None,
+        help="Cache to score; default the run's own, with the run's split. In another one every row is test.",
+    )
+    out: Path | None = setting(None, help="Also write the metrics to this JSON file.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Settings of `compare`."""
+
+    runs: list[Path] = setting(
+        help="Two or more run directories; the others are compared with the first.", argument=True
+    )
+    out: Path | None = setting(None, help="Also write the comparison to this JSON file.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if len(self.runs) < 2:
+            raise UserError("one run is nothing to compare", place="RUNS", remedy="give two or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Settings of `predict`."""
+
+    run: Path = setting(help="Run directory made by `deltaclip train`.", argument=True)
+    target: str = setting(help="An image, a folder of images, a manifest, demo or ADAPTER:DIR.", argument=True)
+    prompt: str | None = setting(None, help="Prompt of the image, or of every image of the folder.")
+    prompts: Path | None = setting(
+        None,
+        help="For a folder: table with the columns image and prompt; default NAME.txt beside each image.",
+    )
+    out: Path | None = setting(None, help="Write the scores to this .csv, .jsonl or .parquet file.")
+    backbone: str | None = setting(
+        None, help="Where the run's backbone lies now, if it has moved; checked by fingerprint."
+    )
+    pretrained: str | None = setting(None, help="Where its checkpoint lies now, if it has moved.")
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+    batch_size: int = setting(64, help="Images per forward pass.", ge=1)
+    image_root: Path | None = setting(None, help="For a manifest: folder of the images; default the manifest's.")
+    allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
+    on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
