@@ -40,7 +40,8 @@ class ExtractResult:
     """What an extraction did; counts are of distinct images and texts, times in seconds.
 
     `views` says how many images have each view; `new_images` are those of which any view was computed;
-    `first_frames` counts those whose file has more frames than the one that was taken.
+    `first_frames` counts those whose file has more frames than the one that was taken; `notes` is what reading the data
+    left out or put in.
     """
 
     cache: Path
@@ -55,6 +56,7 @@ class ExtractResult:
     first_frames: int
     failed: list[tuple[str, str]]
     label_ranges: dict[str, str]
+    notes: tuple[str, ...]
     facts: dict[str, Any]
     seconds: float
     images_per_s: float | None
@@ -86,6 +88,7 @@ class ExtractResult:
             f"precision: {facts['precision']} ({facts['precision_reason']})",
             *([facts["quick_gelu_note"]] if "quick_gelu_note" in facts else []),
             *(f"{label}: range {words}" for label, words in self.label_ranges.items()),
+            *self.notes,
         ]
         if self.truncated_texts:
             lines.append(f"{self.truncated_texts:,} texts were cut at {facts['context_length']} tokens")
@@ -129,7 +132,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         job = _Job(config, manifest, source, out, views=views)
         done = job.nothing_to_do() or job.compute()
     with FeatureStore.open(out) as store:
-        return _result(store, done, out, seconds=time.monotonic() - started)
+        return _result(store, done, out, notes=manifest.notes, seconds=time.monotonic() - started)
 
 
 @dataclass
@@ -241,7 +244,7 @@ def _unreadable(image: str, reason: str, *, place: Path | str) -> UserError:
     return UserError(f"image {image!r}: {reason}", place=place, remedy="repair or remove it, or give --on-error skip")
 
 
-def _result(store: FeatureStore, done: _Done, out: Path, *, seconds: float) -> ExtractResult:
+def _result(store: FeatureStore, done: _Done, out: Path, *, notes: tuple[str, ...], seconds: float) -> ExtractResult:
     failed = store.failed()
     return ExtractResult(
         cache=out,
@@ -256,6 +259,7 @@ def _result(store: FeatureStore, done: _Done, out: Path, *, seconds: float) -> E
         first_frames=int(store.more_frames()[store.status() == DONE].sum()),
         failed=failed,
         label_ranges=store.dataset["label_ranges"],
+        notes=notes,
         facts=store.facts,
         seconds=round(seconds, 3),
         images_per_s=round(done.new_images / done.encode_seconds, 2) if done.new_images else None,

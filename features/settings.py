@@ -18,7 +18,7 @@ class ExtractConfig:
     """Settings of `extract`."""
 
     data: str = setting(
-        help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL or Parquet manifest.", argument=True
+        help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL, Parquet or Excel manifest.", argument=True
     )
     out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.")
     backbone: str = setting("tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.")

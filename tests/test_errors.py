@@ -28,6 +28,7 @@ MANIFESTS = {
     "broken_image.csv": "image,prompt\na.png,x\nbroken.png,y\n",
     "outside.csv": "image,prompt\n../a.png,x\n",
     "wrong.txt": "image,prompt\n",
+    "broken.xlsx": "image,prompt\n",
     "good.csv": "image,prompt\na.png,x\n",
 }
 
@@ -75,8 +76,22 @@ FRACTIONS = "give train,val,test that sum to 1, train above 0, for example 0.7,0
 TABLE = [
     # The manifest.
     ("extract {at}/gone.csv", "{at}/gone.csv: no such file; check the path of the manifest"),
-    ("extract {at}/wrong.txt", "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .parquet"),
-    ("extract {at}/empty", "{at}/empty: is a folder; give a table, or ADAPTER:{at}/empty with one of: agiqa-3k"),
+    ("extract {at}/wrong.txt", "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .parquet, .xlsx"),
+    (
+        "extract {at}/empty",
+        "{at}/empty: is a folder; give a table, or ADAPTER:{at}/empty with one of: "
+        "agiqa-1k, agiqa-3k, aigciqa2023, aigiqa-20k, evalmuse-40k, koniq-10k, pku-i2iqa",
+    ),
+    (
+        "extract koniq-10k:{at}/empty",
+        "{at}/empty: koniq10k_scores_and_distributions.csv is missing (the table of images and scores); "
+        "expected koniq10k_scores_and_distributions.csv or koniq10k_scores_and_distributions.xlsx or "
+        "koniq10k_scores.csv; give the folder of the set as it was unpacked",
+    ),
+    (
+        "extract {at}/broken.xlsx",
+        "{at}/broken.xlsx: is no readable Excel workbook (File is not a zip file); save it again, as .xlsx or .csv",
+    ),
     ("extract demos", "demos: no such file; did you mean 'demo'?"),
     ("extract agiqa-3:x", "agiqa-3:x: unknown adapter 'agiqa-3'; did you mean 'agiqa-3k'?"),
     ("extract agiqa-3k:{at}/gone", "{at}/gone: no such folder; give agiqa-3k:DIR with the folder of the set"),

@@ -7,8 +7,8 @@ Spec sections 4 and 12.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from deltaclip.base.errors import UserError, nearest
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,6 +55,7 @@ ALIASES = {
     "split": ("split", "subset", "partition", "set"),
 }
 LABELS = ("quality", "consistency")
+TEXT_FIELDS = ("images", "prompts", "explanations", "groups", "sources", "splits", "places")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Manifest:
     splits: list[str]
     places: list[str]  # 'file, line' of each row, for messages
     label_ranges: dict[str, LabelRange] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what was left out or put in, and why
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,6 +82,22 @@ class Manifest:
     def image_path(self, row: int) -> Path:
         """Return the file of a row's image."""
         return self.image_root / self.images[row]
+
+    def selected(self, rows: NDArray[np.int64]) -> Manifest:
+        """Return the manifest of some rows, in their order."""
+        taken: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in TEXT_FIELDS}
+        return replace(self, labels={name: values[rows] for name, values in self.labels.items()}, **taken)
+
+
+def joined(parts: Sequence[Manifest]) -> Manifest:
+    """Return the rows of several manifests of one set as one; what is not a row is the first one's."""
+    if len(parts) == 1:
+        return parts[0]
+    texts: dict[str, Any] = {name: [value for part in parts for value in getattr(part, name)] for name in TEXT_FIELDS}
+    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    ranges = {name: known for part in parts for name, known in part.label_ranges.items()}
+    notes = tuple(note for part in parts for note in part.notes)
+    return replace(parts[0], labels=labels, label_ranges=ranges, notes=notes, **texts)
 
 
 def manifest_from_table(

@@ -1,4 +1,4 @@
-"""Read a CSV, TSV, JSONL or Parquet table as named columns of text, with the line of every row.
+"""Read a CSV, TSV, JSONL, Parquet or Excel table as named columns of text, with the line of every row.
 
 Knows file formats. Must not know what a column means. Spec section 4.
 """
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.xlsx import read_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,21 @@ class Table:
     path: Path
     columns: dict[str, list[str]]
     lines: list[int]
-    line_word: str  # 'line' in text files, 'row' in Parquet
+    line_word: str  # 'line' in text files, 'row' in Parquet and Excel
 
     def place(self, row: int, column: str) -> str:
         """Name one cell in an error message."""
         return f"{self.path}, {self.line_word} {self.lines[row]}, column {column}"
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") -> Table:
     """Read a table; the format follows from the suffix.
+
+    Args:
+        path: the file.
+        names: columns of a file that may have no header (CSV, TSV, Excel): unless two cells of the first row are
+            among them, in any case, that row is data.
+        delimiter: of a text file whose suffix does not tell.
 
     Raises:
         UserError: no such file, unknown suffix, broken content (with its line), no rows.
@@ -41,29 +49,30 @@ def read_table(path: Path) -> Table:
     if not path.is_file():
         raise UserError("no such file", place=path, remedy="check the path of the manifest")
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and not delimiter:
         raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(SUFFIXES)}")
     if suffix == ".parquet":
         table = _read_parquet(path)
     elif suffix == ".jsonl":
         table = _read_jsonl(path)
+    elif suffix == ".xlsx":
+        table = _from_rows(path, *read_rows(path), without_header=names, line_word="row")
     else:
-        table = _read_delimited(path, "\t" if suffix == ".tsv" else ",")
+        table = _read_delimited(path, delimiter or ("\t" if suffix == ".tsv" else ","), names)
     if not table.lines:
         raise UserError("has no rows", place=path, remedy="a manifest needs a header and at least one row")
-    _refuse_no_text(table)
+    refuse_no_text(table)
     return table
 
 
-def _read_delimited(path: Path, delimiter: str) -> Table:
+def _read_delimited(path: Path, delimiter: str, names: Sequence[str]) -> Table:
     lines: list[int] = []
     rows: list[list[str]] = []
     reader = None
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            start = reader.line_num + 1
+            start = 1
             for row in reader:
                 if row:  # a blank line is no row
                     rows.append(row)
@@ -76,14 +85,27 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
         raise UserError(
             f"broken CSV ({error})", place=where, remedy="quote fields that hold commas or quotes"
         ) from error
+    return _from_rows(path, rows, lines, without_header=names, line_word="line")
+
+
+def _from_rows(
+    path: Path, rows: Sequence[Sequence[object]], lines: list[int], *, without_header: Sequence[str], line_word: str
+) -> Table:
+    header = [_cell(cell) for cell in rows[0]] if rows else []
+    known = {name.lower() for name in without_header}
+    if without_header and sum(cell.lower() in known for cell in header) < min(2, len(known)):
+        header = [*without_header[: len(header)], *[""] * (len(header) - len(without_header))]
+    else:
+        rows, lines = rows[1:], lines[1:]
+    is_sheet = line_word == "row"  # whose rows end with their last cell that is not empty
     for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
+        if len(row) > len(header) or (len(row) < len(header) and not is_sheet):
             message = f"{len(row)} fields where the header has {len(header)}"
-            raise UserError(message, place=f"{path}, line {line}", remedy="quote fields that hold the delimiter")
-    names = [name.strip() for name in header]
-    _refuse_duplicates(path, names)
-    columns = {name: [row[i].strip() for row in rows] for i, name in enumerate(names) if name}
-    return Table(path, columns, lines, "line")
+            remedy = "give every column a name" if is_sheet else "quote fields that hold the delimiter"
+            raise UserError(message, place=f"{path}, {line_word} {line}", remedy=remedy)
+    _refuse_duplicates(path, header)
+    columns = {name: [_cell(row[i]) if i < len(row) else "" for row in rows] for i, name in enumerate(header) if name}
+    return Table(path, columns, lines, line_word)
 
 
 def _read_jsonl(path: Path) -> Table:
@@ -105,11 +127,16 @@ def _read_jsonl(path: Path) -> Table:
 def _json_object(text: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"broken JSON ({error.msg})", place=place, remedy="one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"broken JSON ({json_reason(error)})", place=place, remedy="one object a line") from error
     if not isinstance(record, dict):
         raise UserError(f"{text.strip()[:40]!r} is no JSON object", place=place, remedy="one object a line")
     return record
+
+
+def json_reason(error: ValueError | RecursionError) -> str:
+    """Say what `json.loads` found wrong: also brackets of any depth, and numbers of thousands of digits."""
+    return "brackets too deep" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
@@ -122,8 +149,12 @@ def _refuse_duplicates(path: Path, names: list[str]) -> None:
         raise UserError(f"two columns are called {twice!r}", place=path, remedy="rename or remove one")
 
 
-def _refuse_no_text(table: Table) -> None:
-    # What neither a file name nor HDF5 can hold: U+0000, and halves of surrogate pairs, which JSON can smuggle in.
+def refuse_no_text(table: Table) -> None:
+    """Refuse what neither a file name nor HDF5 can hold: U+0000, and halves of surrogate pairs, which JSON can have.
+
+    Raises:
+        UserError: names the cell.
+    """
     for name, cells in table.columns.items():
         for row, cell in enumerate(cells):
             if "\0" in cell or not (cell.isascii() or _can_be_encoded(cell)):
@@ -156,6 +187,8 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return value.strip()
     if value is None or value != value:  # noqa: PLR0124 - NaN: how Parquet tables say missing
         return ""
-    return repr(value) if isinstance(value, float) else str(value).strip()
+    return repr(value) if isinstance(value, float) else str(value)

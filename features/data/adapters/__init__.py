@@ -1,6 +1,7 @@
 """From what a user names (`agiqa-3k:DIR`, `demo`, a table) to a manifest.
 
-One file per public set, each with one function `read(folder) -> (Table, image root, extras)`. Spec section 4.
+One file per public set, each with one function `read_<set>(folder) -> DataTables`: the tables of the set with the names
+of columns that every manifest has, the folder of its images and the range of its labels. Spec section 4.
 """
 
 from __future__ import annotations
@@ -8,19 +9,37 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaclip.base.errors import UserError, did_you_mean
-from deltaclip.features.data.adapters import agiqa_3k, demo
+from deltaclip.features.data.adapters.agiqa_1k import read_agiqa_1k
+from deltaclip.features.data.adapters.agiqa_3k import read_agiqa_3k
+from deltaclip.features.data.adapters.aigciqa2023 import read_aigciqa2023
+from deltaclip.features.data.adapters.aigiqa_20k import read_aigiqa_20k
+from deltaclip.features.data.adapters.demo import read_demo
+from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
+from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
+from deltaclip.features.data.adapters.layout import DataTables, manifest_of
+from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.labels import parse_label_range
-from deltaclip.features.data.manifest import Manifest, manifest_from_table
 from deltaclip.features.data.table import SUFFIXES, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FOLDER_ADAPTERS: dict[str, Callable[..., Manifest]] = {"agiqa-3k": agiqa_3k.read}
+    from deltaclip.features.data.manifest import Manifest
+
+FOLDER_ADAPTERS: dict[str, Callable[[Path], DataTables]] = {
+    "agiqa-1k": read_agiqa_1k,
+    "agiqa-3k": read_agiqa_3k,
+    "aigciqa2023": read_aigciqa2023,
+    "aigiqa-20k": read_aigiqa_20k,
+    "evalmuse-40k": read_evalmuse_40k,
+    "koniq-10k": read_koniq_10k,
+    "pku-i2iqa": read_pku_i2iqa,
+}
 
 
 def read_manifest(
@@ -31,7 +50,7 @@ def read_manifest(
     allow_outside: bool = False,
     read_labels: bool = True,
 ) -> Manifest:
-    """Read what `data` names: `demo`, `ADAPTER:DIR`, or the path of a CSV, TSV, JSONL or Parquet table.
+    """Read what `data` names: `demo`, `ADAPTER:DIR`, or the path of a CSV, TSV, JSONL, Parquet or Excel table.
 
     Args:
         data: as the user typed it.
@@ -44,15 +63,30 @@ def read_manifest(
         UserError: unknown adapter, missing folder, or anything wrong in the table.
     """
     given = parse_label_range(label_range) if label_range else None
+    tables = open_data(data, image_root=image_root)
+    return manifest_of(tables, label_range=given, allow_outside=allow_outside, read_labels=read_labels)
+
+
+def open_data(data: str, *, image_root: Path | None = None) -> DataTables:
+    """Open the tables of what `data` names, with `image_root` as the folder of the images where one is given.
+
+    Raises:
+        UserError: unknown adapter, missing folder, no such file, or a table that cannot be read.
+    """
+    found = _open(data)
+    return replace(found, image_root=image_root) if image_root else found
+
+
+def _open(data: str) -> DataTables:
     if data == "demo":
-        return demo.read(given, read_labels=read_labels)
+        return read_demo()
     name, colon, folder = data.partition(":")
     if colon and name in FOLDER_ADAPTERS:
         if not folder or not Path(folder).is_dir():
             raise UserError(
                 "no such folder", place=folder or data, remedy=f"give {name}:DIR with the folder of the set"
             )
-        return FOLDER_ADAPTERS[name](Path(folder), given, read_labels=read_labels)
+        return FOLDER_ADAPTERS[name](Path(folder))
     if colon and not Path(data).exists():
         raise UserError(f"unknown adapter {name!r}", place=data, remedy=did_you_mean(name, FOLDER_ADAPTERS))
     path = Path(data)
@@ -68,16 +102,7 @@ def read_manifest(
             place=path,
             remedy=did_you_mean(data, ["demo", *(f"{a}:DIR" for a in FOLDER_ADAPTERS)]),
         )
-    table = read_table(path)
-    root = image_root or path.parent
-    return manifest_from_table(
-        table,
-        name=path.stem,
-        image_root=root,
-        label_range=given,
-        allow_outside=allow_outside,
-        read_labels=read_labels,
-    )
+    return DataTables(name=path.stem, tables=[read_table(path)], image_root=path.parent)
 
 
 def data_name(data: str) -> str:

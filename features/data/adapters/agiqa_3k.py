@@ -7,34 +7,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from deltaclip.features.data.adapters.layout import DataTables, find_file, image_folder, required, with_columns
 from deltaclip.features.data.labels import LabelRange
-from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import read_table
 
-if TYPE_CHECKING:
-    from deltaclip.features.data.manifest import Manifest
-
 RANGE = LabelRange(0.0, 5.0, "adapter")
+FILES = ("data.csv", "data.xlsx", "AIGC_MOS_Zscore.xlsx")
+COLUMNS = ("name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align")
 
 
-def read(folder: Path, label_range: LabelRange | None, *, read_labels: bool = True) -> Manifest:
+def read_agiqa_3k(folder: Path) -> DataTables:
     """Read the set from its folder; the source of a row is its generator with the setting.
 
     Raises:
         UserError: `data.csv` is missing or broken.
     """
-    table = read_table(folder / "data.csv")
-    root = folder / "images" if (folder / "images").is_dir() else folder
-    return manifest_from_table(
-        table,
-        name="agiqa-3k",
-        image_root=root,
-        label_range=label_range or RANGE,
-        source_of=generator_of,
-        read_labels=read_labels,
-    )
+    table = read_table(find_file(folder, FILES, what="the table of images, prompts and scores"), names=COLUMNS)
+    images = required(table, "name", "image")
+    table = with_columns(table, source=[generator_of(image) for image in images])
+    root = image_folder(folder, images, ("images", "image", "AGIQA-3K"))
+    return DataTables(name="agiqa-3k", tables=[table], image_root=root, label_range=RANGE)
 
 
 def generator_of(image: str) -> str:

@@ -9,20 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltaclip.base.files import user_cache
+from deltaclip.features.data.adapters.layout import DataTables
 from deltaclip.features.data.labels import LabelRange
-from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deltaclip.features.data.manifest import Manifest
-
 VERSION = 1
 RANGE = LabelRange(0.0, 1.0, "adapter")
 
 
-def read(label_range: LabelRange | None, *, read_labels: bool = True) -> Manifest:
+def read_demo() -> DataTables:
     """Read the demo set, rendering it first where it is not there yet."""
     folder = demo_folder()
     if not folder.exists():
@@ -30,9 +28,7 @@ def read(label_range: LabelRange | None, *, read_labels: bool = True) -> Manifes
 
         render_demo(folder)
     table = read_table(folder / "demo.csv")
-    return manifest_from_table(
-        table, name="demo", image_root=folder, label_range=label_range or RANGE, read_labels=read_labels
-    )
+    return DataTables(name="demo", tables=[table], image_root=folder, label_range=RANGE)
 
 
 def demo_folder() -> Path:

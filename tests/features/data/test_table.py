@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data import xlsx
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import read_table
 
@@ -43,6 +46,14 @@ def write_parquet(path, rows):
     pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(HEADER)}), path)
 
 
+def write_xlsx(path, rows):
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet()
+    for row in [HEADER, *rows]:
+        sheet.append(row)
+    book.save(path)
+
+
 FORMATS = {
     "lf.csv": write_csv,
     "crlf.csv": lambda path, rows: write_csv(path, rows, end="\r\n"),
@@ -50,6 +61,7 @@ FORMATS = {
     "tabs.tsv": lambda path, rows: write_csv(path, rows, delimiter="\t"),
     "lines.jsonl": write_jsonl,
     "columns.parquet": write_parquet,
+    "sheet.xlsx": write_xlsx,
     "UPPER.CSV": write_csv,
 }
 
@@ -145,8 +157,17 @@ NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair
         ("t.jsonl", b'["image", "a"]\n', 't.jsonl, line 1: \'["image", "a"]\' is no JSON object; one object a line'),
         ("t.csv", b"image,prompt\na.png,x\0y\n", f"t.csv, line 2, column prompt: {NO_TEXT}"),
         ("t.jsonl", b'{"image": "a"}\n{"image": "\\ud83d"}', f"t.jsonl, line 2, column image: {NO_TEXT}"),
-        ("t.xlsx", b"PK", "t.xlsx: unknown suffix '.xlsx'; use one of .csv, .tsv, .jsonl, .parquet"),
-        ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .parquet"),
+        (
+            "t.xlsx",
+            b"PK",
+            "t.xlsx: is no readable Excel workbook (File is not a zip file); save it again, as .xlsx or .csv",
+        ),
+        ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .parquet, .xlsx"),
+        (
+            "t.jsonl",
+            b"[" * 100_000,
+            "t.jsonl, line 1: broken JSON (brackets too deep); one object a line",
+        ),
     ],
 )
 def test_refusals(tmp_path, name, content, line):
@@ -186,9 +207,112 @@ LABEL = st.none() | st.floats(0, 1)
 @given(st.lists(st.tuples(NAME, CELL.filter(bool), LABEL, CELL), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_manifests_come_back_equal_from_every_format(tmp_path, rows):
-    for name, write in FORMATS.items():
-        write(tmp_path / name, rows)
+    come_back(tmp_path, rows, set(FORMATS) - {"sheet.xlsx"})
+
+
+# A workbook cannot hold control characters, ends every line alike, and takes = for the start of a formula.
+SHEET_CELL = CELL.filter(
+    lambda text: not text.startswith("=") and all(c >= " " and c not in "\ufffe\uffff" for c in text)
+)
+
+
+@given(st.lists(st.tuples(NAME, SHEET_CELL.filter(bool), LABEL, SHEET_CELL), min_size=1, max_size=6))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_manifests_come_back_equal_from_a_workbook(tmp_path, rows):
+    come_back(tmp_path, rows, ["sheet.xlsx"])
+
+
+def come_back(tmp_path, rows, names):
+    for name in names:
+        FORMATS[name](tmp_path / name, rows)
         table = read_table(tmp_path / name)
         found = manifest_from_table(table, name="t", image_root=tmp_path)
         assert (found.images, found.prompts, found.sources) == tuple([row[i] for row in rows] for i in (0, 1, 3)), name
-        np.testing.assert_array_equal(found.labels["quality"], [np.nan if r[2] is None else r[2] for r in rows])
+        # A workbook keeps 16 digits of a number, one less than would bring back every one exactly.
+        quality = [np.nan if r[2] is None else r[2] for r in rows]
+        np.testing.assert_allclose(found.labels["quality"], quality, rtol=4e-16 if name.endswith("xlsx") else 0)
+
+
+def test_a_sheet_with_gaps_and_other_types(tmp_path):
+    path = tmp_path / "t.xlsx"
+    book = openpyxl.Workbook()
+    for row in (["image", "prompt", "mos", None], [7, " a cat ", 3, None], [], ["b.png", "a dog", 2.5], ["c.png", "x"]):
+        book.active.append(row)
+    book.create_sheet("other").append(["not", "read"])
+    book.save(path)
+    table = read_table(path)
+    assert table.columns == {
+        "image": ["7", "b.png", "c.png"],
+        "prompt": ["a cat", "a dog", "x"],
+        "mos": ["3", "2.5", ""],
+    }
+    assert table.place(1, "mos") == f"{path}, row 4, column mos"
+    book.active.append(["d.png", "y", 1, "", "stray"])
+    book.save(path)
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    assert str(caught.value) == f"{path}, row 6: 5 fields where the header has 3; give every column a name"
+
+
+def test_a_file_without_a_header(tmp_path):
+    names = ("name", "prompt", "mos")
+    path = tmp_path / "t.csv"
+    for text, lines in (("a.png,a cat,3\r\n", [1]), ("NAME,Prompt,mos\na.png,a cat,3\n", [2])):
+        path.write_bytes(text.encode())
+        table = read_table(path, names=names)
+        assert [cells[0] for cells in table.columns.values()] == ["a.png", "a cat", "3"]
+        assert table.lines == lines
+    path.write_text("a.png,a cat\n")  # the last column is not there
+    assert read_table(path, names=names).columns == {"name": ["a.png"], "prompt": ["a cat"]}
+    path.write_text("a.png,a cat,3,more\n")  # one more than is known
+    assert list(read_table(path, names=names).columns) == list(names)
+    (tmp_path / "t.txt").write_text("a.png|a cat|3\n")
+    assert read_table(tmp_path / "t.txt", names=names, delimiter="|").columns["mos"] == ["3"]
+
+
+def test_a_workbook_larger_than_a_table_of_ratings(tmp_path, monkeypatch):
+    monkeypatch.setattr(xlsx, "MAX_BYTES", 2**20)
+    path = tmp_path / "bomb.xlsx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/worksheets/sheet1.xml", bytes(2**21))
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    assert str(caught.value) == f"{path}: unpacks to 2 MB, more than a table of ratings has; save as .csv"
+
+
+def test_a_row_number_beyond_every_sheet(tmp_path, monkeypatch):
+    monkeypatch.setattr(xlsx, "MAX_ROWS", 1000)
+    path = tmp_path / "far.xlsx"
+    write_xlsx(path, ROWS)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    files[sheet] = files[sheet].replace(b'<row r="5"', b'<row r="99999999999"').replace(b'"A5"', b'"A99999999999"')
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    assert str(caught.value) == f"{path}: has more than 1,000 rows; save it as .csv or .parquet"
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.xlsx"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_hostile_bytes_are_a_table_or_one_line(tmp_path, name, data):
+    path = tmp_path / name
+    next(write for known, write in FORMATS.items() if known.endswith(path.suffix))(path, ROWS)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = bytearray(data.draw(st.binary(max_size=200)))
+    for _ in range(data.draw(st.integers(0, 6))):
+        if content:
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    line = ""
+    try:
+        assert read_table(path).lines
+    except UserError as error:
+        line = str(error)
+    assert "\n" not in line
+    assert line.startswith(str(path)) or not line

@@ -1,0 +1,155 @@
+"""What adapters share: find the files of a set in a folder, and say what was expected where one is missing.
+
+Knows folders and tables. Must not know any set.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.data.manifest import LABELS, joined, manifest_from_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltaclip.features.data.labels import LabelRange
+    from deltaclip.features.data.manifest import Manifest
+    from deltaclip.features.data.table import Table
+
+# Some sets have no prompts. Every row then has this one, so that the prompt tells nothing and cannot leak; rows are
+# groups of their own, since nothing else ties them together.
+NO_PROMPT = "a picture"
+LOOKED_AT = 20  # images that tell which folder they lie in
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTables:
+    """What a user named: tables with columns that `ALIASES` knows, and the folder of their images.
+
+    `labelled_only`: rows without any label are the set's hidden part and of no use but for prediction.
+    """
+
+    name: str
+    tables: list[Table]
+    image_root: Path
+    label_range: LabelRange | None = None
+    labelled_only: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def manifest_of(
+    data: DataTables, *, label_range: LabelRange | None, allow_outside: bool = False, read_labels: bool = True
+) -> Manifest:
+    """Turn tables into one manifest.
+
+    Args:
+        data: the tables, as `open_data` gives them.
+        label_range: scale of both labels that wins over the set's.
+        allow_outside: permit image paths that leave the root.
+        read_labels: False leaves label columns alone and keeps rows that have none.
+
+    Raises:
+        UserError: anything wrong in a table, or no row has a label.
+    """
+    parts = []
+    for table in data.tables:
+        part = manifest_from_table(
+            table,
+            name=data.name,
+            image_root=data.image_root,
+            label_range=label_range or data.label_range,
+            allow_outside=allow_outside,
+            read_labels=read_labels,
+        )
+        parts.append(_labelled(part) if data.labelled_only and read_labels else part)
+    whole = joined(parts)
+    if not len(whole):
+        places = ", ".join(str(table.path) for table in data.tables)
+        raise UserError(
+            "no row has a score", place=places, remedy="take the part of the set that is published with them"
+        )
+    return replace(whole, notes=(*data.notes, *whole.notes))
+
+
+def _labelled(part: Manifest) -> Manifest:
+    has = np.any([~np.isnan(part.labels[label]) for label in LABELS], axis=0)
+    if has.all():
+        return part
+    left = int((~has).sum())
+    note = f"{part.path.name}: {left:,} rows have no score and are left out"
+    return replace(part.selected(np.flatnonzero(has)), notes=(*part.notes, note))
+
+
+def find_file(folder: Path, names: Sequence[str], *, inside: Sequence[str] = ("",), what: str) -> Path:
+    """Return the first file of `names` (any case) in the folder or its sub-folders `inside`.
+
+    Raises:
+        UserError: there is none; says what was expected.
+    """
+    found = find_optional(folder, names, inside=inside)
+    if found is None:
+        places = [str(Path(sub) / names[0]) for sub in inside]
+        raise UserError(
+            f"{names[0]} is missing ({what})",
+            place=folder,
+            remedy=f"expected {' or '.join([*places, *names[1:]])}; give the folder of the set as it was unpacked",
+        )
+    return found
+
+
+def find_optional(folder: Path, names: Sequence[str], *, inside: Sequence[str] = ("",)) -> Path | None:
+    """Return the first file of `names` (any case) in the folder or its sub-folders `inside`, or None."""
+    for name in names:
+        for sub in inside:
+            for path in _entries(folder / sub):
+                if path.name.lower() == name.lower() and path.is_file():
+                    return path
+    return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def image_folder(folder: Path, images: Sequence[str], subs: Sequence[str]) -> Path:
+    """Return the sub-folder that holds the images: the first that has one of them, else the first there is."""
+    folders = [*(path for sub in subs if (path := folder / sub).is_dir()), folder]
+    for root in folders:
+        if any(os.path.isfile(os.path.join(root, image)) for image in images[:LOOKED_AT]):  # noqa: PTH113, PTH118
+            return root
+    return folders[0]
+
+
+def with_columns(table: Table, **columns: list[str]) -> Table:
+    """Return a table with columns put in or replaced."""
+    return replace(table, columns=table.columns | columns)
+
+
+def without_prompts(table: Table, images: list[str]) -> Table:
+    """Return a table of a set without prompts: one prompt for all, every image its own group."""
+    return with_columns(table, prompt=[NO_PROMPT] * len(images), group=images)
+
+
+def column(table: Table, *names: str) -> list[str] | None:
+    """Return a column by the first of its names (any case) that the table has, or None."""
+    by_lower = {name.lower(): cells for name, cells in table.columns.items()}
+    return next((by_lower[name] for name in names if name in by_lower), None)
+
+
+def required(table: Table, *names: str) -> list[str]:
+    """Return a column by the first of its names (any case).
+
+    Raises:
+        UserError: the table has none of them.
+    """
+    cells = column(table, *names)
+    if cells is None:
+        have = ", ".join(table.columns) or "none"
+        raise UserError(f"missing column {names[0]!r}", place=table.path, remedy=f"found: {have}")
+    return cells
