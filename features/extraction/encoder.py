@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from deltaclip.features.store.writer import Failure, StoreWriter
 
 PROBE_IMAGES = 16
-TEXT_BATCH = 256
 
 
 @dataclass(kw_only=True)
@@ -93,16 +92,14 @@ class Encoder:
 
     def encode_texts(self, writer: StoreWriter, backbone: Backbone) -> int:
         """Encode the texts that the cache lacks and return their number."""
-        from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
+        from deltaclip.features.backbone.encode_texts import text_batches
 
         todo = writer.todo("texts")
         with Progress(len(todo), "encoding prompts", unit="prompts") as progress:
-            for start in range(0, len(todo), TEXT_BATCH):
-                entries = todo[start : start + TEXT_BATCH]
-                batch = [self.plan.texts[entry] for entry in entries]
-                writer.put_truncated(entries, find_truncated(backbone, batch))
-                writer.put("texts", entries, *encode_texts(backbone, batch))
-                progress.advance(len(entries))
+            for batch in text_batches(backbone, self.plan.texts, todo):
+                writer.put_truncated(batch.entries, batch.truncated_B)
+                writer.put("texts", batch.entries, *batch.found)
+                progress.advance(len(batch.entries))
         return len(todo)
 
     def encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:

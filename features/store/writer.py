@@ -125,7 +125,7 @@ class StoreWriter:
         group, where = self.group(kind, view), _selection(np.asarray(entries))
         _write_vectors(group, where, vector_BW, norm_B)
         self.commit()
-        group["status"][where] = DONE
+        _write_status(group["status"], np.asarray(entries), np.empty(0, dtype=np.int64))
         self.commit()
 
     def put_truncated(self, entries: NDArray[np.int64], truncated_B: NDArray[np.bool_]) -> None:
@@ -148,19 +148,9 @@ class StoreWriter:
         given_up = np.array([entry for entry, _ in failed], dtype=np.int64)
         for name in self.view_names():
             entries = found[name][0] if name in found else []
-            self._set_status(name, np.asarray(entries, dtype=np.int64), given_up)
+            status = self.group("images", name)["status"]
+            _write_status(status, np.asarray(entries, dtype=np.int64), given_up)
         self.commit()
-
-    def _set_status(self, view: str, done: NDArray[np.int64], failed: NDArray[np.int64]) -> None:
-        # All of the batch counts from one write on, or nothing: a run that resumes then cuts the same batches.
-        places = np.concatenate([done, failed])
-        if not places.size:
-            return
-        dataset, first = self.group("images", view)["status"], int(places.min())
-        status = dataset[first : int(places.max()) + 1]
-        status[done - first] = DONE
-        status[(failed - first)[status[failed - first] == PENDING]] = FAILED
-        dataset[first : first + len(status)] = status
 
     def reuse(self, old: FeatureStore) -> None:
         """Take over every embedding whose content `old` already holds, of every view that it has.
@@ -233,6 +223,18 @@ class StoreWriter:
 def _write_vectors(group: h5py.Group, where: Any, vector_BW: NDArray[Any], norm_B: NDArray[Any]) -> None:
     stored = np.asarray(vector_BW, dtype=group["embedding"].dtype)  # the checksum is of the bytes in the file
     group["embedding"][where], group["norm"][where], group["crc32"][where] = stored, norm_B, row_checksums(stored)
+
+
+def _write_status(dataset: h5py.Dataset, done: NDArray[np.int64], failed: NDArray[np.int64]) -> None:
+    # All of the batch counts from one write on, or nothing: a run that resumes then cuts the same batches.
+    places = np.concatenate([done, failed])
+    if not places.size:
+        return
+    first = int(places.min())
+    status = dataset[first : int(places.max()) + 1]
+    status[done - first] = DONE
+    status[(failed - first)[status[failed - first] == PENDING]] = FAILED
+    dataset[first : first + len(status)] = status
 
 
 def _selection(entries: NDArray[np.int64]) -> slice | NDArray[np.int64]:

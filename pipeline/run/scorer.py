@@ -17,7 +17,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers
 from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
+from deltaclip.features.backbone.encode_texts import text_batches
 from deltaclip.features.backbone.load import load_backbone, request_facts
 from deltaclip.features.backbone.views import encoded_batches, make_views
 from deltaclip.features.data.views import CENTER
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.views import View
-
-TEXT_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +137,11 @@ class Scorer:
         return blank_untrained(score(self.heads, [batch]), self.labels)
 
     def _embed_texts(self, texts: list[str]) -> tuple[Tensor, int]:
-        parts, truncated = [], 0
-        for start in range(0, len(texts), TEXT_BATCH):
-            batch = texts[start : start + TEXT_BATCH]
-            truncated += int(find_truncated(self.backbone, batch).sum())
-            parts.append(self._as_cached(encode_texts(self.backbone, batch).unit_BD))
-        return torch.cat(parts), truncated
+        t_TD, truncated = torch.empty(len(texts), self.backbone.dim, device=self.backbone.device), 0
+        for batch in text_batches(self.backbone, texts, range(len(texts))):
+            t_TD[batch.entries] = self._as_cached(batch.found.unit_BD)
+            truncated += int(batch.truncated_B.sum())
+        return t_TD, truncated
 
     def _as_cached(self, vector_BW: Any, view: View | None = None) -> Tensor:
         # Through the cache's number format, so that a picture scores here what it scores from a cache.
