@@ -249,7 +249,7 @@ def _result(store: FeatureStore, done: _Done, out: Path, *, notes: tuple[str, ..
     return ExtractResult(
         cache=out,
         rows=store.num_rows,
-        usable_rows=len(store.rows()),
+        usable_rows=store.num_usable_rows(),
         images=len(store.status()),
         views={name: int((store.status(name) == DONE).sum()) for name in store.view_names()},
         new_images=done.new_images,

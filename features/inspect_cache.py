@@ -172,7 +172,7 @@ def _report(path: Path, problems: list[str] | None) -> CacheReport:
             first_frames=int(store.more_frames()[store.status() == DONE].sum()),
             views={name: _view(store, name) for name in store.view_names()},
             labels={name: int(np.isfinite(rows.numbers[name]).sum()) for name in NUMBER_COLUMNS},
-            names={name: len(set(rows.text[name]) - {""}) for name in CODE_COLUMNS},
+            names={name: len(np.unique(rows.text[name].codes[rows.text[name].codes >= 0])) for name in CODE_COLUMNS},
             failed=store.failed(),
             problems=problems,
         )

@@ -60,8 +60,8 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> int:
             "dataset": store.dataset,
         }
         explanations = np.append(store.texts(), "")[rows.explanation]  # -1, no explanation, is the last one
-    columns: dict[str, NDArray[Any]] = {"image": rows.text["file"], "prompt": rows.text["prompt"]}
-    columns |= rows.numbers | {"explanation": explanations} | {name: rows.text[name] for name in CODE_COLUMNS}
+    columns: dict[str, NDArray[Any]] = {"image": rows.text["file"][:], "prompt": rows.text["prompt"][:]}
+    columns |= rows.numbers | {"explanation": explanations} | {name: rows.text[name][:] for name in CODE_COLUMNS}
     row_bytes = images.itemsize * images.shape[1] + texts.itemsize * texts.shape[1]
     require_space(out.parent, len(rows) * row_bytes, "the export")
     with whole_folder(out) as folder:

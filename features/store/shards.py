@@ -86,7 +86,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
     for store in stores:
         found, keys, reasons, frames = store.rows(usable=False), _keys(store), store.reasons(), store.more_frames()
         texts = np.append(store.texts(), "")  # -1, no explanation, is the last one
-        text = found.text | {"explanation": texts[found.explanation]}
+        text = {name: column[:] for name, column in found.text.items()} | {"explanation": texts[found.explanation]}
         digests = _digests(keys[found.image], [*found.numbers.values()], [text[name] for name in rows])
         new = [row for row, digest in enumerate(digests) if digest not in seen]
         seen.update(digests)

@@ -6,7 +6,6 @@ Knows h5py and the schema. Must not know how embeddings are computed or what is 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
@@ -16,11 +15,11 @@ from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.checksums import damage_words, damaged_rows
 from deltaclip.features.store.problems import find_problem, read_recipe
+from deltaclip.features.store.reading import pieces
+from deltaclip.features.store.rows import Rows, read_rows, usable_rows
 from deltaclip.features.store.schema import (
-    CODE_COLUMNS,
     DONE,
     FAILED,
-    NUMBER_COLUMNS,
     PENDING,
     SCHEMA_VERSION,
     ViewLayout,
@@ -36,24 +35,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["images", "texts"]
 ANEW = "give another path, or remove it and extract again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Rows of a cache, by default the usable ones: those whose image has an embedding.
-
-    `image`, `prompt`, `explanation` (N,) int64 index the embeddings (-1: no explanation); `numbers` (N,) float32
-    labels in [0, 1] and their SDs, NaN where missing; `text` columns (N,) str: file, prompt, group, source, split.
-    """
-
-    image: NDArray[np.int64]
-    prompt: NDArray[np.int64]
-    explanation: NDArray[np.int64]
-    numbers: dict[str, NDArray[np.float32]]
-    text: dict[str, NDArray[np.object_]]
-
-    def __len__(self) -> int:
-        return len(self.image)
 
 
 class FeatureStore:
@@ -219,9 +200,9 @@ class FeatureStore:
 
     def failed(self) -> list[tuple[str, str]]:
         """Return (file, reason) of every image that could not be read."""
-        entries = np.flatnonzero(self.group("images")["status"][:] == FAILED)
-        files, reasons = self._file["images/file"].asstr(), self.reasons()
-        return [(str(files[int(entry)]), reasons[int(entry)]) for entry in entries]
+        files, reasons = self._file["images/file"].asstr(), self._file["images/reason"]
+        entries = np.flatnonzero(self.group("images")["status"][:] == FAILED).tolist()
+        return [(str(files[entry]), bytes(reasons[entry]).decode(errors="replace")) for entry in entries]
 
     def more_frames(self) -> NDArray[np.bool_]:
         """Tell of which images the file has more frames than the one that was taken, (I,) bool.
@@ -254,6 +235,29 @@ class FeatureStore:
         self.check_vectors(vectors, kind, view=view)
         return vectors
 
+    def take(self, kind: Kind, entries_K: NDArray[np.int64], *, view: str = CENTER) -> NDArray[np.floating]:
+        """Return some embeddings as stored, (K, W) float32 or float16; what is read is checked, as in `embeddings`.
+
+        Args:
+            kind: images or texts.
+            entries_K: (K,) rising and distinct. They are read in few pieces, so neighbours cost least.
+            view: of images; `check_view` says whether it has all of them.
+
+        Raises:
+            UserError: an embedding is not what was computed.
+        """
+        dataset = self.group(kind, view)["embedding"]
+        vectors = np.empty((len(entries_K), dataset.shape[1]), dtype=dataset.dtype)
+        for part, rows in pieces(entries_K, dataset.dtype.itemsize * dataset.shape[1]):
+            vectors[part] = dataset[rows][entries_K[part] - rows.start]
+            self.check_vectors(vectors[part], kind, view=view, rows=entries_K[part])
+        return vectors
+
+    def size_bytes(self, kind: Kind, *, view: str = CENTER) -> int:
+        """Return how much all embeddings of a kind take."""
+        dataset = self.group(kind, view)["embedding"]
+        return int(dataset.size * dataset.dtype.itemsize)
+
     def norms(self, *, view: str = CENTER) -> NDArray[np.float32]:
         """Return the lengths that the image embeddings had before they were normalised, (I,) float32.
 
@@ -266,21 +270,8 @@ class FeatureStore:
 
     def rows(self, *, usable: bool = True) -> Rows:
         """Return the rows whose image has an embedding, in manifest order; all of them where not only the `usable`."""
-        rows = self._file["rows"]
-        image = np.asarray(rows["image"])
-        chosen = np.flatnonzero(self.status()[image] == DONE) if usable else np.arange(len(image))
-        prompt = np.asarray(rows["prompt"])[chosen]
-        text = {
-            "file": np.asarray(rows["file"].asstr()[:], dtype=object)[chosen],
-            "prompt": self.texts()[prompt],
-        }
-        for column in CODE_COLUMNS:
-            names = np.array([*self._file[f"names/{column}"].asstr()[:], ""], dtype=object)  # code -1 is the last one
-            text[column] = names[np.asarray(rows[column])[chosen]]
-        return Rows(
-            image=image[chosen],
-            prompt=prompt,
-            explanation=np.asarray(rows["explanation"])[chosen],
-            numbers={column: np.asarray(rows[column])[chosen] for column in NUMBER_COLUMNS},
-            text=text,
-        )
+        return read_rows(self._file, usable_rows(self._file, self.status()) if usable else None)
+
+    def num_usable_rows(self) -> int:
+        """Return how many rows have an image with an embedding."""
+        return int(usable_rows(self._file, self.status()).sum())

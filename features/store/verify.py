@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import h5py
 
 BLOCK_BYTES = 64 << 20
+BLOCK_TEXTS = 65_536
 
 
 def find_problems(path: Path) -> list[str]:
@@ -49,9 +50,15 @@ def _problems(store: FeatureStore) -> Iterator[str]:
     with Progress(sum(len(group["status"]) for group in groups), "verifying", unit="rows") as progress:
         for group in groups:
             yield from _of_vectors(group, progress)
-    wrong = [
-        entry for entry, text in enumerate(store.texts()) if store.keys("texts")[entry].tobytes() != text_key(text)
-    ]
+    yield from _of_texts(store)
+
+
+def _of_texts(store: FeatureStore) -> Iterator[str]:
+    texts, keys = store.group("texts")["text"], store.group("texts")["sha256"]
+    wrong: list[int] = []
+    for start in range(0, len(texts), BLOCK_TEXTS):
+        pairs = zip(texts.asstr()[start : start + BLOCK_TEXTS], keys[start : start + BLOCK_TEXTS], strict=True)
+        wrong += [start + entry for entry, (text, key) in enumerate(pairs) if key.tobytes() != text_key(text)]
     if wrong:
         yield f"texts/sha256: {len(wrong):,} texts are not those of their keys, the first is text {wrong[0]}"
 

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.rows import Batches, CacheRows
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
-    from deltaclip.pipeline.training.batches import MemoryBatches
 
 # Mean squared distance of prompts and of the quality kernel's score in the consistency kernel (the view has 1): see
 # docs/heads.md.
@@ -78,7 +77,7 @@ def fit_kernels(rows: CacheRows, split: Split, *, labels: Collection[str], view:
     fitted = np.zeros(len(rows.rows), dtype=bool)
     fitted[split.train] = fitted[split.val] = True
     known = {label: np.where(fitted & (label in labels), rows.label(label), np.nan) for label in LABELS}
-    target = {label: torch.from_numpy(found.astype(np.float32)).to(rows.v_ID.device) for label, found in known.items()}
+    target = {label: torch.from_numpy(found.astype(np.float32)).to(rows.device) for label, found in known.items()}
     groups_N, x_NF = joined_groups(rows), rows.view()
     line_N, slope, offset = _line(rows, target["consistency"])
     q_parts = [Part(x_NF, 1.0)]
@@ -98,7 +97,7 @@ def fit_kernels(rows: CacheRows, split: Split, *, labels: Collection[str], view:
 
 
 def _fitted(
-    parts: list[Part], label_N: Tensor, groups_N: NDArray[np.str_], seed: int
+    parts: list[Part], label_N: Tensor, groups_N: NDArray[np.int64], seed: int
 ) -> tuple[Kernel, Tensor, dict[str, Any] | None]:
     if (
         len(np.unique(groups_N[~torch.isnan(label_N).cpu().numpy()])) < 2
@@ -110,7 +109,7 @@ def _fitted(
 
 
 def start_bases(
-    heads: ResidualHeads, base_init: str, batches: MemoryBatches, kernels: Kernels | None
+    heads: ResidualHeads, base_init: str, batches: Batches, kernels: Kernels | None
 ) -> dict[str, Any] | None:
     """Put the bases of new heads in place and return what was fitted, None for the plain start."""
     if kernels is not None:

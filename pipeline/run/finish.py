@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.settings import settings_to_json
+from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.folder import RunContents, surroundings, write_run
 from deltaclip.pipeline.run.measure import measure, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.run.repeats import combine
 from deltaclip.pipeline.run.rows import LABELS
+from deltaclip.pipeline.run.sides import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,9 +132,9 @@ def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
 
 def _predictions(rows: CacheRows, done: Finished) -> dict[str, Any]:
     """Return the columns of `predictions.csv`, every usable row of the cache."""
-    side = np.empty(len(rows.rows), dtype=object)
-    for name in ("train", "val", "test"):
-        side[getattr(done.split, name)] = name
+    side = np.empty(len(rows.rows), dtype=np.int8)
+    for code, name in enumerate(SIDES):
+        side[getattr(done.split, name)] = code
     scores = blank_untrained(done.scores, done.labels)
     text = rows.rows.text
     about = {
@@ -140,6 +142,6 @@ def _predictions(rows: CacheRows, done: Finished) -> dict[str, Any]:
         "prompt": text["prompt"],
         "group": text["group"],
         "source": text["source"],
-        "split": side,
+        "split": TextColumn(side, Texts.of(SIDES)),
     }
     return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}

@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deltaclip.pipeline.model.heads import KernelShape
-    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.rows import Batches, CacheRows
     from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
-    from deltaclip.pipeline.training.batches import MemoryBatches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ def learn(
         trained = trained_labels(rows, split.train, weights[:2])
         kernels = fit_kernels(rows, split, labels=trained, view=config.view, seed=config.split_seed)
     spec = head_spec(config, rows, weights, kernels=None if kernels is None else kernels.shape)
-    fields, device = {} if kernels is None else kernels.columns, rows.v_ID.device
+    fields, device = {} if kernels is None else kernels.columns, rows.device
     ranked = sorted(set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2])))
     truth = {label: rows.label(label)[split.val] for label in ranked}
     batches = rows.batches(
@@ -138,7 +137,7 @@ def head_spec(
 
 
 def _validator(
-    heads: nn.Module, batches: MemoryBatches, labels: Mapping[str, NDArray[np.floating]]
+    heads: nn.Module, batches: Batches, labels: Mapping[str, NDArray[np.floating]]
 ) -> Callable[[], Validation]:
     """Return a hook that scores the validation rows and judges them by the labels that can be ranked."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltaclip.pipeline.run.keys import row_keys
 from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.scoring.bootstrap import srocc_interval
 from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.run.predictions import Scores
     from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.groups import KeyArray
     from deltaclip.pipeline.scoring.splits import Split
 
 
@@ -62,11 +64,14 @@ def measure(
         scales: quality and consistency scale of residual heads, None for direct ones.
     """
     labels = [label for label in labels if label in present_labels(rows)]
+    group_N = row_keys(rows.rows.text["group"])
     metrics: dict[str, Any] = {"split": split.to_json()}
     for side in ("test", "val", "train"):
         chosen = getattr(split, side)
-        metrics[side] = {label: _side(rows, scores, label, chosen, interval=side == "test") for label in labels}
-    metrics["floors"] = _floors(rows, split, labels)
+        metrics[side] = {
+            label: _side(rows, scores, label, chosen, group_N=group_N if side == "test" else None) for label in labels
+        }
+    metrics["floors"] = _floors(rows, split, labels, group_N)
     metrics["per_source"] = {label: _per_source(rows, scores, label, split.test) for label in labels}
     metrics["diagnostics"] = [
         entry
@@ -77,38 +82,40 @@ def measure(
     return metrics
 
 
-def _side(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64], *, interval: bool) -> dict[str, Any]:
+def _side(
+    rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64], *, group_N: KeyArray | None
+) -> dict[str, Any]:
     predicted, truth = scores.of(label)[chosen], rows.label(label)[chosen]
     figures: dict[str, Any] = agreement(predicted, truth).to_json()
-    if interval:
+    if group_N is not None:
         # Groups are resampled, not rows: images of one prompt are not independent.
-        bounds = srocc_interval(predicted, truth, seed=0, groups=rows.rows.text["group"][chosen])
+        bounds = srocc_interval(predicted, truth, seed=0, groups=group_N[chosen])
         figures["srocc_ci"] = [json_number(bound) for bound in bounds]
     return figures
 
 
-def _floors(rows: CacheRows, split: Split, labels: list[str]) -> dict[str, Any]:
+def _floors(rows: CacheRows, split: Split, labels: list[str], group_N: KeyArray) -> dict[str, Any]:
     sources = rows.rows.text["source"]
-    known = sources if any(sources) else None
-    cosine = rows.cosine()
+    known = sources.codes if sources.some() else None
+    cosine_M = rows.cosine(split.test)
     floors: dict[str, Any] = {"no_image": {}, "cosine": {}}
     for label in labels:
         truth = rows.label(label)
         if split.train.size:
-            floor = no_image_floor(
-                truth, groups=rows.rows.text["group"], train=split.train, test=split.test, sources=known
-            )
+            floor = no_image_floor(truth, groups=group_N, train=split.train, test=split.test, sources=known)
             floors["no_image"][label] = floor.agreement.to_json()
-        floors["cosine"][label] = cosine_floor(cosine[split.test], truth[split.test]).to_json()
+        floors["cosine"][label] = cosine_floor(cosine_M, truth[split.test]).to_json()
     return floors
 
 
 def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64]) -> dict[str, Any]:
-    sources = rows.rows.text["source"][chosen]
-    if not any(sources):
+    sources = rows.rows.text["source"]
+    code_M = sources.codes[chosen]
+    if not (code_M >= 0).any():
         return {}
-    found = agreement_by(scores.of(label)[chosen], rows.label(label)[chosen], groups_N=sources.astype(str))
-    return {source: figures.to_json() for source, figures in found.items()}
+    found = agreement_by(scores.of(label)[chosen], rows.label(label)[chosen], groups_N=code_M)
+    names = dict(zip(found, sources.names.take(np.array(list(found), dtype=np.int64)), strict=True))
+    return {str(names[code]): figures.to_json() for code, figures in found.items()}
 
 
 def _diagnose(rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float) -> list[dict[str, Any]]:

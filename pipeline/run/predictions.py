@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
 from deltaclip.pipeline.model.scores import score_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
+BLOCK = 65_536  # rows of a table that are Python objects at a time
 SCORE_BATCH = 4096  # rows scored at a time: 50 MB of activations at D = 768
 
 
@@ -51,23 +55,26 @@ class Scores:
 
 
 def score(heads: nn.Module, batches: Iterable[Batch]) -> Scores:
-    """Score batches in order."""
-    found: HeadScores = score_rows(heads, batches)
-    missing = np.full(len(found.q_sum_N), np.nan, dtype=np.float32)
+    """Score batches in order; beside the scores, 24 bytes a row, one batch is in memory."""
+    parts = [_columns(score_rows(heads, [batch])) for batch in batches]
+    return Scores(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
+
+def _columns(found: HeadScores) -> dict[str, NDArray[np.float32]]:
     def column(value: Tensor | None, scale: Tensor | None = None) -> NDArray[np.float32]:
         if value is None:
-            return missing
+            return np.full(len(found.q_sum_N), np.nan, dtype=np.float32)
         return np.asarray((value if scale is None else scale * value).cpu().numpy(), dtype=np.float32)
 
-    return Scores(
-        q=column(found.q),
-        c=column(found.c),
-        q_base=column(found.q_base_N),
-        c_base=column(found.c_base_N),
-        q_delta=column(found.dq_N, found.scale_q),
-        c_delta=column(found.dc_N, found.scale_c),
-    )
+    with torch.no_grad():
+        return {
+            "q": column(found.q),
+            "c": column(found.c),
+            "q_base": column(found.q_base_N),
+            "c_base": column(found.c_base_N),
+            "q_delta": column(found.dq_N, found.scale_q),
+            "c_delta": column(found.dc_N, found.scale_c),
+        }
 
 
 def blank_untrained(scores: Scores, labels: Collection[str]) -> Scores:
@@ -96,20 +103,31 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
         if path.suffix.lower() == ".parquet":
             _write_parquet(temporary, columns)
             return
-        rows = zip(*(_cells(values) for values in columns.values()), strict=True)
         with temporary.open("w", newline="", encoding="utf-8") as file:
             if path.suffix.lower() == ".csv":
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(columns)
-                writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+                for rows in _row_blocks(columns):
+                    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
             else:
-                file.writelines(
-                    json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
-                )
+                for rows in _row_blocks(columns):
+                    file.writelines(
+                        json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
+                    )
 
 
 def read_predictions(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read the predictions of a run as rows of text.
+    """Read some columns of the predictions of a run as rows of text.
+
+    Raises:
+        UserError: cannot be read, or lacks one of the columns.
+    """
+    blocks = read_blocks(path, columns)
+    return [dict(zip(columns, row, strict=True)) for block in blocks for row in zip(*block, strict=True)]
+
+
+def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[list[list[str]]]:
+    """Yield some columns of the predictions of a run, BLOCK rows at a time, each a list of text.
 
     Raises:
         UserError: cannot be read, or lacks one of the columns.
@@ -117,14 +135,25 @@ def read_predictions(path: Path, columns: Sequence[str]) -> list[dict[str, str]]
     csv.field_size_limit(CSV_FIELD_BYTES)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.reader(file)
+            header = next(reader, [])
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")
+            places = [header.index(name) for name in columns]
+            while rows := list(islice(reader, BLOCK)):
+                if any(len(row) != len(header) for row in rows):
+                    raise UserError("has a row of another length than its header", place=path, remedy="train again")
+                yield [[row[place] for row in rows] for place in places]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot be read ({reason})", place=path, remedy="train again") from error
-    missing = [name for name in columns if rows and name not in rows[0]]
-    if missing:
-        raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")
-    return rows
+
+
+def _row_blocks(columns: dict[str, Any]) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Yield the rows of columns of equal length, BLOCK rows at a time."""
+    for start in range(0, max((len(values) for values in columns.values()), default=0), BLOCK):
+        yield zip(*(_cells(values[start : start + BLOCK]) for values in columns.values()), strict=True)
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
@@ -144,5 +173,5 @@ def _cells(values: Any) -> list[Any]:
     # Six significant digits: below the noise of float32 scores, and a diff of two tables stays readable. Decimals
     # would cut a learning rate of 1e-6 to nothing.
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        return [None if np.isnan(value) else float(f"{value:.6g}") for value in values]
+        return [None if math.isnan(value) else float(f"{value:.6g}") for value in values.tolist()]
     return list(values)

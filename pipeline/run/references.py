@@ -15,6 +15,7 @@ import numpy as np
 
 from deltaclip.pipeline.model.baselines import fit_ridge_regression, fit_svr
 from deltaclip.pipeline.model.scores import cosine
+from deltaclip.pipeline.run.keys import row_keys
 from deltaclip.pipeline.run.learning import validation
 from deltaclip.pipeline.run.predictions import SCORE_BATCH
 from deltaclip.pipeline.scoring.floors import no_image_floor
@@ -42,17 +43,17 @@ def predict_no_image(rows: CacheRows, split: Split, label: str) -> Predicted:
     sources = rows.rows.text["source"]
     floor = no_image_floor(
         rows.label(label),
-        groups=rows.rows.text["group"],
+        groups=row_keys(rows.rows.text["group"]),
         train=split.train,
         test=split.test,
-        sources=sources if any(sources) else None,
+        sources=sources.codes if sources.some() else None,
     )
     return Predicted(score_M=floor.predicted)
 
 
 def predict_cosine(rows: CacheRows, split: Split, label: str) -> Predicted:
     """Predict with the cosine of image and prompt, without training."""
-    return Predicted(score_M=rows.cosine()[split.test])
+    return Predicted(score_M=rows.cosine(split.test))
 
 
 def predict_ridge(rows: CacheRows, split: Split, label: str) -> Predicted:

@@ -1,20 +1,22 @@
-"""Rows of a cache as tensors, ready to train on or to score.
+"""Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed.
 
-Knows caches and tensors. Must not know heads or run directories. Spec section 6.
+Knows caches and tensors. Must not know heads or run directories. Spec sections 6 and 9.
 
 Shapes: N rows, I distinct images, T distinct texts, D width.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deltaclip.features.data.views import RECIPES
-from deltaclip.features.store.store import FeatureStore, Rows
+from deltaclip.features.store.store import FeatureStore
 from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
+from deltaclip.pipeline.training.streaming import StreamBatches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,14 +26,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from deltaclip.features.store.rows import Rows
+    from deltaclip.features.store.store import Kind
+
 LABELS = ("quality", "consistency")
+MEMORY_BYTES = 1 << 30  # vectors up to this size are held in memory
+WINDOW_BYTES = 128 << 20  # vectors of larger caches that are in memory at a time; twice that between two windows
+
+Batches = MemoryBatches | StreamBatches
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRows:
-    """A cache in memory: embeddings as stored (float32 or float16), labels in [0, 1] with NaN where missing.
+    """A cache: labels in [0, 1] with NaN where missing, names, and embeddings as stored (float32 or float16).
 
-    `x_IF` are the vectors of a further view, where one was asked for.
+    The embeddings are in memory, or `store` is open to read them; `x_IF` are the vectors of a further view, where one
+    was asked for: these are always in memory.
     """
 
     path: Path
@@ -39,14 +49,12 @@ class CacheRows:
     facts: dict[str, Any]
     dataset: dict[str, Any]
     rows: Rows
-    v_ID: Tensor
-    t_TD: Tensor
+    dim: int
+    device: torch.device
+    v_ID: Tensor | None = None
+    t_TD: Tensor | None = None
     x_IF: Tensor | None = None
-
-    @property
-    def dim(self) -> int:
-        """Width D of the embeddings."""
-        return int(self.v_ID.shape[1])
+    store: FeatureStore | None = None
 
     def label(self, name: str) -> NDArray[np.float32]:
         """Return a label column, (N,) float32 in [0, 1], NaN where missing."""
@@ -55,15 +63,18 @@ class CacheRows:
     def view(self) -> Tensor:
         """Return the vector of the further view of every row, (N, F) float32."""
         assert self.x_IF is not None
-        return self.x_IF[torch.from_numpy(self.rows.image).to(self.x_IF.device)].float()
+        return self.x_IF[torch.from_numpy(self.rows.image).to(self.device)].float()
 
     def prompts(self) -> Tensor:
-        """Return the prompt embedding of every row, (N, D) float32."""
-        return self.t_TD[torch.from_numpy(self.rows.prompt).to(self.t_TD.device)].float()
+        """Return the prompt embedding of every row, (N, D) float32; of rows with a further view, hence in memory."""
+        assert self.t_TD is not None
+        return self.t_TD[torch.from_numpy(self.rows.prompt).to(self.device)].float()
 
-    def cosine(self) -> NDArray[np.float32]:
-        """Return s = v . t of every row, (N,) float32 in [-1, 1]."""
-        parts = [(batch.v_BD * batch.t_BD).sum(dim=1) for batch in self.batches(None, batch_size=1).in_order()]
+    def cosine(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return s = v . t of some rows (all when None), (N,) float32 in [-1, 1]."""
+        if chosen is not None and not len(chosen):
+            return torch.empty(0).numpy()
+        parts = [(batch.v_BD * batch.t_BD).sum(dim=1) for batch in self.batches(chosen, batch_size=1).in_order()]
         return torch.cat(parts).cpu().numpy()
 
     def batches(
@@ -74,26 +85,51 @@ class CacheRows:
         seed: int = 0,
         columns: Mapping[str, Tensor] | None = None,
         explanations: bool = False,
-    ) -> MemoryBatches:
+    ) -> Batches:
         """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet.
 
         `columns` are further fields of a batch, one value for each of these rows; `explanations` adds e_BD.
         """
         chosen = slice(None) if rows is None else rows
-        device = self.v_ID.device
-        explanation_N = torch.from_numpy(self.rows.explanation[chosen]).to(device) if explanations else None
+        quality, consistency = (torch.from_numpy(self.label(name)[chosen]).to(self.device) for name in LABELS)
+        image, prompt = self.rows.image[chosen], self.rows.prompt[chosen]
+        explanation = self.rows.explanation[chosen] if explanations else None
+        columns = {name: column.to(self.device) for name, column in (columns or {}).items()}
+        if self.v_ID is None or self.t_TD is None:
+            return StreamBatches(
+                read_images=lambda entries: self._read("images", entries),
+                read_texts=lambda entries: self._read("texts", entries),
+                q_N=quality,
+                c_N=consistency,
+                image_index_N=image,
+                text_index_N=prompt,
+                columns_N=columns,
+                explanation_index_N=explanation,
+                batch_size=batch_size,
+                seed=seed,
+                window_rows=self._window_rows(),
+            )
         return memory_batches(
             self.v_ID,
             self.t_TD,
-            torch.from_numpy(self.label("quality")[chosen]).to(device),
-            torch.from_numpy(self.label("consistency")[chosen]).to(device),
-            image_index_N=torch.from_numpy(self.rows.image[chosen]).to(device),
-            text_index_N=torch.from_numpy(self.rows.prompt[chosen]).to(device),
-            columns_N={name: column.to(device) for name, column in (columns or {}).items()},
-            explanation_index_N=explanation_N,
+            quality,
+            consistency,
+            image_index_N=torch.from_numpy(image).to(self.device),
+            text_index_N=torch.from_numpy(prompt).to(self.device),
+            columns_N=columns,
+            explanation_index_N=None if explanation is None else torch.from_numpy(explanation).to(self.device),
             batch_size=batch_size,
             seed=seed,
         )
+
+    def _read(self, kind: Kind, entries_K: NDArray[np.int64]) -> Tensor:
+        assert self.store is not None
+        return torch.from_numpy(self.store.take(kind, entries_K)).to(self.device)
+
+    def _window_rows(self) -> int:
+        assert self.store is not None
+        row_bytes = 2 * self.dim * self.store.group("images")["embedding"].dtype.itemsize  # an image and a text
+        return max(1, WINDOW_BYTES // int(row_bytes))
 
 
 def view_there(path: Path, view: str) -> str | None:
@@ -110,20 +146,31 @@ def view_there(path: Path, view: str) -> str | None:
 
 
 def load_rows(path: Path, device: str, *, view: str | None = None) -> CacheRows:
-    """Read a cache into memory, and the vectors of a view besides `center` if one is named.
+    """Read a cache: its embeddings into memory if they take at most `MEMORY_BYTES`, else when they are needed.
+
+    The vectors of a view besides `center`, if one is named, are read into memory, and all others with them. A file that
+    stays open is the one that was checked here, also when another takes its name.
 
     Raises:
         UserError: see `FeatureStore.open`; or images lack the view.
     """
-    with FeatureStore.open(path) as store:
-        x_IF = None if view is None else torch.from_numpy(store.embeddings("images", view=view)).to(device)
-        return CacheRows(
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(FeatureStore.open(path))
+        in_memory = view is not None or store.size_bytes("images") + store.size_bytes("texts") <= MEMORY_BYTES
+        vectors = {} if view is None else {"x_IF": store.embeddings("images", view=view)}
+        if in_memory:
+            vectors |= {"v_ID": store.embeddings("images"), "t_TD": store.embeddings("texts")}
+        rows = CacheRows(
             path=path,
             header=store.header,
             facts=store.facts,
             dataset=store.dataset,
             rows=store.rows(),
-            v_ID=torch.from_numpy(store.embeddings("images")).to(device),
-            t_TD=torch.from_numpy(store.embeddings("texts")).to(device),
-            x_IF=x_IF,
+            dim=store.dim,
+            device=torch.empty(0, device=device).device,
+            store=None if in_memory else store,
+            **{name: torch.from_numpy(vectors_KW).to(device) for name, vectors_KW in vectors.items()},
         )
+        if not in_memory:
+            opened.pop_all()  # open as long as the rows are there
+        return rows

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.rows import Batches, CacheRows
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import BaseInit, TrainConfig
-    from deltaclip.pipeline.training.batches import MemoryBatches
     from deltaclip.pipeline.training.fit import Validation
 
 # Heads of one label that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
@@ -119,7 +118,7 @@ class Stacked:
         _, calibration = self._start(config.seed, config.base_init)
         columns = self._columns(config.base_init)
         with seeded(config.seed):
-            heads = build_heads(spec).to(self.rows.v_ID.device)
+            heads = build_heads(spec).to(self.rows.device)
         assert isinstance(heads, ResidualHeads)
         if self.kernels and config.base_init == "kernel":
             self.kernels.put_into(heads)
@@ -144,7 +143,7 @@ class Stacked:
     def _columns(self, base_init: BaseInit) -> dict[str, Tensor]:
         return self.kernels.columns if self.kernels and base_init == "kernel" else {}
 
-    def _batches(self, base_init: BaseInit) -> MemoryBatches:
+    def _batches(self, base_init: BaseInit) -> Batches:
         first, train = self.settings[0], self.split.train
         return self.rows.batches(
             train,
@@ -156,7 +155,7 @@ class Stacked:
     def _start(self, seed: int, base_init: BaseInit) -> tuple[ResidualHeads, dict[str, Any] | None]:
         """Return new heads of a seed with their base, made once; what scales and dropout are does not matter."""
         if (seed, base_init) not in self._starts:
-            device = self.rows.v_ID.device
+            device = self.rows.device
             with seeded(seed, device):
                 heads = build_heads(self._spec(replace(self.settings[0], base_init=base_init))).to(device)
                 assert isinstance(heads, ResidualHeads)
@@ -195,7 +194,7 @@ class Stacked:
         own = {name: value for name, value in heads.state_dict().items() if name.startswith("scale_")}
         state = {**start.state_dict(), **own}
         heads.load_state_dict(state)
-        return heads.to(self.rows.v_ID.device)
+        return heads.to(self.rows.device)
 
     def _validator(self, base_init: BaseInit) -> Callable[[HeadStack], list[Validation]]:
         columns = of_rows(self._columns(base_init), self.split.val)

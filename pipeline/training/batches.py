@@ -60,15 +60,16 @@ class MemoryBatches:
         order_N = np.random.default_rng((self.seed, epoch)).permutation(len(self.q_N))
         # Equal parts: a last batch of one row would have the weight of a full one.
         for rows_B in torch.from_numpy(order_N).to(self.q_N.device).tensor_split(self.steps_per_epoch):
-            yield self._rows(rows_B)
+            yield self.take(rows_B)
 
     def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
         """Return every row once as it lies, in blocks: for calibration and for scoring."""
         num_rows = len(self.q_N)
         for start in range(0, num_rows, batch_size):
-            yield self._rows(torch.arange(start, min(start + batch_size, num_rows), device=self.q_N.device))
+            yield self.take(torch.arange(start, min(start + batch_size, num_rows), device=self.q_N.device))
 
-    def _rows(self, rows_B: Tensor) -> Batch:
+    def take(self, rows_B: Tensor) -> Batch:
+        """Return some rows as a batch."""
         images_B = rows_B if self.image_index_N is None else self.image_index_N.index_select(0, rows_B)
         texts_B = rows_B if self.text_index_N is None else self.text_index_N.index_select(0, rows_B)
         return Batch(

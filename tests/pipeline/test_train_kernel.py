@@ -70,7 +70,7 @@ def test_the_bases_are_the_kernels(train_kernel, stages_cache):
     fitted = np.concatenate([split.train, split.val])
     target = torch.full((len(rows.rows),), torch.nan)
     target[fitted] = torch.from_numpy(rows.label("quality")[fitted])
-    groups = rows.rows.text["group"].astype(str)
+    groups = rows.rows.text["group"][:].astype(str)
     _, said, fit = fit_kernel([Part(rows.view(), 1.0)], target, groups, seed=42)
     table = read_csv(run.run / "predictions.csv")
     assert numbers(table, "q") == pytest.approx(said.clamp(0, 1).numpy(), abs=1e-4)

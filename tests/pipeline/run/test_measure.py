@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from deltaclip.features.store.texts import TextColumn
 from deltaclip.pipeline.run.measure import measure, present_labels, rankable_labels, trained_labels
 from deltaclip.pipeline.run.predictions import Scores
 from deltaclip.pipeline.run.rows import load_rows
@@ -23,7 +24,7 @@ def rows(demo_cache):
 
 def with_columns(rows, *, source=None, **labels):
     numbers = rows.rows.numbers | {name: np.asarray(values, dtype=np.float32) for name, values in labels.items()}
-    text = rows.rows.text if source is None else rows.rows.text | {"source": np.asarray(source, dtype=object)}
+    text = rows.rows.text if source is None else rows.rows.text | {"source": TextColumn.of(source)}
     return replace(rows, rows=replace(rows.rows, numbers=numbers, text=text))
 
 

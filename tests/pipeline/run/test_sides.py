@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.store.texts import TextColumn
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache, split_of_run
@@ -84,7 +85,7 @@ def test_a_run_without_predictions_is_refused(demo_run, rows, tmp_path):
 
 
 def with_text(rows, *, image=None, **text):
-    changed = replace(rows.rows, text=rows.rows.text | {k: np.asarray(v, dtype=object) for k, v in text.items()})
+    changed = replace(rows.rows, text=rows.rows.text | {k: TextColumn.of(v) for k, v in text.items()})
     return replace(rows, rows=changed if image is None else replace(changed, image=np.asarray(image)))
 
 
