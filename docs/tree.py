@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,8 +39,10 @@ def tree() -> str:
 def main() -> None:
     """Put the map in its place in the README."""
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition("```\ndeltaclip/\n")
-    _, _, after = rest.partition("\n```\n")
+    before, start, rest = readme.read_text(encoding="utf-8").partition("```\ndeltaclip/\n")
+    _, end, after = rest.partition("\n```\n")
+    if not (start and end):
+        sys.exit("README.md has no block that starts with deltaclip/: nothing was changed")
     readme.write_text(f"{before}```\n{tree()}\n```\n{after}", encoding="utf-8")
 
 
