@@ -9,12 +9,12 @@ Shapes: B images, W all channels of the blocks together.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.twins import Enough, twin_of
 from deltaclip.features.data.views import MAX_BLOCKS
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ CONTAINERS = ("transformer.resblocks", "trunk.blocks", "trunk.stages")
 RESNETS = ("", "trunk.")  # where layer1 to layer4 are: open_clip's ResNets, timm's
 # How towers of one input size say so: a sum of tensors that do not match, timm's assertions, a view that is impossible.
 OTHER_SIZE = (RuntimeError, AssertionError, ValueError)
-
-
-class _Enough(Exception):  # noqa: N818 - ends a forward pass that has given all that is wanted
-    pass
 
 
 class StageTower:
@@ -60,7 +56,7 @@ class StageTower:
         if not self.blocks:
             raise self._refusal(f"its {type(tower).__name__} has none of {', '.join(CONTAINERS)} and layer1 to layer4")
         # Hooks sit on modules of our own that share the weights: the model stays as it is, for other threads too.
-        twin = copy.deepcopy(tower, {id(part): part for part in (*tower.parameters(), *tower.buffers())})
+        twin = twin_of(tower)
         for name in self.blocks:
             twin.get_submodule(name).register_forward_hook(self._keep)
         self._twin, self._lock = twin, threading.Lock()
@@ -93,7 +89,7 @@ class StageTower:
 
         with self._lock, torch.inference_mode():
             self._means = []
-            with contextlib.suppress(_Enough):  # an attention pool after the last block takes one size only
+            with contextlib.suppress(Enough):  # an attention pool after the last block takes one size only
                 self._twin(pixels_B3HW.to(self._device, self._dtype))
             return self._means
 
@@ -106,7 +102,7 @@ class StageTower:
         # Sums in float32, whatever the model's precision: 36,864 places of a 384-pixel map.
         self._means.append(output.mean(axes, dtype=torch.float32))
         if len(self._means) == len(self.blocks):
-            raise _Enough
+            raise Enough(output)
 
     def _refusal(self, why: str) -> UserError:
         return UserError(f"has no blocks that can be read: {why}", place=self._name, remedy="leave out --views stages")

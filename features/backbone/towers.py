@@ -1,0 +1,241 @@
+"""Cut a backbone's towers after N blocks: what is frozen runs once, what trains runs every epoch. Spec section 3.
+
+The model's own code runs on both sides of the cut: before it, the pass ends where block N has given its output; after
+it, the first N blocks give what they are told. So masks, pools and projections are not written a second time, and every
+tower whose blocks `find_blocks` knows can be cut. Knows towers. Must not know files, caches or heads.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.anatomy import (
+    Kind,
+    block_names,
+    encode,
+    encode_until,
+    find_places,
+    probe_inputs,
+    stand_in,
+    tower_depth,
+    tower_parameters,
+    tower_root,
+)
+from deltaclip.features.backbone.twins import Given, fold_attention, stop_after, twin_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from deltaclip.features.backbone.load import Backbone
+
+KINDS: tuple[Kind, Kind] = ("image", "text")
+OPTIONS: dict[Kind, str] = {"image": "--freeze-layers", "text": "--freeze-text-layers"}
+# How far a cut tower may be from the whole one, of its largest value: rounding of 32 and of 16 bits. A cut in the wrong
+# place gives another vector altogether.
+MOST_ROUNDING = {"fp32": 1e-3, "bf16": 0.3, "fp16": 0.3}
+MISFITS = (RuntimeError, TypeError, AssertionError, ValueError, IndexError)
+
+
+class CutTower:
+    """One tower of a model, cut after `frozen_blocks` of its `depth` blocks (stages, where it is no transformer).
+
+    With 0 everything trains, embeddings included; from 1 on the patch, token, class and position embeddings are frozen
+    too; at `depth` the final norm and projection train, unless nothing does (`all_frozen`). An entry at the boundary
+    has `boundary_shape`: (S, C) tokens or (C, H, W) maps; what goes in where nothing is frozen; (D,) where all is.
+
+    Weights are those of the backbone's model, which must not be moved to another device or type afterwards. Dropout
+    stays off and batch norms keep their statistics. Each method is for one thread at a time.
+    """
+
+    def __init__(self, backbone: Backbone, kind: Kind, *, frozen_blocks: int, all_frozen: bool) -> None:
+        """Cut, freeze, and prove on two inputs that the parts give what the whole gives; see `cut_towers`.
+
+        Raises:
+            UserError: the tower cannot be cut.
+        """
+        self.kind, self.frozen_blocks, self.all_frozen = kind, frozen_blocks, all_frozen
+        self._backbone_name = str(backbone.facts["backbone"])
+        self._named = tower_parameters(backbone.model, kind)
+        first = next(iter(self._named.values()))
+        self._device, self._dtype = first.device, first.dtype
+        self._blocks, self.depth = block_names(backbone.model, kind), tower_depth(backbone.model, kind)
+        self._before, self._after, self._given = twin_of(backbone.model), twin_of(backbone.model), Given()
+        self._rewire()
+        self._one_input, probe = (self._moved(probe_inputs(backbone, kind, count)) for count in (1, 2))
+        self._place = {} if all_frozen else find_places(backbone.model, kind, probe)
+        first_free = frozen_blocks + 1 if frozen_blocks else 0
+        for name, parameter in self._named.items():
+            trains = name in self._place and self._place[name] >= first_free
+            parameter.requires_grad = trains and parameter.requires_grad
+        self.boundary_shape = self._prove(backbone, probe)
+
+    def to_boundary(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Run the frozen part, without gradients.
+
+        Args:
+            inputs: preprocessed pixels (B, 3, H, W), or token ids (B, L) int64.
+
+        Returns:
+            (B, *boundary_shape) in the model's type (autocast's where that is on); `inputs` where nothing is frozen.
+        """
+        import torch
+
+        inputs = self._moved(inputs)
+        if not self.frozen_blocks and not self.all_frozen:
+            return inputs
+        with torch.no_grad():
+            return encode_until(self._before, self.kind, inputs)
+
+    def from_boundary(self, x: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the trainable part, with gradients.
+
+        Args:
+            x: (B, *boundary_shape) of any float type; where nothing is frozen, what goes into the tower.
+            token_ids: (B, L) int64, for a text tower, which masks and pools by them.
+
+        Returns:
+            features (B, D), not normalised.
+
+        Raises:
+            ValueError: a text tower got no `token_ids`.
+        """
+        x = self._moved(x)
+        if self.all_frozen:
+            return x
+        if not self.frozen_blocks:
+            return encode(self._after, self.kind, x)
+        if self.kind == "text" and token_ids is None:
+            raise ValueError("a text tower needs token_ids")
+        # Of one empty image no more than the embedding is computed: the model's code has to come to its blocks.
+        inputs = self._one_input if token_ids is None else self._moved(token_ids)
+        with self._given.giving(x):
+            return encode(self._after, self.kind, inputs)
+
+    def use_checkpointing(self) -> None:
+        """From now on keep only what goes into each trainable block; its backward pass computes the rest again."""
+        from torch.utils.checkpoint import checkpoint
+
+        for name in self._blocks[self.frozen_blocks :]:
+            block = self._after.get_submodule(name)
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+    def named_trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Return what trains, by the name in the model's state dict."""
+        return {name: parameter for name, parameter in self._named.items() if parameter.requires_grad}
+
+    def named_frozen(self) -> dict[str, torch.nn.Parameter]:
+        """Return all other parameters of the tower, by the name in the model's state dict."""
+        return {name: parameter for name, parameter in self._named.items() if not parameter.requires_grad}
+
+    def block_of(self, name: str) -> int:
+        """Return the block of a parameter, from 1; 0 for embeddings, `depth` + 1 for what stands after the blocks.
+
+        Raises:
+            ValueError: the tower has no such parameter.
+        """
+        if name not in self._named:
+            raise ValueError(f"the {self.kind} tower has no parameter {name!r}")
+        return self._place.get(name, self.depth + 1)
+
+    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self._device, self._dtype if x.is_floating_point() else None, non_blocking=True)
+
+    def _rewire(self) -> None:
+        for twin in (self._before, self._after):
+            for name in self._blocks:
+                fold_attention(twin.get_submodule(name))
+        frozen = self._blocks[: self.frozen_blocks]
+        stand_in(self._after, frozen, self._given)
+        if frozen and not self.all_frozen:
+            self._before.get_submodule(frozen[-1]).register_forward_hook(stop_after)
+
+    def _prove(self, backbone: Backbone, probe: torch.Tensor) -> tuple[int, ...]:
+        import torch
+
+        with torch.no_grad():
+            expected = encode(backbone.model, self.kind, probe).float()
+            try:
+                boundary = self.to_boundary(probe)
+                found = self.from_boundary(boundary, probe if self.kind == "text" else None).float()
+                difference = float((found - expected).abs().max() / expected.abs().max())
+            except torch.OutOfMemoryError:  # says nothing of the tower
+                raise
+            except MISFITS as error:
+                raise self._refusal(str(error).partition("\n")[0]) from error
+        if not difference <= MOST_ROUNDING[backbone.precision]:
+            raise self._refusal(f"its parts give another result than the whole (by {difference:.2g})")
+        return tuple(boundary.shape[1:])
+
+    def _refusal(self, why: str) -> UserError:
+        message = f"the {self.kind} tower cannot be cut after block {self.frozen_blocks}: {why}"
+        return UserError(message, place=self._backbone_name, remedy="give 0 to train all of it, or another backbone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """How many numbers of a tower train and how many do not, and both in `words`."""
+
+    trainable: int
+    frozen: int
+    words: str
+
+
+def count_parameters(tower: CutTower) -> ParameterCount:
+    """Count the numbers in a tower's parameters."""
+    parts = (tower.named_trainable(), tower.named_frozen())
+    trainable, frozen = (sum(parameter.numel() for parameter in part.values()) for part in parts)
+    what = "all frozen" if tower.all_frozen else f"{tower.frozen_blocks} of {tower.depth} blocks frozen"
+    if tower.frozen_blocks and not tower.all_frozen:
+        what += ", embeddings too"
+    share = trainable / (trainable + frozen)
+    words = f"{tower.kind} tower: {what}; {trainable:,} parameters train ({share:.0%}), {frozen:,} do not"
+    return ParameterCount(trainable=trainable, frozen=frozen, words=words)
+
+
+def cut_towers(backbone: Backbone, *, freeze_layers: int, freeze_text_layers: int | None) -> tuple[CutTower, CutTower]:
+    """Cut and freeze the image and the text tower of a model. Spec section 3.
+
+    What is frozen in the model already stays so: fixed position embeddings, and what an earlier cut froze. What belongs
+    to neither tower (the logit scale) is frozen.
+
+    Args:
+        backbone: loaded, on its device.
+        freeze_layers: first blocks of the image tower to freeze, 0 to its depth.
+        freeze_text_layers: those of the text tower, whose depth freezes all of it; None takes as many as of the image
+            tower, at most that depth.
+
+    Raises:
+        UserError: a tower has fewer blocks, or cannot be cut.
+    """
+    image_depth, text_depth = (tower_depth(backbone.model, kind) for kind in KINDS)
+    _check_range(backbone, "image", freeze_layers, image_depth)
+    wanted = min(freeze_layers, text_depth) if freeze_text_layers is None else freeze_text_layers
+    _check_range(backbone, "text", wanted, text_depth)
+    all_frozen = wanted == text_depth if text_depth else freeze_text_layers is None and freeze_layers > 0
+    if wanted and not all_frozen and not block_names(backbone.model, "text"):
+        form = type(backbone.model.text).__name__
+        remedy = f"give {OPTIONS['text']} {text_depth} to freeze all of it, or 0"
+        message = f"the text tower ({form}) cannot be cut after block {wanted}"
+        raise UserError(message, place=backbone.facts["backbone"], remedy=remedy)
+    image = CutTower(backbone, "image", frozen_blocks=freeze_layers, all_frozen=False)
+    text = CutTower(backbone, "text", frozen_blocks=wanted, all_frozen=all_frozen)
+    trainable = image.named_trainable() | text.named_trainable()
+    for name, parameter in backbone.model.named_parameters():
+        if name not in trainable:
+            parameter.requires_grad = False
+    return image, text
+
+
+def _check_range(backbone: Backbone, kind: Kind, number: int, depth: int) -> None:
+    if 0 <= number <= depth:
+        return
+    name = backbone.facts["backbone"]
+    if not depth:
+        form = type(backbone.model.get_submodule(tower_root(backbone.model, kind).removesuffix("."))).__name__
+        message = f"the {kind} tower ({form}) has no blocks under a known name and cannot be cut"
+        raise UserError(message, place=name, remedy=f"give {OPTIONS[kind]} 0 to train all of it, or another backbone")
+    message = f"the {kind} tower of {name} has {depth} blocks, {number} cannot be frozen"
+    raise UserError(message, place=OPTIONS[kind], remedy=f"give 0 to {depth}")

@@ -1,0 +1,118 @@
+"""Twins of a model: modules of our own over the same weights, to be hooked and rewired while the model stays as it is.
+
+Knows modules. Must not know files, images or caches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+Module = TypeVar("Module", bound="torch.nn.Module")
+
+
+class Enough(Exception):  # noqa: N818 - ends a forward pass that has given all that is wanted
+    """Carries the output of the module that the pass ended at; the rest of it is not run."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+class Given:
+    """Stands in for the forward pass of modules, and gives what it was told to give."""
+
+    def __init__(self) -> None:
+        self._output: torch.Tensor | None = None
+
+    def __call__(self, *_: object, **__: object) -> torch.Tensor | None:
+        """Return it, whatever goes in."""
+        return self._output
+
+    @contextlib.contextmanager
+    def giving(self, output: torch.Tensor) -> Iterator[None]:
+        """Give `output` inside the block."""
+        self._output = output
+        try:
+            yield
+        finally:
+            self._output = None
+
+
+def twin_of(module: Module) -> Module:
+    """Return a copy of the modules, in evaluation mode, whose parameters and buffers are those of `module` itself."""
+    return copy.deepcopy(module, {id(part): part for part in (*module.parameters(), *module.buffers())}).eval()
+
+
+def stop_before(_module: torch.nn.Module, given: tuple[Any, ...]) -> None:
+    """Forward pre-hook: end the pass with what would go into the module."""
+    raise Enough(_tensor(given[0]))
+
+
+def stop_after(_module: torch.nn.Module, _given: Any, output: Any) -> None:
+    """Forward hook: end the pass with what the module gave."""
+    raise Enough(_tensor(output))
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"its blocks hand on a {type(value).__name__}, not one tensor")
+    return value
+
+
+def fold_attention(block: torch.nn.Module) -> None:
+    """Free the self-attention in a block of a twin from the frozen-backbone trap (PEERS section 1, trap 1).
+
+    torch's Linear with a weight that needs no gradient turns a 3-D input that is not contiguous into B products with B
+    copies of the weight, and `MultiheadAttention(batch_first=True)` hands it exactly that.
+    """
+    import torch
+
+    for module in block.modules():
+        # As in open_clip's blocks: packed weights, nothing added to the keys, no dropout.
+        if (
+            isinstance(module, torch.nn.MultiheadAttention)
+            and module.in_proj_weight is not None
+            and module.batch_first
+            and module.dropout == 0
+            and module.bias_k is None
+            and not module.add_zero_attn
+        ):
+            module.forward = functools.partial(_attend, module)  # type: ignore[method-assign]
+
+
+def _attend(
+    attention: torch.nn.MultiheadAttention,
+    x_BSC: torch.Tensor,
+    key_BSC: torch.Tensor,
+    value_BSC: torch.Tensor,
+    *,
+    need_weights: bool,
+    attn_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, None]:
+    """Do what the module's own forward does with these arguments, by products of two matrices.
+
+    Key and value are `x_BSC` itself; the mask is added to the products, (S, S) or (B heads, S, S).
+    """
+    from torch.nn import functional as F
+
+    assert key_BSC is x_BSC, "self-attention only"
+    assert value_BSC is x_BSC, "self-attention only"
+    assert not need_weights, "the weights are never made"
+    (B, S, C), heads = x_BSC.shape, attention.num_heads
+    qkv = F.linear(x_BSC.reshape(B * S, C), attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.view(B, S, 3, heads, C // heads).permute(2, 0, 3, 1, 4)  # each (B, heads, S, C / heads)
+    if attn_mask is not None:
+        attn_mask = (attn_mask if attn_mask.dim() == 2 else attn_mask.view(B, heads, S, S)).to(q.dtype)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+    out = F.linear(mixed.transpose(1, 2).reshape(B * S, C), attention.out_proj.weight, attention.out_proj.bias)
+    return out.view(B, S, C), None

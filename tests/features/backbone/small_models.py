@@ -1,0 +1,91 @@
+"""Small models of every family of towers, with random weights, as `load_backbone` gives them."""
+
+from __future__ import annotations
+
+import functools
+
+import open_clip
+import torch
+from open_clip.coca_model import CoCa
+
+from deltaclip.features.backbone.load import Backbone
+
+WIDTH = 24  # D
+VIT = {"layers": 4, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 48}
+TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
+RESNET = {"layers": [1, 2, 1, 1], "width": 8, "head_width": 32, "image_size": 64}
+
+
+def timm(name, size, **more):
+    return {"timm_model_name": name, "image_size": size, "timm_pool": "", "timm_proj": "linear"} | more
+
+
+MODELS = {
+    "vit": {"vision_cfg": VIT, "text_cfg": TEXT},
+    "vit, quick gelu, no norm before": {"vision_cfg": VIT | {"no_ln_pre": True}, "text_cfg": TEXT, "quick_gelu": True},
+    "vit, attention pool, patch dropout": {
+        "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_queries": 5, "patch_dropout": 0.5},
+        "text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49407, "proj_bias": True},
+    },
+    "vit, mean pool, layer scale": {
+        "vision_cfg": VIT | {"pool_type": "avg", "final_ln_after_pool": True, "ls_init_value": 0.5},
+        "text_cfg": TEXT | {"ls_init_value": 0.5, "pool_type": "last"},
+    },
+    "vit, blocks of its own": {
+        "vision_cfg": VIT | {"qk_norm": True, "scale_attn": True, "scale_fc": True},
+        "text_cfg": TEXT | {"scale_heads": True, "block_type": "custom"},
+    },
+    "custom text": {"vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True},
+    "custom text, no causal mask": {
+        "vision_cfg": VIT | {"pos_embed_type": "sin_cos_2d"},
+        "text_cfg": TEXT | {"no_causal_mask": True, "pool_type": "last"},
+        "custom_text": True,
+    },
+    "coca": {
+        "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True},
+        "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    },
+    "resnet": {"vision_cfg": RESNET, "text_cfg": TEXT},
+    "timm vit": {"vision_cfg": timm("test_vit", 160), "text_cfg": TEXT},
+    "timm convnext": {"vision_cfg": timm("test_convnext", 160, timm_pool="avg"), "text_cfg": TEXT},
+    "timm efficientnet": {"vision_cfg": timm("test_efficientnet", 160, timm_pool="avg"), "text_cfg": TEXT},
+    "timm resnet": {"vision_cfg": timm("test_resnet", 160, timm_pool="avg"), "text_cfg": TEXT},
+}
+
+
+def make_model(name):
+    """A model of open_clip with random weights, in evaluation mode; every part of it changes the result."""
+    torch.manual_seed(0)
+    config = {"embed_dim": WIDTH, **MODELS[name]}
+    is_custom = config.pop("custom_text", False)
+    form = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
+    model = form(**config)
+    with torch.no_grad():
+        for part in (*model.parameters(), *model.buffers()):
+            if part.is_floating_point() and bool(part.isfinite().all()):  # not the causal mask
+                part.add_(torch.rand_like(part) * 0.1)
+    return model.eval()
+
+
+def as_backbone(name, precision="fp32"):
+    """Return a model as `load_backbone` gives it."""
+    model = make_model(name)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    facts = {
+        "backbone": name,
+        "weights_sha256": "00" * 32,
+        "preprocessing": {"size": MODELS[name]["vision_cfg"]["image_size"]},
+        "precision": precision,
+        "dim": WIDTH,
+        "context_length": TEXT["context_length"],
+        "quick_gelu": bool(MODELS[name].get("quick_gelu")),
+    }
+    return Backbone(
+        model=model.to(dtype), preprocess=None, tokenizer=tokenizer(), device="cpu", precision=precision, facts=facts
+    )
+
+
+@functools.cache
+def tokenizer():
+    return open_clip.SimpleTokenizer(context_length=TEXT["context_length"])
