@@ -1,5 +1,33 @@
-"""deltaclip: quality and prompt-consistency scores for AI-generated images. Spec section 1."""
+"""deltaclip: quality and prompt-consistency scores for AI-generated images. Spec sections 1 and 11."""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltaclip.base.errors import UserError
+    from deltaclip.pipeline.run.estimator import DeltaclipRegressor
+    from deltaclip.pipeline.run.metric import DeltaclipMetric
+    from deltaclip.pipeline.run.scorer import Scorer
+
 __version__ = "0.1.0"
+__all__ = ["DeltaclipMetric", "DeltaclipRegressor", "Scorer", "UserError", "__version__"]
+
+# Where the public names live. They are imported when first asked for: torch alone takes a second.
+_HOMES = {
+    "DeltaclipMetric": "deltaclip.pipeline.run.metric",
+    "DeltaclipRegressor": "deltaclip.pipeline.run.estimator",
+    "Scorer": "deltaclip.pipeline.run.scorer",
+    "UserError": "deltaclip.base.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

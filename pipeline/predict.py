@@ -19,7 +19,7 @@ from deltaclip.pipeline.run.predictions import check_suffix, write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
 if TYPE_CHECKING:
-    from deltaclip.pipeline.run.scorer import FileScores
+    from deltaclip.pipeline.run.scorer import ScoredPairs
     from deltaclip.pipeline.settings import PredictConfig
 
 IMAGE_SUFFIXES = frozenset(
@@ -93,7 +93,7 @@ def predict(config: PredictConfig) -> PredictResult:
         _refuse_overwriting_input(config)
     pairs = _pairs(config)
     scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
-    found = scorer.score_files(pairs.paths, pairs.prompts, root=pairs.root, batch_size=config.batch_size)
+    found = scorer.score(pairs.paths, pairs.prompts, root=pairs.root, batch_size=config.batch_size)
     _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
     columns["error"] = [found.failed.get(row, "") for row in range(len(pairs.names))]
@@ -108,7 +108,7 @@ def predict(config: PredictConfig) -> PredictResult:
     )
 
 
-def _check_failures(found: FileScores, pairs: _Pairs, *, strict: bool) -> None:
+def _check_failures(found: ScoredPairs, pairs: _Pairs, *, strict: bool) -> None:
     if found.failed and (strict or len(found.failed) == len(pairs.paths)):
         row, reason = next(iter(found.failed.items()))
         raise UserError(reason, place=pairs.paths[row], remedy="give an image that can be read")

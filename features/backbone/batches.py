@@ -1,4 +1,4 @@
-"""Image files to batches of pixels: parallel decoding with back-pressure.
+"""Images, files or in memory, to batches of pixels: parallel decoding with back-pressure.
 
 Threads, since Pillow releases the interpreter's lock while it decodes and resizes. Knows files and a transform.
 Must not know models or caches. Spec section 9.
@@ -14,13 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from deltaclip.features.data.images import UnreadableFile, UnreadableImage, open_image, read_image_bytes
+from deltaclip.features.data.images import UnreadableFile, UnreadableImage, from_memory, open_image, read_image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+    from PIL.Image import Image
 
 BATCHES_AHEAD = 2  # enough to hide one slow file, little enough to bound memory
 Prepared = TypeVar("Prepared")
@@ -33,6 +36,36 @@ class ImageFile:
     entry: int
     path: Path
     sha256: bytes | None
+
+    def open(self, root: Path | None) -> Image:
+        """Return the image, RGB; `root` is a folder that the file may not leave.
+
+        Raises:
+            UnreadableImage: the reason.
+        """
+        content = read_image_bytes(self.path, root)
+        if self.sha256 is not None and hashlib.sha256(content).digest() != self.sha256:
+            raise UnreadableFile("changed while the run was reading it")
+        return open_image(content)
+
+
+@dataclass(frozen=True)
+class MemoryImage:
+    """One image that is no file: the entry it belongs to, and a Pillow image or RGB pixels (H, W, 3) uint8."""
+
+    entry: int
+    image: Image | NDArray[np.uint8]
+
+    def open(self, _root: Path | None) -> Image:
+        """Return the image, RGB.
+
+        Raises:
+            UnreadableImage: the reason.
+        """
+        return from_memory(self.image)
+
+
+Source = TypeVar("Source", bound=ImageFile | MemoryImage)
 
 
 @dataclass(frozen=True)
@@ -85,8 +118,8 @@ def pixel_batches(
 
 
 def image_batches(
-    files: Sequence[ImageFile],
-    prepare: Callable[[ImageFile, Any], Prepared],
+    files: Sequence[Source],
+    prepare: Callable[[Source, Any], Prepared],
     *,
     root: Path | None,
     batch_size: int,
@@ -117,14 +150,11 @@ def image_batches(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepared(file: ImageFile, prepare: Callable[[ImageFile, Any], Prepared], root: Path | None) -> Prepared:
-    content = read_image_bytes(file.path, root)
-    if file.sha256 is not None and hashlib.sha256(content).digest() != file.sha256:
-        raise UnreadableFile("changed while the run was reading it")
-    return prepare(file, open_image(content))
+def _prepared(file: Source, prepare: Callable[[Source, Any], Prepared], root: Path | None) -> Prepared:
+    return prepare(file, file.open(root))
 
 
-def _collect(files: Sequence[ImageFile], futures: list[Future[Prepared]]) -> ImageBatch[Prepared]:
+def _collect(files: Sequence[Source], futures: list[Future[Prepared]]) -> ImageBatch[Prepared]:
     entries, prepared, failed, passing = [], [], [], set()
     for file, future in zip(files, futures, strict=True):
         try:

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; larger files are bombs or scans, not generated images
 MAX_ASPECT = 100  # CLIP resizes the short side: a longer strip would blow up to gigabytes and lose all but its middle
 # Pillow knows forty more, some of which start other programs (EPS) or have rarely met hostile files.
@@ -87,6 +89,27 @@ def open_image(content: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
     except BROKEN as error:
+        raise UnreadableImage(f"broken image data ({error})") from error
+
+
+def from_memory(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    """Return an image in memory as `open_image` returns it from its file.
+
+    Args:
+        image: of any mode, as Pillow opens or makes it; or RGB pixels, (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImage: as `open_image`; and a PNG's transparent colour, whose scale only the file tells.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    try:
+        _check_size(*image.size)
+        _check_range(image)
+        if image.format == "PNG" and image.mode in {"L", "RGB"} and image.info.get("transparency") is not None:
+            raise UnreadableImage("a PNG with a transparent colour: only its file tells which, so give its path")
+        return _to_rgb(_upright(image))
+    except BROKEN as error:  # Pillow reads the pixels of an opened file here, not before
         raise UnreadableImage(f"broken image data ({error})") from error
 
 

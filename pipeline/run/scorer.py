@@ -5,6 +5,7 @@ Shapes: N pairs of image and prompt, B images of a batch, D width.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,11 @@ import torch
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
-from deltaclip.features.backbone.batches import ImageFile, default_workers
+from deltaclip.features.backbone.batches import default_workers, image_batches
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.encode_texts import text_batches
 from deltaclip.features.backbone.load import load_backbone, request_facts
-from deltaclip.features.backbone.views import encoded_batches, make_views
+from deltaclip.features.backbone.views import make_views
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.schema import ViewLayout
 from deltaclip.features.store.takeover import differences
@@ -27,24 +28,42 @@ from deltaclip.features.store.writer import STORED_DTYPE
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.pairing import pair
 from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+    from PIL.Image import Image
     from torch import Tensor, nn
 
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.views import View
 
+VIEW_BATCH = 64  # tiles of a view that go through the backbone at a time
+
 
 @dataclass(frozen=True, kw_only=True)
-class FileScores:
-    """Scores of N files; NaN in the rows of `failed`, which maps a row to the reason."""
+class ScoredPairs:
+    """Scores of N pairs; NaN in the rows of `failed`, which maps a row to the reason.
+
+    `scores` has quality and consistency with their bases and corrections; `q` and `c` are the first two of it.
+    """
 
     scores: Scores
     failed: dict[int, str]
     truncated_prompts: int
+
+    @property
+    def q(self) -> NDArray[np.float32]:
+        """Quality, (N,) float32 in [0, 1]."""
+        return self.scores.q
+
+    @property
+    def c(self) -> NDArray[np.float32]:
+        """Consistency, (N,) float32 in [0, 1]."""
+        return self.scores.c
 
 
 class Scorer:
@@ -52,6 +71,9 @@ class Scorer:
 
     def __init__(self, heads: nn.Module, backbone: Backbone, labels: Sequence[str]) -> None:
         self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
+        kernels = heads.kernels if isinstance(heads, ResidualHeads) else None
+        names = dict.fromkeys([CENTER, *([kernels.view] if kernels else [])])
+        self._views = make_views(backbone, list(names), batch_size=VIEW_BATCH)
 
     @classmethod
     def load(
@@ -92,43 +114,63 @@ class Scorer:
         )
         return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
 
-    def score_files(
-        self, paths: Sequence[Path], prompts: Sequence[str], *, root: Path | None = None, batch_size: int = 64
-    ) -> FileScores:
-        """Score image files against prompts, N of each.
+    def score(self, images: Any, prompts: Any, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:
+        """Score N pairs of image and prompt.
 
         Args:
-            paths: image files; what cannot be read is listed in the result, never dropped.
-            prompts: longer ones are cut at the context length and counted.
-            root: folder that the files may not leave through links; None permits every place.
+            images: a path, a PIL image or RGB pixels (H, W, 3) uint8; or a list of these; or pixels (N, H, W, 3). What
+                cannot be read is listed in the result, never dropped.
+            prompts: a text or a list of texts; longer ones are cut at the context length and counted. Lists go pair by
+                pair and must be of equal length; a single image or text goes with all of the others.
+            root: folder that files may not leave through links; None permits every place.
             batch_size: images per forward pass.
+
+        Raises:
+            ValueError: lengths differ, or an array is no image.
+            TypeError: something is neither image nor text.
         """
-        texts = list(dict.fromkeys(prompts))
-        t_TD, truncated = self._embed_texts(texts)
+        pairs = pair(images, prompts)
+        texts = list(dict.fromkeys(pairs.prompts))
+        t_TD, truncated_T = self.embed_prompts(texts)
         text_entry = {text: entry for entry, text in enumerate(texts)}
-        columns = {name: np.full(len(paths), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
+        rows_of: list[list[int]] = [[] for _ in pairs.sources]
+        for row, entry in enumerate(pairs.image_N):
+            rows_of[entry].append(row)
+        columns = {name: np.full(len(pairs.prompts), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
         failed: dict[int, str] = {}
-        files = [ImageFile(row, path, None) for row, path in enumerate(paths)]
-        views = make_views(self.backbone, self._view_names(), batch_size=batch_size)
-        wanted = {view.name: np.ones(len(paths), dtype=bool) for view in views}
-        batches = encoded_batches(files, views, wanted, root=root, batch_size=batch_size, workers=default_workers())
-        with Progress(len(paths), "scoring", unit="images") as progress:
+        batches = image_batches(
+            pairs.sources,
+            lambda _source, image: self.crops(image),
+            root=root,
+            batch_size=batch_size,
+            workers=default_workers(),
+        )
+        with contextlib.closing(batches), Progress(len(pairs.sources), "scoring", unit="images") as progress:
             for batch in batches:
-                failed.update(batch.failed)
-                if batch.num_images:
-                    entries = batch.found[CENTER].entries
-                    t_BD = t_TD[[text_entry[prompts[row]] for row in entries]]
-                    vectors = {view.name: self._as_cached(batch.found[view.name].vector_BW, view) for view in views}
-                    for name, values in self._score(vectors, t_BD).columns().items():
-                        columns[name][entries] = values
-                progress.advance(batch.num_images + len(batch.failed))
-        return FileScores(scores=Scores(**columns), failed=failed, truncated_prompts=truncated)
+                failed |= {row: reason for entry, reason in batch.failed for row in rows_of[entry]}
+                if batch.entries:
+                    rows = [row for entry in batch.entries for row in rows_of[entry]]
+                    place_of = [place for place, entry in enumerate(batch.entries) for _ in rows_of[entry]]
+                    t_BD = t_TD[[text_entry[pairs.prompts[row]] for row in rows]]
+                    for name, values in self.score_crops(batch.prepared, t_BD, place_of).columns().items():
+                        columns[name][rows] = values
+                progress.advance(len(batch.entries) + len(batch.failed))
+        return ScoredPairs(scores=Scores(**columns), failed=failed, truncated_prompts=int(truncated_T.sum()))
 
-    def _view_names(self) -> list[str]:
-        kernels = self.heads.kernels if isinstance(self.heads, ResidualHeads) else None
-        return list(dict.fromkeys([CENTER, *([kernels.view] if kernels else [])]))
+    def crops(self, image: Image) -> dict[str, Tensor]:
+        """Return what the backbone needs of an RGB image, by source of the views; may be called in any thread."""
+        crops: dict[str, Tensor] = {}
+        for view in self._views:
+            if view.source not in crops:
+                crops[view.source] = view.crops(image)
+        return crops
 
-    def _score(self, vectors: dict[str, Tensor], t_BD: Tensor) -> Scores:
+    def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor, image_B: Sequence[int]) -> Scores:
+        """Score B pairs: image `image_B[b]` of the `crops` with the prompt embedding `t_BD[b]`."""
+        vectors = {}
+        for view in self._views:
+            vector_IW = self._as_cached(view.encode([image[view.source] for image in crops])[0], view)
+            vectors[view.name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
         v_BD, terms = vectors[CENTER], {}
         if isinstance(self.heads, ResidualHeads) and self.heads.kernels:
             terms = self.heads.kernel_terms(vectors[self.heads.kernels.view], t_BD)
@@ -136,12 +178,14 @@ class Scorer:
         batch = Batch(v_BD, t_BD, unlabelled, unlabelled, **terms)
         return blank_untrained(score(self.heads, [batch]), self.labels)
 
-    def _embed_texts(self, texts: list[str]) -> tuple[Tensor, int]:
-        t_TD, truncated = torch.empty(len(texts), self.backbone.dim, device=self.backbone.device), 0
+    def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool."""
+        t_TD = torch.empty(len(texts), self.backbone.dim, device=self.backbone.device)
+        truncated_T = np.zeros(len(texts), dtype=bool)
         for batch in text_batches(self.backbone, texts, range(len(texts))):
             t_TD[batch.entries] = self._as_cached(batch.found.unit_BD)
-            truncated += int(batch.truncated_B.sum())
-        return t_TD, truncated
+            truncated_T[batch.entries] = batch.truncated_B
+        return t_TD, truncated_T
 
     def _as_cached(self, vector_BW: Any, view: View | None = None) -> Tensor:
         # Through the cache's number format, so that a picture scores here what it scores from a cache.

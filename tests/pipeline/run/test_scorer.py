@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip import Scorer
+from deltaclip.features.data.images import open_image
+from deltaclip.pipeline.run.pairing import pair
+from deltaclip.tests.features.data.odd_images import usable_files
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,7 @@ def test_load_takes_a_string_and_keeps_what_was_trained(scorer, demo_run):
 def test_rows_may_repeat_images_and_prompts(scorer, demo_folder, demo_rows):
     paths = [demo_folder / row["image"] for row in demo_rows[:3]]
     prompts = [row["prompt"] for row in demo_rows[:3]]
-    found = scorer.score_files([*paths, *paths[::-1]], [*prompts, *prompts[::-1]], batch_size=2)
+    found = scorer.score([*paths, *paths[::-1]], [*prompts, *prompts[::-1]], batch_size=2)
     for values in found.scores.columns().values():
         assert values[:3] == pytest.approx(values[3:][::-1], abs=5e-3)  # other batches, other bf16 rounding
     assert found.failed == {}
@@ -32,7 +38,109 @@ def test_links_that_leave_the_root_are_refused(scorer, demo_folder, demo_rows, t
     root = tmp_path / "root"
     root.mkdir()
     (root / "link.png").symlink_to(demo_folder / demo_rows[0]["image"])
-    inside = scorer.score_files([root / "link.png"], ["x"], root=root)
+    inside = scorer.score([root / "link.png"], ["x"], root=root)
     assert inside.failed == {0: "links to a file outside the image root"}
     assert np.isnan(inside.scores.q).all()
-    assert scorer.score_files([root / "link.png"], ["x"]).failed == {}
+    assert scorer.score([root / "link.png"], ["x"]).failed == {}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, demo_folder, demo_rows):
+    """Paths of three demo images and of files of odd kinds."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, content in usable_files().items():
+        (folder / name).write_bytes(content)
+    return [*(demo_folder / row["image"] for row in demo_rows[:3]), *sorted(folder.iterdir())]
+
+
+def same(first, second):
+    return all(
+        np.array_equal(values, second.scores.columns()[name], equal_nan=True)
+        for name, values in first.scores.columns().items()
+    )
+
+
+def test_images_in_memory_score_what_their_files_score_to_the_last_bit(scorer, pictures):
+    from_files = scorer.score(pictures, "a red circle")
+    assert from_files.failed == {}
+    assert np.isfinite(from_files.q).all()
+    with contextlib.ExitStack() as open_files:  # Pillow keeps animations open
+        opened = [open_files.enter_context(Image.open(path)) for path in pictures]
+        assert same(from_files, scorer.score(opened, "a red circle"))
+        assert same(from_files, scorer.score(opened, "a red circle")), "a second time, when Pillow has decoded them"
+    pixels = [np.asarray(open_image(path.read_bytes())) for path in pictures]
+    assert same(from_files, scorer.score(pixels, "a red circle"))
+
+
+def test_kinds_of_images_mix(scorer, pictures):
+    path = pictures[0]
+    pixels = np.asarray(open_image(path.read_bytes()))
+    with Image.open(path) as opened:
+        found = scorer.score([path, str(path), opened, pixels], ["a red circle"] * 4, batch_size=1)
+    assert len(set(found.q.tolist())) == len(set(found.c.tolist())) == 1
+    stacked = scorer.score(np.stack([pixels, pixels]), "a red circle", batch_size=1)
+    assert stacked.q.tolist() == found.q[:2].tolist()
+
+
+def test_one_prompt_or_one_image_goes_with_all_others(scorer, pictures):
+    prompts = ["a red circle", "a green square", "nothing"]
+    each = [scorer.score([pictures[0]], [prompt]) for prompt in prompts]
+    found = scorer.score(pictures[0], prompts)
+    assert found.c.tolist() == pytest.approx([float(one.c[0]) for one in each], abs=5e-3)  # bf16, other batches
+    assert len(set(found.q.tolist())) == 1
+    assert scorer.score(pictures[:2], "x").q.shape == (2,)
+    assert scorer.score([], []).q.shape == scorer.score([], "x").q.shape == (0,)
+
+
+def test_an_image_in_several_pairs_is_encoded_once(scorer, pictures):
+    picture = Image.new("RGB", (8, 8))
+    pairs = pair([picture, pictures[1], picture, str(pictures[1])], ["a", "b", "c", "d"])
+    assert pairs.image_N == [0, 1, 0, 1]
+    assert len(pairs.sources) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "words"),
+    [
+        (["a.png", "b.png"], ["x"], "2 images but 1 prompts: give one prompt an image, or a single text for all"),
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            "x",
+            "images[0] is an array of uint8 (3, 8, 8): pixels must be uint8 (H, W, 3), RGB",
+        ),
+        ([np.zeros((8, 8, 3))], "x", "images[0] is an array of float64 (8, 8, 3): pixels must be uint8 (H, W, 3), RGB"),
+        (
+            [np.zeros((8, 0, 3), np.uint8)],
+            "x",
+            "images[0] is an array of uint8 (8, 0, 3): pixels must be uint8 (H, W, 3), RGB",
+        ),
+        (["a.png", None], "x", "images[1] is of type NoneType: give a path, a PIL image or uint8 pixels (H, W, 3)"),
+        (["a.png"], [7], "prompts[0] is of type int, not a text"),
+        (["a.png"], [b"x"], "prompts[0] is of type bytes, not a text"),
+    ],
+)
+def test_what_is_no_image_or_no_prompt_is_refused_by_name(scorer, images, prompts, words):
+    with pytest.raises((ValueError, TypeError)) as error:
+        scorer.score(images, prompts)
+    assert str(error.value) == words
+
+
+def test_images_in_memory_have_the_limits_of_files(scorer):
+    grey = Image.new("L", (4, 4))
+    grey.format, grey.info["transparency"] = "PNG", 3
+    odd = [Image.new("F", (4, 4)), np.zeros((1, 101, 3), np.uint8), grey]
+    assert scorer.score(odd, "x").failed == {
+        0: "float pixels have no known range",
+        1: "101 x 1 is a strip longer than 100:1",
+        2: "a PNG with a transparent colour: only its file tells which, so give its path",
+    }
+
+
+def test_a_truncated_file_that_pillow_has_opened_is_listed(scorer, pictures, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(pictures[0].read_bytes()[:-400])
+    with Image.open(broken) as opened:
+        found = scorer.score([opened, pictures[1]], "x")
+    assert list(found.failed) == [0]
+    assert found.failed[0].startswith("broken image data")
+    assert np.isfinite(found.q[1])
