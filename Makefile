@@ -14,7 +14,7 @@ CACHE      ?= cache/$(NAME).h5
 THE_RUN    := $(or $(RUN),runs/$(NAME)_residual_frozen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train predict test slow lint format bench backbone clean
+.PHONY: help setup extract train report predict test slow lint format bench backbone clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -37,8 +37,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 extract: $(VENV)/installed ## DATA with BACKBONE -> CACHE; only what is new is computed
 	$(BIN)/deltaclip extract $(DATA) --backbone $(BACKBONE) $(if $(PRETRAINED),--pretrained $(PRETRAINED)) --out $(CACHE)
 
-train: extract ## extract, then train heads: a run directory and its metrics table
+train: extract ## extract, then train heads: a run directory, its metrics table and its page
 	$(BIN)/deltaclip train $(CACHE) $(if $(RUN),--out $(RUN))
+	$(BIN)/deltaclip report $(RUN)
+
+report: $(VENV)/installed ## RUN (default the newest) as one page to open in a browser
+	$(BIN)/deltaclip report $(RUN)
 
 predict: $(VENV)/installed ## score DATA with RUN (trained first if there is none) -> scores.csv
 	@test -d $(THE_RUN) || $(MAKE) train

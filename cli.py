@@ -10,8 +10,10 @@ from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConf
 from deltaclip.pipeline.settings import (
     AblateConfig,
     CompareConfig,
+    DemoConfig,
     EvaluateConfig,
     PredictConfig,
+    ReportConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -77,6 +79,22 @@ def compare(config: CompareConfig) -> StageResult:
 def predict(config: PredictConfig) -> StageResult:
     """Score an image, a folder or a manifest with a run."""
     from deltaclip.pipeline.predict import predict as stage
+
+    return stage(config)
+
+
+@command(ReportConfig, example="deltaclip report runs/demo_tiny_residual_frozen")
+def report(config: ReportConfig) -> StageResult:
+    """Show a run, or several, as one page to open in a browser."""
+    from deltaclip.pipeline.report import report as stage
+
+    return stage(config)
+
+
+@command(DemoConfig, example="deltaclip demo")
+def demo(config: DemoConfig) -> StageResult:
+    """Show the whole path once, on bundled data."""
+    from deltaclip.pipeline.demo import demo as stage
 
     return stage(config)
 

@@ -26,8 +26,10 @@ from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConf
 from deltaclip.pipeline.settings import (
     AblateConfig,
     CompareConfig,
+    DemoConfig,
     EvaluateConfig,
     PredictConfig,
+    ReportConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -36,9 +38,11 @@ SNAPSHOT = Path(__file__).parent / "data" / "options.json"
 STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
 STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
 STAGES |= {"import": ImportConfig}
+STAGES |= {"report": ReportConfig, "demo": DemoConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
+REQUIRED |= {"report": {}, "demo": {}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
 REQUIRED |= {"import": {"source": Path("e"), "out": Path("c.h5"), "backbone": "ViT-B-32", "precision": "fp16"}}
 

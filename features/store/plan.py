@@ -57,6 +57,7 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent]) -> Plan:
         dataset={
             "name": manifest.name,
             "label_ranges": {k: str(v) for k, v in manifest.label_ranges.items()},
+            "image_root": str(manifest.image_root.absolute()),
         },
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
                 )
             )
     datasets = [store.dataset for store in stores]
-    return make_plan(
+    plan = make_plan(
         Manifest(
             name="+".join(dict.fromkeys(str(dataset["name"]) for dataset in datasets)),
             path=stores[0].path,
@@ -119,6 +120,15 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
         ),
         contents,
     )
+    about = {name: words for name, words in plan.dataset.items() if name != "image_root"}
+    return replace(plan, dataset=about | _common_root(datasets))
+
+
+def _common_root(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the folder of the images if all caches have the same one: file names are relative to it."""
+    roots = {dataset.get("image_root") for dataset in datasets}
+    root = roots.pop()
+    return {} if roots or root is None else {"image_root": root}
 
 
 def _keys(store: FeatureStore) -> NDArray[np.object_]:

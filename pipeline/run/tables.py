@@ -49,15 +49,22 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def comparison_basis(comparison: dict[str, Any]) -> str:
+    """Return which rows a comparison of runs rests on, and what its intervals vary over."""
+    rows = comparison["rows"]
+    counts = f"{rows[0]:,}" if len(set(rows)) == 1 else f"{min(rows):,} to {max(rows):,}"
+    over = COMPARED_OVER[comparison["over"]].format(seeds=_seed_words(comparison["seeds"]))
+    return f"{counts} rows that are test in all runs; {over}"
+
+
 def comparison_table(comparison: dict[str, Any]) -> str:
     """Return the comparison of runs: what it rests on, then the runs, each but the first with its difference."""
-    rows, seeds, over = comparison["rows"], comparison["seeds"], comparison["over"]
-    counts = f"{rows[0]:,}" if len(set(rows)) == 1 else f"{min(rows):,} to {max(rows):,}"
+    over = comparison["over"]
     width = max(len("quality"), len("consistency"), *(len(run) + 2 for run in comparison["runs"])) + 2
     figure = 8 if over == "rows" else 15
     interval = f"{'SROCC 95 %':>20}" if over == "rows" else ""
     head = f"{'SROCC':>{figure}}{interval}{'PLCC':>{figure}}{'difference':>13}{'95 %':>20}{'p':>8}"
-    lines = [f"{counts} rows that are test in all runs; {COMPARED_OVER[over].format(seeds=_seed_words(seeds))}", ""]
+    lines = [comparison_basis(comparison), ""]
     for label, entries in comparison["labels"].items():
         lines.append(f"{label:{width}}{head}")
         for run, entry in zip(comparison["runs"], entries, strict=True):

@@ -4,6 +4,7 @@ Apart from the stages so that the command line can show help without importing n
 """
 
 from deltaclip.pipeline.settings.heads import MAX_SEED, AblateConfig, BaseInit, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings.report import DemoConfig, ReportConfig
 from deltaclip.pipeline.settings.runs import CompareConfig, EvaluateConfig, PredictConfig
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "AblateConfig",
     "BaseInit",
     "CompareConfig",
+    "DemoConfig",
     "EvaluateConfig",
     "PredictConfig",
+    "ReportConfig",
     "SweepConfig",
     "TrainConfig",
 ]

@@ -29,7 +29,7 @@ def tile_of(content):
 
 def work(path, rows):
     """Bring a cache with two views up to date, two vectors a batch; return what was computed."""
-    plan = plan_of(path.parent, rows)
+    plan = plan_of(path.parent.parent, rows)  # one data set for every cache of a test
     writer = open_writer(path, plan, request=REQUEST, facts=FACTS, views={"tiles": TILES})
     log = []
     fill(writer, plan, fail={7}, log=log)

@@ -1,0 +1,60 @@
+"""STAGE demo: the whole path once on bundled data: draw, extract, train, report. Spec sections 7 and 8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.features.data.adapters.demo import demo_folder
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.report import report
+from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.tables import metrics_table
+from deltaclip.pipeline.settings import ReportConfig, TrainConfig
+from deltaclip.pipeline.train import train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.pipeline.settings import DemoConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What was made, or was there already, and the metrics of the run."""
+
+    data: Path
+    cache: Path
+    run: Path
+    page: Path
+    metrics: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the paths and the metrics in the shape of `metrics.json`."""
+        paths = {"data": str(self.data), "cache": str(self.cache), "run": str(self.run), "page": str(self.page)}
+        return {**self.metrics, **paths}
+
+    def summary(self) -> str:
+        """Return the metrics table, and where everything lies with the command that made it."""
+        return (
+            f"{metrics_table(self.metrics)}\n\n"
+            f"images: {self.data} (drawn by deltaclip)\n"
+            f"cache:  {self.cache} (deltaclip extract demo --out {self.cache})\n"
+            f"run:    {self.run} (deltaclip train {self.cache} --out {self.run})\n"
+            f"page:   {self.page} (deltaclip report {self.run})"
+        )
+
+
+def demo(config: DemoConfig) -> DemoResult:
+    """Make the demo set, its cache, a run and its page; what is there already stays.
+
+    Raises:
+        UserError: see `extract`, `train` and `report`.
+    """
+    cache, run = config.out / "cache" / "demo_tiny.h5", config.out / "runs" / "demo"
+    extract(ExtractConfig(data="demo", out=cache))
+    if not run.exists():
+        train(TrainConfig(cache=cache, out=run))
+    page = report(ReportConfig(runs=[run])).page
+    return DemoResult(data=demo_folder(), cache=cache, run=run, page=page, metrics=open_run(run).metrics)

@@ -1,0 +1,155 @@
+"""STAGE report: one run, or several side by side, as one HTML page that needs nothing else. Spec section 11."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_file
+from deltaclip.pipeline.compare import compare
+from deltaclip.pipeline.report_parts import panels, tables
+from deltaclip.pipeline.report_parts.page import render
+from deltaclip.pipeline.report_parts.section import make_section
+from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.tables import comparison_basis
+from deltaclip.pipeline.settings import CompareConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.settings import ReportConfig
+
+RUNS = Path("runs")
+SUFFIXES = (".html", ".htm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportResult:
+    """A page, and how many rows of its gallery have a picture."""
+
+    page: Path
+    runs: list[Path]
+    size_bytes: int
+    cards: int
+    pictures: int
+    why_not: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return where the page is, of which runs, and what its gallery has."""
+        about = {"size_bytes": self.size_bytes, "gallery_rows": self.cards, "pictures": self.pictures}
+        return {"page": str(self.page), "runs": [str(run) for run in self.runs], **about}
+
+    def summary(self) -> str:
+        """Return where the page is."""
+        size = f"{self.size_bytes / 1e6:.1f} MB, {self.pictures:,} of {self.cards:,} rows of the gallery with picture"
+        missing = f"\n{self.why_not}" if self.why_not else ""
+        return f"report: {self.page} ({size}){missing}\nopen: {self.page.resolve().as_uri()}"
+
+
+def report(config: ReportConfig) -> ReportResult:
+    """Write the page of one run or several.
+
+    Raises:
+        UserError: no such run, something in it cannot be read, or the page would replace something else.
+    """
+    paths = config.runs or [newest_run(RUNS)]
+    out = _page_path(config.out, paths)
+    runs = [open_run(path) for path in paths]
+    names = _names(paths)
+    sections = [
+        make_section(
+            run,
+            name,
+            number=number,
+            image_root=config.image_root or _recorded_root(run),
+            allow_outside=config.allow_outside,
+            count=config.gallery,
+        )
+        for number, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
+    page = render(
+        names[0] if len(names) == 1 else f"{len(names)} runs side by side",
+        sections,
+        subtitle=_subtitle(runs),
+        footer=f"Made by deltaclip {importlib.metadata.version('deltaclip')} from {', '.join(map(str, paths))}",
+        beside=_beside(runs, names) if len(runs) > 1 else None,
+        run_colours=[(name, place % panels.RUNS) for place, name in enumerate(names)],
+        leak_words=[f"{s.name}: its figures flatter, see below." for s in sections if s.leaks],
+    )
+    with whole_file(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    cards = [card for section in sections for card in section.cards]
+    return ReportResult(
+        page=out,
+        runs=list(paths),
+        size_bytes=out.stat().st_size,
+        cards=len(cards),
+        pictures=sum(bool(card.picture.address) for card in cards),
+        why_not="; ".join(dict.fromkeys(section.gallery_words for section in sections if section.gallery_words)),
+    )
+
+
+def newest_run(folder: Path) -> Path:
+    """Return the run directory that was finished last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path for path in folder.iterdir() if (path / "metrics.json").is_file()] if folder.is_dir() else []
+    if not found:
+        raise UserError("holds no run", place=folder, remedy="give RUN, or make one with `deltaclip train`")
+    return max(found, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
+
+
+def _page_path(out: Path | None, paths: Sequence[Path]) -> Path:
+    if out is None:
+        return paths[0] / "report.html" if len(paths) == 1 else paths[0].resolve().parent / "report.html"
+    if out.suffix.lower() not in SUFFIXES:  # so that it never replaces a file of a run
+        raise UserError(f"unknown suffix {out.suffix!r}", place=out, remedy=f"use one of {', '.join(SUFFIXES)}")
+    if out.is_dir():
+        raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    return out
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the folder names where they tell the runs apart, else the paths as given."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _recorded_root(run: RunFolder) -> Path | None:
+    root = run.config["cache"]["dataset"].get("image_root")
+    return Path(root) if root else None
+
+
+def _subtitle(runs: Sequence[RunFolder]) -> str:
+    data = dict.fromkeys(str(run.config["cache"]["dataset"]["name"]) for run in runs)
+    backbones = dict.fromkeys(str(run.config["backbone"]["backbone"]) for run in runs)
+    modes = dict.fromkeys(str(run.config["mode"]).replace("_", " ") for run in runs)
+    return f"Data {', '.join(data)}; backbone {', '.join(backbones)}; heads {', '.join(modes)}"
+
+
+def _beside(runs: Sequence[RunFolder], names: Sequence[str]) -> dict[str, Any]:
+    """Return what several runs show together: their figures, their epochs, and how far they differ."""
+    metrics = [run.metrics for run in runs]
+    found: dict[str, Any] = {
+        "figures": panels.figures_of_runs(names, metrics),
+        "table": tables.runs_table(names, metrics),
+        "epochs": panels.epoch_panels(runs, names),
+        "comparison": [],
+        "comparison_words": "",
+        "warnings": [],
+    }
+    try:
+        comparison = compare(CompareConfig(runs=[run.path for run in runs])).comparison
+    except UserError as error:  # runs on other data, say: they still stand side by side
+        return found | {"warnings": [f"No differences between these runs: {error}"]}
+    return found | {
+        "comparison": tables.comparison_tables(comparison, names),
+        "comparison_words": comparison_basis(comparison),
+        "warnings": comparison["warnings"],
+    }

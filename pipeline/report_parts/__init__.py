@@ -1,0 +1,1 @@
+"""Parts of the report: rows, plots, tables, gallery and page."""

@@ -1,0 +1,172 @@
+"""The plots of a page with their headings and a sentence each, from what runs recorded. Spec section 11."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.pipeline.report_parts import charts, tables
+from deltaclip.pipeline.report_parts.rows import read_history
+from deltaclip.pipeline.report_parts.scales import number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from markupsafe import Markup
+    from numpy.typing import NDArray
+
+    from deltaclip.pipeline.report_parts.rows import Rows
+    from deltaclip.pipeline.run.folder import RunFolder
+
+COLOURS = {"quality": 0, "consistency": 1}
+LOSS, FLOOR = 2, 7  # numbers of colours
+RUNS = 7  # colours that runs may have
+MAX_MAPS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A plot with its heading, and a sentence of what to see or to know."""
+
+    heading: str
+    plot: Markup
+    words: str = ""
+
+
+def figure_panel(metrics: dict[str, Any]) -> Panel:
+    """Return the SROCC of the test rows beside its floors."""
+    figures = []
+    for label, found in metrics["test"].items():
+        figures.append(_figure(f"{label}: heads", COLOURS[label], found))
+        for floor, words in tables.FLOORS.items():
+            if label in metrics["floors"][floor]:
+                figures.append(_figure(words, FLOOR, metrics["floors"][floor][label]))
+    repeats = len(metrics["split"]["seeds"])
+    words = (
+        f"Whiskers are one SD over {repeats} repeats, small dots the repeats."
+        if repeats > 1
+        else "Whiskers are the 95 % interval of a bootstrap over prompts."
+    )
+    return Panel(
+        heading="SROCC beside floors", plot=charts.figure_plot(figures, x_label="SROCC, test rows"), words=words
+    )
+
+
+def _figure(name: str, colour: int, found: dict[str, Any]) -> charts.Figure:
+    value = found["srocc"]
+    if not isinstance(value, dict):
+        return charts.Figure(name=name, colour=colour, value=value, interval=tuple(found.get("srocc_ci", (None, None))))
+    mean, sd = value["mean"], value["sd"]
+    interval = (None, None) if sd is None or mean is None else (mean - sd, mean + sd)
+    return charts.Figure(name=name, colour=colour, value=mean, interval=interval, values=tuple(value["values"]))
+
+
+def figures_of_runs(names: Sequence[str], metrics: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Return for each label the SROCC of every run, one below the other."""
+    found = []
+    for label in dict.fromkeys(label for one in metrics for label in one["test"]):
+        figures = [
+            _figure(name, place % RUNS, one["test"][label])
+            for place, (name, one) in enumerate(zip(names, metrics, strict=True))
+            if label in one["test"]
+        ]
+        found.append(
+            Panel(heading=label.capitalize(), plot=charts.figure_plot(figures, x_label=f"SROCC of {label}, test rows"))
+        )
+    return found
+
+
+def epoch_panels(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Panel]:
+    """Return validation SROCC and training loss by epoch: lines are labels of one run, or the runs."""
+    histories = [read_history(run.path / "history.csv") for run in runs]
+    labels = list(dict.fromkeys(label for run in runs for label in run.metrics["test"]))
+
+    def lines(column: str, label: str | None = None) -> list[charts.Series]:
+        return [
+            charts.Series(
+                name=label if label and len(runs) == 1 else name,
+                colour=COLOURS[label] if label and len(runs) == 1 else (place % RUNS if len(runs) > 1 else LOSS),
+                epochs=history["epoch"],
+                values=history[column],
+                kept=run.config["best_epoch"].get(label) if label else None,
+            )
+            for place, (run, name, history) in enumerate(zip(runs, names, histories, strict=True))
+            if column in history
+        ]
+
+    def panel(heading: str, series: list[charts.Series], y_label: str) -> list[Panel]:
+        return [Panel(heading=heading, plot=charts.epoch_plot(series, y_label=y_label))] if series else []
+
+    if len(runs) == 1:
+        series = [one for label in labels for one in lines(f"val_{label}_srocc", label)]
+        found = panel("Validation SROCC", series, "validation SROCC")
+    else:
+        found = [
+            one
+            for label in labels
+            for one in panel(f"Validation SROCC of {label}", lines(f"val_{label}_srocc", label), "validation SROCC")
+        ]
+    return [*found, *panel("Training loss", lines("train_loss"), "training loss")]
+
+
+def scatter_panels(rows: Rows, points: Sequence[int], at: dict[int, int], labels: Sequence[str]) -> list[Panel]:
+    """Return predicted against human scores of some rows.
+
+    Args:
+        rows: N rows.
+        points: those to show.
+        at: the number of each in the data of the page.
+        labels: those that were trained.
+    """
+    chosen = np.asarray(points, dtype=np.int64)
+    numbers = [at[row] for row in points]
+    words = f"{len(points):,} of {len(rows):,} rows, drawn at random." if len(points) < len(rows) else ""
+    return [
+        Panel(
+            heading=label.capitalize(),
+            plot=charts.scatter_plot(
+                rows.numbers[label[0]][chosen],
+                rows.numbers[label][chosen],
+                numbers,
+                label=label,
+                colour=COLOURS[label],
+            ),
+            words=words,
+        )
+        for label in labels
+    ]
+
+
+def delta_panels(rows: Rows, run: RunFolder, labels: Sequence[str]) -> list[Panel]:
+    """Return the corrections of the test rows against their scales; none for heads without a base."""
+    found = []
+    scales = dict(zip(COLOURS, run.config["scales"], strict=True))
+    shares = {entry["name"]: tables.mean_of(entry["value"]) for entry in run.metrics["diagnostics"]}
+    for label in labels:
+        delta: NDArray[np.float64] = rows.numbers[f"{label[0]}_delta"]
+        if not np.isfinite(delta).any():
+            continue
+        words = "" if delta.any() else "Every correction is zero: the base alone was best on validation rows. "
+        saturated, small = (shares.get(f"{label}.{name}_share") for name in ("saturated", "small"))
+        if saturated is not None and small is not None:
+            words += f"Validation rows: {saturated:.0%} beyond 90 % of the scale (shaded), {small:.0%} under a quarter."
+        plot = charts.delta_plot(delta, scales[label], label=label, colour=COLOURS[label])
+        found.append(Panel(heading=label.capitalize(), plot=plot, words=words))
+    return found
+
+
+def map_panels(config: dict[str, Any]) -> list[Panel]:
+    """Return the heat maps of a sweep, those first that say most; none of another run."""
+    maps = config.get("sweep", {}).get("heatmaps", [])[:MAX_MAPS]
+    return [
+        Panel(heading=f"{one['y']} by {one['x']}", plot=charts.heat_map(one), words=_range_words(one)) for one in maps
+    ]
+
+
+def _range_words(one: dict[str, Any]) -> str:
+    known = [score for scores in one["val_score"] for score in scores if score is not None]
+    if not known:
+        return ""
+    return f"From {number(min(known))} (palest) to {number(max(known))} (strongest); means over all else that varied."
