@@ -125,10 +125,9 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
 
 
 def _common_root(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the folder of the images if all caches have the same one: file names are relative to it."""
-    roots = {dataset.get("image_root") for dataset in datasets}
-    root = roots.pop()
-    return {} if roots or root is None else {"image_root": root}
+    """Return the folder of the images if the caches that record it agree: file names are relative to it."""
+    roots = {dataset["image_root"] for dataset in datasets if "image_root" in dataset}
+    return {"image_root": roots.pop()} if len(roots) == 1 else {}
 
 
 def _keys(store: FeatureStore) -> NDArray[np.object_]:

@@ -56,7 +56,8 @@ def figure_cell(value: Any, *, decimals: int = 3, below: str = "") -> Cell:
 
 def mean_of(value: Any) -> float | None:
     """Return a figure, of repeats their mean."""
-    return value["mean"] if isinstance(value, dict) else value
+    found: float | None = value["mean"] if isinstance(value, dict) else value
+    return found
 
 
 def interval_words(bounds: Sequence[Any] | None) -> str:

@@ -172,6 +172,18 @@ def test_labels_and_ranges(tmp_path):
         assert store.rows().numbers["quality"].tolist() == [0.5, 0.75]  # another label is another row
 
 
+def test_the_folder_of_the_images_is_kept_where_it_is_one(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "a.h5", plan_of(tmp_path / name, [(1, "a", "", "g", 0.5)]))
+        write(tmp_path / name / "b.h5", plan_of(tmp_path / name, [(2, "a", "", "g", 0.5)]))
+    merge([tmp_path / "one" / "a.h5", tmp_path / "one" / "b.h5"], tmp_path / "same.h5")
+    merge([tmp_path / "one" / "a.h5", tmp_path / "two" / "b.h5"], tmp_path / "apart.h5")
+    with FeatureStore.open(tmp_path / "same.h5") as same, FeatureStore.open(tmp_path / "apart.h5") as apart:
+        assert same.dataset["image_root"] == str(tmp_path / "one")
+        assert "image_root" not in apart.dataset
+
+
 def refused(paths, out):
     before = {path: path.read_bytes() for path in paths if path.exists()}
     listing = sorted(out.parent.iterdir())

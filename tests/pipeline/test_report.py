@@ -1,0 +1,367 @@
+"""The page of a run: what stands on it is what the run recorded, and nothing of the data is markup."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.report import newest_run, report
+from deltaclip.pipeline.report_parts.section import MAX_POINTS, sample
+from deltaclip.pipeline.settings import ReportConfig, SweepConfig
+from deltaclip.pipeline.sweep import sweep
+from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"q\" 'a' &amp; \N{GRINNING FACE}"
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """A page as a browser takes it apart: elements with attributes, text, and what is not closed."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element at {self.getpos()}"
+
+    def handle_data(self, data):
+        self.text.append((self.open[-1] if self.open else "", data))
+
+    def find(self, tag, class_=""):
+        found = [attributes for name, attributes in self.elements if name == tag]
+        return [one for one in found if not class_ or class_ in (one.get("class") or "").split()]
+
+    @property
+    def words(self):
+        return " ".join(" ".join(data for tag, data in self.text if tag not in ("script", "style")).split())
+
+    @property
+    def data(self):
+        (found,) = [data for tag, data in self.text if tag == "script" and data.startswith("[")]
+        return json.loads(found)
+
+
+def page_of(run, tmp_path, **settings):
+    out = tmp_path / "page.html"
+    result = report(ReportConfig(runs=[run] if isinstance(run, Path) else list(run), out=out, **settings))
+    assert result.page == out
+    page = Page(out)
+    assert not page.open
+    return page
+
+
+def figure(value):
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+@pytest.fixture(scope="module")
+def demo_page(demo_run, tmp_path_factory):
+    return page_of(demo_run, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture
+def changed_run(demo_run, tmp_path):
+    """Copy the demo run with changed rows or JSON files."""
+
+    def change(rows=None, name="changed", **files):
+        run = tmp_path / name
+        shutil.copytree(demo_run, run)
+        if rows:
+            table = read_csv(run / "predictions.csv")
+            write_csv(run / "predictions.csv", rows(table) or table)
+        for file, edit in files.items():
+            found = read_json(run / f"{file}.json")
+            edit(found)
+            (run / f"{file}.json").write_text(json.dumps(found))
+        return run
+
+    return change
+
+
+def test_figures_are_those_of_the_run(demo_page, demo_run):
+    metrics = read_json(demo_run / "metrics.json")
+    for label in ("quality", "consistency"):
+        test = metrics["test"][label]
+        floors = [metrics["floors"][floor][label] for floor in ("no_image", "cosine")]
+        for found in (test, *floors):
+            assert all(figure(found[name]) in demo_page.words for name in ("srocc", "krocc", "plcc", "rmse", "main"))
+        lo, hi = test["srocc_ci"]
+        assert f"{figure(lo)} to {figure(hi)}" in demo_page.words
+        for source, found in metrics["per_source"][label].items():
+            assert source in demo_page.words
+            assert figure(found["srocc"]) in demo_page.words
+    for entry in metrics["diagnostics"]:
+        assert " ".join(re.findall(r"[^-]+|-", entry["advice"])[:1]) in demo_page.words
+
+
+def test_the_configuration_is_there(demo_page, demo_run):
+    config = read_json(demo_run / "config.json")
+    for line in config["description"]:
+        topic, words = line[:14].strip(), line[14:].strip()
+        assert f"{topic} {words}" in demo_page.words
+    assert config["backbone"]["weights_sha256"][:12] in demo_page.words
+    assert f"torch {config['versions']['torch']}" in demo_page.words
+    assert "LEAKS" not in demo_page.words
+
+
+def test_points_bars_and_rows_are_the_test_rows(demo_page, demo_run):
+    rows = [row for row in read_csv(demo_run / "predictions.csv") if row["split"] == "test"]
+    shown = demo_page.data[0]["rows"]
+    assert len(shown) == len(rows)
+    by_image = {row["image"]: row for row in rows}
+    for image, prompt, source, *values in shown:
+        row = by_image[image]
+        assert (prompt, source) == (row["prompt"], row["source"])
+        names = ("quality", "consistency", "q", "c", "q_base", "c_base", "q_delta", "c_delta")
+        np.testing.assert_allclose(values, [float(row[name]) for name in names], atol=6e-6)  # five decimals
+    points = demo_page.find("circle", "point")
+    assert sorted(int(point["data-row"]) for point in points) == sorted([*range(len(rows))] * 2)
+    counts = [int(bar["data-tip"].split(": ")[1].split()[0].replace(",", "")) for bar in demo_page.find("rect", "bar")]
+    assert sum(counts) == 2 * len(rows)
+
+
+def test_the_gallery_has_the_worst_and_the_best_rows_with_pictures(demo_page, demo_run):
+    rows = [row for row in read_csv(demo_run / "predictions.csv") if row["split"] == "test"]
+    cards = demo_page.find("li", "card")
+    for label in ("quality", "consistency"):
+        order = sorted(rows, key=lambda row: abs(float(row[label[0]]) - float(row[label])))
+        for kind, expected in (("best", order[:12]), ("worst", order[-12:])):
+            found = [card for card in cards if f"{label}-{kind}" in card["data-kinds"].split()]
+            images = {demo_page.data[0]["rows"][int(card["data-at"])][0] for card in found}
+            assert images == {row["image"] for row in expected}
+    pictures = demo_page.find("img")
+    assert len(pictures) == len(cards)
+    assert all(picture["src"].startswith("data:image/webp;base64,") for picture in pictures)
+
+
+def test_nothing_comes_from_elsewhere(demo_page):
+    assert not demo_page.find("link")
+    assert not [one for one in demo_page.find("script") if "src" in one]
+    source = re.sub(r"data:image/webp;base64,[\w+/=]+", "", demo_page.source)
+    assert not re.search(r"url\(|@import|https?:|fetch|XMLHttp|[\"'(]//", source)
+    (policy,) = [one["content"] for one in demo_page.find("meta") if one.get("http-equiv")]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_data_stays_text(changed_run, tmp_path):
+    def rows(table):
+        for row in table:
+            row["prompt"] = HOSTILE + row["prompt"] + "\x00\x1b" * 3 + "w" * 2_000
+            row["source"] = HOSTILE + row["source"]
+            row["image"] = f"{HOSTILE}/{row['image']}"
+
+    run = changed_run(rows, name='<b>run & "so"</b>', config=lambda found: found["description"].append("x  " + HOSTILE))
+    page = page_of(run, tmp_path)
+    assert len(page.find("script")) == 2
+    assert not [one for one in page.find("img") if not one["src"].startswith("data:")]
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert HOSTILE in page.words
+    assert page.data[0]["rows"][0][1].startswith(HOSTILE)
+    assert not page.find("b", "run")
+    assert "\x00" not in page.source
+    assert "\x1b" not in page.source
+    assert any(name == "title" or "<b>run &" in data for name, data in page.text)
+
+
+def test_missing_labels_scores_and_deltas(changed_run, tmp_path):
+    def rows(table):
+        for number, row in enumerate(table):
+            row.update({"quality": ""} if number % 2 else {"consistency": "", "c": "", "c_base": "", "c_delta": ""})
+
+    page = page_of(changed_run(rows), tmp_path)
+    count = len(page.data[0]["rows"])
+    assert len(page.find("circle", "point")) == count  # every row has one of the two
+    assert None in page.data[0]["rows"][0]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_runs_with_hardly_any_test_rows(changed_run, tmp_path, left):
+    def rows(table):
+        tests = [row for row in table if row["split"] == "test"]
+        return [row for row in table if row["split"] != "test"] + tests[:left]
+
+    page = page_of(changed_run(rows), tmp_path)
+    assert len(page.data[0]["rows"]) == left
+    assert len(page.find("li", "card")) == left
+
+
+def test_constant_scores(changed_run, tmp_path):
+    def rows(table):
+        for row in table:
+            row.update(dict.fromkeys(("quality", "consistency", "q", "c"), "0.5"), q_delta="0", c_delta="0")
+
+    page = page_of(changed_run(rows), tmp_path)
+    assert "Every correction is zero" in page.words
+
+
+def test_of_many_rows_a_sample_is_drawn_and_said(changed_run, tmp_path):
+    def rows(table):
+        tests = [row for row in table if row["split"] == "test"]
+        return [dict(row, image=f"{n}.png") for n, row in enumerate(tests * (MAX_POINTS // len(tests) + 2))]
+
+    page = page_of(changed_run(rows), tmp_path, gallery=3)
+    assert len(page.find("circle", "point")) == 2 * MAX_POINTS
+    total = (MAX_POINTS // 48 + 2) * 48
+    assert f"{MAX_POINTS:,} of {total:,} rows, drawn at random" in page.words
+    counts = [int(bar["data-tip"].split(": ")[1].split()[0].replace(",", "")) for bar in page.find("rect", "bar")]
+    assert sum(counts) == 2 * total  # corrections are counted in full
+
+
+def test_sample():
+    assert sample(3, 3) == [0, 1, 2]
+    drawn = sample(1000, 10)
+    assert drawn == sorted(set(drawn)) == sample(1000, 10)
+    assert len(drawn) == 10
+
+
+def test_a_leak_is_said(train_demo, tmp_path):
+    page = page_of(train_demo(split="random", epochs=1).run, tmp_path)
+    assert "LEAKS" in page.words
+    assert page.find("p", "leak")
+
+
+def test_repeats_are_means_with_their_values(train_demo, tmp_path):
+    run = train_demo(repeats=2, epochs=2).run
+    metrics = read_json(run / "metrics.json")
+    page = page_of(run, tmp_path)
+    for label in ("quality", "consistency"):
+        found = metrics["test"][label]["srocc"]
+        assert f"{figure(found['mean'])} ± {figure(found['sd'])}" in page.words
+        assert all(figure(value) in page.words for value in found["values"])
+    assert "of the first of 2 repeats, split seed 42" in page.words
+    assert len(page.find("circle", "value")) == 2 * 3 * 2  # labels, heads and two floors, repeats
+
+
+def test_direct_heads_have_no_corrections(train_demo, tmp_path):
+    page = page_of(train_demo(residual_learning=False, epochs=1).run, tmp_path)
+    assert "Direct heads have neither base nor correction." in page.words
+    assert not page.find("rect", "bar")
+
+
+def test_a_run_on_one_label(relabelled, train_demo, tmp_path):
+    def change(rows):
+        for row in rows:
+            row["consistency"] = ""
+
+    page = page_of(train_demo(cache=relabelled(change), epochs=1).run, tmp_path)
+    assert page.data[0]["labels"] == ["quality"]
+    assert "consistency SROCC" not in page.words
+
+
+def test_the_maps_of_a_sweep(demo_cache, tmp_path):
+    config = SweepConfig(cache=demo_cache, out=tmp_path / "run", residual_scale_q="0.1,0.2", lr="1e-3,3e-3", epochs=1)
+    run = sweep(config).run
+    (found,) = read_json(run / "config.json")["sweep"]["heatmaps"]
+    page = page_of(run, tmp_path)
+    assert len(page.find("rect", "cell")) == 4
+    assert all(figure(score) in page.words for scores in found["val_score"] for score in scores)
+    assert "4 settings, ranked on validation rows" in page.words
+
+
+def test_several_runs_stand_side_by_side(demo_run, train_demo, tmp_path):
+    other = train_demo(residual_learning=False, epochs=2).run
+    page = page_of([demo_run, other], tmp_path)
+    assert len(page.data) == 2
+    for run in (demo_run, other):
+        assert run.name in page.words
+        assert figure(read_json(run / "metrics.json")["test"]["quality"]["srocc"]) in page.words
+    assert "rows that are test in all runs" in page.words
+    (first, *_) = [data for tag, data in page.text if tag == "title"]
+    assert first == "2 runs side by side"
+
+
+def test_runs_that_share_no_test_row_still_stand_side_by_side(demo_run, changed_run, tmp_path):
+    other = changed_run(lambda table: [row | {"image": f"other/{row['image']}"} for row in table])
+    page = page_of([demo_run, other], tmp_path)
+    assert "No differences between these runs: " in page.words
+    assert "has no test row that is test in" in page.words
+
+
+def test_pictures_come_from_where_they_lie_now(changed_run, demo_folder, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(demo_folder, moved)
+    run = changed_run(config=lambda found: found["cache"]["dataset"].update(image_root=str(tmp_path / "gone")))
+    result = report(ReportConfig(runs=[run]))
+    assert (result.page, result.pictures) == (run / "report.html", 0)
+    assert "no such file" in result.summary()
+    assert "--image-root" in result.summary()
+    again = report(ReportConfig(runs=[run], image_root=moved))
+    assert again.pictures == again.cards > 0
+
+
+def test_a_cache_without_record_of_its_images(changed_run, tmp_path):
+    run = changed_run(config=lambda found: found["cache"]["dataset"].pop("image_root"))
+    page = page_of(run, tmp_path)
+    assert not page.find("img")
+    assert "no record of where its images lie" in page.words
+
+
+def test_names_that_lead_out_of_the_image_root(changed_run, demo_folder, tmp_path):
+    run = changed_run(lambda table: [row | {"image": f"../{row['image']}"} for row in table])
+    shutil.copytree(demo_folder / "images", tmp_path / "images")
+    root = tmp_path / "root"
+    root.mkdir()
+    page = page_of(run, tmp_path, image_root=root)
+    assert not page.find("img")
+    assert "outside the image root" in page.words
+    assert page_of(run, tmp_path, image_root=root, allow_outside=True).find("img")
+
+
+def test_the_size_of_the_gallery(demo_run, tmp_path):
+    for count in (0, 2):
+        page = page_of(demo_run, tmp_path, gallery=count)
+        kinds = [kind for card in page.find("li", "card") for kind in card["data-kinds"].split()]
+        assert len(kinds) == 4 * count
+
+
+def test_the_same_run_gives_the_same_page(demo_run, tmp_path):
+    pages = [page_of(demo_run, tmp_path).source for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_where_the_page_may_go(demo_run, tmp_path):
+    for out, words in (
+        (demo_run / "metrics.json", "unknown suffix '.json'; use one of .html, .htm"),
+        (tmp_path, "unknown suffix ''; use one of .html, .htm"),
+    ):
+        with pytest.raises(UserError) as error:
+            report(ReportConfig(runs=[demo_run], out=out))
+        assert str(error.value) == f"{out}: {words}"
+
+
+def test_without_a_run_it_is_the_newest(demo_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^runs: holds no run; give RUN, or make one with `deltaclip train`$"):
+        newest_run(Path("runs"))
+    for name in ("one", "two"):
+        shutil.copytree(demo_run, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "metrics.json").touch()
+    (tmp_path / "runs" / "unfinished").mkdir()
+    assert report(ReportConfig()).page == Path("runs/two/report.html")
+
+
+def test_what_is_no_run(tmp_path, demo_run):
+    with pytest.raises(UserError, match="no such run directory"):
+        report(ReportConfig(runs=[tmp_path / "gone"]))
+    broken = tmp_path / "broken"
+    shutil.copytree(demo_run, broken)
+    (broken / "predictions.csv").write_text("image,prompt\na,b\n")
+    with pytest.raises(UserError) as error:
+        report(ReportConfig(runs=[broken]))
+    assert str(error.value) == f"{broken / 'predictions.csv'}: has no column 'split'; train again"
