@@ -6,7 +6,7 @@ Stages are imported inside the commands, so that `--help` loads neither numpy no
 from __future__ import annotations
 
 from deltaclip.cli_app import StageResult, app, command, main
-from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConfig
+from deltaclip.features.settings import CheckConfig, ExtractConfig, ImportConfig, InspectConfig
 from deltaclip.pipeline.settings import (
     AblateConfig,
     CompareConfig,
@@ -25,6 +25,14 @@ __all__ = ["app", "main"]
 def extract(config: ExtractConfig) -> StageResult:
     """Embed images and prompts into a cache, only what is new."""
     from deltaclip.features.extract import extract as stage
+
+    return stage(config)
+
+
+@command(CheckConfig, name="data check", example="deltaclip data check ratings.csv --image-root pictures/")
+def check_data(config: CheckConfig) -> StageResult:
+    """List every problem of a data set before anything is computed."""
+    from deltaclip.features.check_data import check_data as stage
 
     return stage(config)
 

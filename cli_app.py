@@ -38,6 +38,9 @@ app = typer.Typer(
 )
 
 
+GROUPS = {"data": "Look at data before anything is computed."}
+
+
 class StageResult(Protocol):
     """What every stage returns."""
 
@@ -54,7 +57,7 @@ def command(
     """Register a stage: its settings become options, its result is printed, its errors become one line.
 
     A result with an `exit_code` other than 0 has found what the caller should stop at. The command has the name of the
-    stage, or `name`.
+    stage, or `name`, which may be of two words: a group and the command in it.
     """
 
     def register(stage: Callable[[Any], StageResult]) -> Callable[[Any], StageResult]:
@@ -78,10 +81,30 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         # \b keeps the example on a line of its own, so that it can be copied.
-        app.command(name or stage.__name__, epilog=f"\b\nExample:\n  {example}")(run)
+        group, _, word = (name or stage.__name__).rpartition(" ")
+        _group(group, example).command(word, epilog=f"\b\nExample:\n  {example}")(run)
         return stage
 
     return register
+
+
+def _group(name: str, example: str) -> typer.Typer:
+    if not name:
+        return app
+    known = next((info.typer_instance for info in app.registered_groups if info.name == name), None)
+    if known is None:
+        known = typer.Typer(rich_markup_mode=None, help=GROUPS[name], epilog=f"\b\nExample:\n  {example}")
+        app.add_typer(known, name=name)
+    return known
+
+
+def command_names() -> list[str]:
+    """Return the names of all commands, those of groups in two words."""
+    names = [str(info.name) for info in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None, "made by _group"
+        names += [f"{group.name} {info.name}" for info in group.typer_instance.registered_commands]
+    return names
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
@@ -135,8 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _usage(error: typer.TyperException, given: Sequence[str]) -> UserError:
     """Say in our words what the library found wrong with the arguments."""
-    commands = [str(info.name) for info in app.registered_commands]
+    commands = command_names()
     command = given[0]
+    if command in GROUPS:
+        command = " ".join([command, *(word for word in given[1:2] if not word.startswith("-"))])
     if not command.startswith("-") and command not in commands:
         return UserError(f"{command!r} is no command", remedy=did_you_mean(command, commands))
     remedy = f"see `deltaclip {command} --help`" if command in commands else "see `deltaclip --help`"

@@ -76,3 +76,19 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """Settings of `data check`."""
+
+    data: str = setting(help="What extract would be given: demo, ADAPTER:DIR, or a manifest.", argument=True)
+    images: Literal["header", "full", "none"] = setting(
+        "header", help="How to look at images: header reads their first bytes, full decodes all, none leaves them."
+    )
+    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
+    allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
+    label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)

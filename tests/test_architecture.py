@@ -14,12 +14,16 @@ import pytest
 
 import deltaclip
 from deltaclip import cli
+from deltaclip.cli_app import command_names
 
 ROOT = Path(deltaclip.__file__).parent
 CODE = ("base", "features", "pipeline")
-COMMANDS = [info.name for info in cli.app.registered_commands]
+COMMANDS = command_names()
 # `inspect` is a module of Python's own: the stage of that command has a longer name.
-STAGES = {name: {"inspect": "inspect_cache", "import": "import_embeddings"}.get(name, name) for name in COMMANDS}
+STAGES = {
+    name: {"inspect": "inspect_cache", "import": "import_embeddings", "data check": "check_data"}.get(name, name)
+    for name in COMMANDS
+}
 HEAVY = ("numpy", "torch", "h5py", "open_clip", "scipy", "sklearn", "pyarrow", "PIL")
 MAX_LINES = 300
 
@@ -92,7 +96,9 @@ def test_the_project_keeps_to_its_own_words():
         assert path.stem not in {"utils", "util", "helpers", "misc", "manager", "common"}, path
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=lambda a: " ".join(a) or "deltaclip")
+@pytest.mark.parametrize(
+    "arguments", [[], ["data"], *(name.split() for name in COMMANDS)], ids=lambda a: " ".join(a) or "deltaclip"
+)
 def test_help_loads_nothing_heavy_and_has_an_example(arguments):
     program = (
         "import json, sys\n"

@@ -9,6 +9,7 @@ import h5py
 import pytest
 
 from deltaclip.cli import main
+from deltaclip.cli_app import command_names
 from deltaclip.features.store.store import FeatureStore
 
 MANIFESTS = {
@@ -148,6 +149,12 @@ TABLE = [
         "{at}/outside.csv, line 2, column image: image '../a.png' lies outside {at}; "
         "give --image-root, or --allow-outside to permit it",
     ),
+    ("data check {at}/gone.csv", "{at}/gone.csv: no such file; check the path of the manifest"),
+    (
+        "data check {at}/good.csv --images all",
+        "--images: 'all' is not one of 'header', 'full', 'none'; see `deltaclip data check --help`",
+    ),
+    ("data chek x", "'data chek' is no command; did you mean 'data check'?"),
     # What cannot be, whatever the data.
     (
         "extract {at}/good.csv --label-range 5,1",
@@ -264,7 +271,7 @@ TABLE = [
     ("extract {at}/good.csv --views center,flop", "--views: 'flop' is no view; did you mean 'flip'?"),
     # The command line itself.
     ("trainn x", "'trainn' is no command; did you mean 'train'?"),
-    ("zzz", "'zzz' is no command; known: extract, train, sweep, ablate, evaluate, compare, predict, inspect, import"),
+    ("zzz", f"'zzz' is no command; known: {', '.join(command_names())}"),
     ("train", "CACHE: is missing; see `deltaclip train --help`"),
     (
         "import {at}/gone --out {at}/x.h5 --backbone B --precision fp32",

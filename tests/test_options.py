@@ -22,7 +22,7 @@ from deltaclip.base.settings import (
     setting,
     settings_to_json,
 )
-from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConfig
+from deltaclip.features.settings import CheckConfig, ExtractConfig, ImportConfig, InspectConfig
 from deltaclip.pipeline.settings import (
     AblateConfig,
     CompareConfig,
@@ -37,10 +37,11 @@ from deltaclip.pipeline.settings import (
 SNAPSHOT = Path(__file__).parent / "data" / "options.json"
 STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
 STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
-STAGES |= {"import": ImportConfig}
 STAGES |= {"report": ReportConfig, "demo": DemoConfig}
+STAGES |= {"import": ImportConfig, "data check": CheckConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
+REQUIRED |= {"data check": {"data": "demo"}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
 REQUIRED |= {"report": {}, "demo": {}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
@@ -54,7 +55,11 @@ def option_list() -> dict[str, Any]:
     from deltaclip.cli import app
 
     found: dict[str, Any] = {}
-    for name, command in get_command(app).commands.items():
+    commands = get_command(app).commands
+    for group, inside in [(name, found) for name, found in commands.items() if hasattr(found, "commands")]:
+        commands = {name: found for name, found in commands.items() if name != group}
+        commands |= {f"{group} {name}": found for name, found in inside.commands.items()}
+    for name, command in commands.items():
         hints = field_types(STAGES[name]) | {"as_json": bool, "debug": bool}
         found[name] = {}
         for parameter in command.params:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -55,8 +55,7 @@ def read_image_bytes(path: Path, root: Path | None) -> bytes:
         UnreadableFile: no such file, no right to read it, empty, or outside the root.
     """
     try:
-        if root is not None and not path.resolve(strict=True).is_relative_to(root.resolve()):
-            raise UnreadableFile("links to a file outside the image root")
+        refuse_outside_links(path, root)
         content = path.read_bytes()
     except FileNotFoundError:
         raise UnreadableFile("no such file") from None
@@ -65,6 +64,17 @@ def read_image_bytes(path: Path, root: Path | None) -> bytes:
     if not content:
         raise UnreadableFile("empty file")
     return content
+
+
+def refuse_outside_links(path: Path, root: Path | None) -> None:
+    """Refuse a file that does not lie in the root once symbolic links are followed.
+
+    Raises:
+        UnreadableFile: it lies elsewhere.
+        FileNotFoundError: there is no such file.
+    """
+    if root is not None and not path.resolve(strict=True).is_relative_to(root.resolve()):
+        raise UnreadableFile("links to a file outside the image root")
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -77,7 +87,7 @@ def open_image(content: bytes) -> Image.Image:
             without a known range (float, 32 bits), or a transparent colour that cannot be told from others.
     """
     try:
-        image = _opened(content)
+        image = _opened(io.BytesIO(content))
         _check_size(*image.size)
         _check_range(image)
         _check_transparent_colour(image, content)
@@ -113,6 +123,47 @@ def from_memory(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
         raise UnreadableImage(f"broken image data ({error})") from error
 
 
+class ImageHeader(NamedTuple):
+    """What the first bytes of an image file say of it."""
+
+    width: int
+    height: int
+    more_frames: bool
+    size_bytes: int
+
+
+def read_header(path: Path, root: Path | None) -> ImageHeader:
+    """Look at an image without decoding it: its size, its frames, and whether it is one that `open_image` takes.
+
+    Args:
+        path: the file.
+        root: folder that it must lie in once symbolic links are followed; None permits every place.
+
+    Raises:
+        UnreadableImage: as `read_image_bytes` and `open_image`, as far as a header tells.
+    """
+    try:
+        refuse_outside_links(path, root)
+        size_bytes = path.stat().st_size
+        if not size_bytes:
+            raise UnreadableFile("empty file")
+        with path.open("rb") as file:
+            image = _opened(file)
+            _check_size(*image.size)
+            _check_range(image)
+            return ImageHeader(*image.size, bool(getattr(image, "is_animated", False)), size_bytes)
+    except FileNotFoundError:
+        raise UnreadableFile("no such file") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise UnreadableFile(error.strerror or str(error)) from error
+    except UnidentifiedImageError:
+        raise UnreadableImage("not an image in a known format") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
+    except BROKEN as error:
+        raise UnreadableImage(f"broken image data ({error})") from error
+
+
 def has_more_frames(content: bytes) -> bool:
     """Tell whether a file holds an animation or several pages, of which `open_image` takes the first.
 
@@ -122,7 +173,7 @@ def has_more_frames(content: bytes) -> bool:
     if not _may_have_frames(content):
         return False
     try:
-        return bool(getattr(_opened(content), "is_animated", False))
+        return bool(getattr(_opened(io.BytesIO(content)), "is_animated", False))
     except (*BROKEN, Image.DecompressionBombError):
         return False
 
@@ -136,11 +187,11 @@ def _may_have_frames(content: bytes) -> bool:
     return content.startswith((b"GIF8", b"II", b"MM")) or content[4:12] == b"ftypavis"
 
 
-def _opened(content: bytes) -> Image.Image:
+def _opened(file: IO[bytes]) -> Image.Image:
     # Pillow warns of sizes (our limit is the one that refuses) and of odd metadata. The filter stays:
     # catch_warnings swaps state of the whole process, and this runs in many threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    return Image.open(io.BytesIO(content), formats=_formats())
+    return Image.open(file, formats=_formats())
 
 
 def _formats() -> list[str]:

@@ -16,7 +16,7 @@ from deltaclip.base.errors import UserError, nearest
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -124,7 +124,7 @@ def manifest_from_table(
     Raises:
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
     """
-    found = _find_columns(table)
+    found = find_columns(table)
     images = _required(table, found, "image")
     prompts = _required(table, found, "prompt")
     if not allow_outside:
@@ -156,7 +156,8 @@ def prompt_group(prompt: str) -> str:
     return " ".join(prompt.split()).casefold()
 
 
-def _find_columns(table: Table) -> dict[str, str]:
+def find_columns(table: Table) -> dict[str, str]:
+    """Return the column of the table for each field that it has one for, the best alias of each."""
     by_lower = {name.lower(): name for name in reversed(table.columns)}
     return {
         column: next(by_lower[alias] for alias in aliases if alias in by_lower)
@@ -192,14 +193,22 @@ def _read_labels(
 
 
 def _refuse_outside(table: Table, column: str, images: list[str], root: Path) -> None:
-    # By the text alone (cheap, every row), so that a manifest from elsewhere cannot name /etc through `..`;
-    # symbolic links that leave the root are caught when the file is opened (images.py).
+    for row in rows_outside(images, root):
+        raise UserError(
+            f"image {images[row]!r} lies outside {root}",
+            place=table.place(row, column),
+            remedy="give --image-root, or --allow-outside to permit it",
+        )
+
+
+def rows_outside(images: Sequence[str], root: Path) -> Iterator[int]:
+    """Yield the rows whose image path leaves the root.
+
+    By the text alone (cheap, every row), so that a manifest from elsewhere cannot name /etc through `..`; symbolic
+    links that leave the root are caught when the file is opened (images.py).
+    """
     base = os.path.join(os.path.normpath(root.absolute()), "")  # noqa: PTH118 - ends in one separator, also for /
     for row, image in enumerate(images):
         joined = os.path.join(base, image)  # noqa: PTH118 - Path objects cost five times as much, on every row
         if not os.path.normpath(joined).startswith(base):
-            raise UserError(
-                f"image {image!r} lies outside {root}",
-                place=table.place(row, column),
-                remedy="give --image-root, or --allow-outside to permit it",
-            )
+            yield row

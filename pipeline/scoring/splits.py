@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.sides import side_of
 from deltaclip.pipeline.scoring.deal import TEST, TRAIN, VAL, deal
 from deltaclip.pipeline.scoring.groups import group_keys
 
@@ -28,11 +29,7 @@ SplitKind = Literal["grouped", "random", "column"]
 # Train, validation, test. Train and validation together are 80 %: published results on AGIQA-3K test on 20 %,
 # and 10 % is enough to choose an epoch.
 FRACTIONS = (0.7, 0.1, 0.2)
-SPELLINGS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
+NUMBERS = {"train": TRAIN, "val": VAL, "test": TEST}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,16 +157,16 @@ def _read_column(column: npt.ArrayLike | None, *, num_rows: int) -> IntArray:
     side_of_value = np.empty(first.size, dtype=np.int64)
     for place in np.argsort(first):
         value = str(value_N[first[place]])
-        side = SPELLINGS.get(value.strip().lower())
+        side = side_of(value)
         if side is None:
             raise UserError(
                 f"unknown split {value!r} in row {first[place] + 1}",
                 place="--split column",
                 remedy=did_you_mean(value, ("train", "val", "test")),
             )
-        side_of_value[place] = side
+        side_of_value[place] = NUMBERS[side]
     for name in ("train", "test"):
-        if SPELLINGS[name] not in side_of_value:
+        if NUMBERS[name] not in side_of_value:
             raise UserError(
                 f"no row is marked {name}", place="--split column", remedy="mark some, or use --split grouped"
             )

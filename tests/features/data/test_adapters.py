@@ -110,8 +110,8 @@ def test_facts_of_agiqa_3k(agiqa_folder):
     assert all(found.image_path(row).is_file() for row in range(0, len(found), 50))
 
 
-# FORMATS.md: generators explain 65 % and 63 % of the variance of the labels, prompts 7 % and 12 %. Whole percents, and a
-# part of the prompts instead of all 300: one percent point for each.
+# FORMATS.md: generators explain 65 % and 63 % of the variance of the labels, prompts 7 % and 12 %. Whole percents,
+# and a part of the prompts instead of all 300: one percent point for each.
 @pytest.mark.parametrize(("label", "of_source", "of_prompt"), [("quality", 0.65, 0.07), ("consistency", 0.63, 0.12)])
 def test_what_explains_the_labels_of_agiqa_3k(agiqa_folder, label, of_source, of_prompt):
     found = read_manifest(f"agiqa-3k:{agiqa_folder}")

@@ -1,0 +1,234 @@
+"""Every problem of a manifest is found, with its rows; clean data gives none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.check_data import check_data
+from deltaclip.features.checking.columns import CONTEXT, _least_tokens
+from deltaclip.features.settings import CheckConfig
+
+
+def check(data, **options):
+    return check_data(CheckConfig(data=str(data), **options))
+
+
+def kinds(result, level):
+    return {finding["check"]: finding for finding in result.to_json()[f"{level}s"]}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve readable images a0.png to a11.png of 80 x 80, all different."""
+    for i in range(12):
+        Image.effect_noise((80, 80), 10 + i).convert("RGB").save(tmp_path / f"a{i}.png")
+    return tmp_path
+
+
+def write(folder, lines, name="t.csv"):
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / name
+
+
+GOOD = ["image,prompt,quality,source", *(f"a{i}.png,prompt {i},0.{i % 9},{'xy'[i % 2]}" for i in range(12))]
+
+
+def test_clean_data(pictures):
+    result = check(write(pictures, GOOD))
+    assert (result.findings, result.exit_code) == ([], 0)
+    assert (result.rows, result.groups, result.sources, result.split) == (12, 12, 2, None)
+    assert result.labels == {"quality": {"labels": 12, "range": "0 to 1 (detected)", "lowest": 0.0, "highest": 0.8}}
+    assert result.images == {
+        "files": 12,
+        "readable": 12,
+        "depth": "header",
+        "smallest": "80 x 80",
+        "largest": "80 x 80",
+    }
+    assert result.summary() == (
+        f"{pictures}/t.csv: 12 rows, 12 groups (prompts), 2 sources\n"
+        "quality: 12 labels from 0 to 0.8, range 0 to 1 (detected)\n"
+        "images: 12 of 12 readable (by their headers), 80 x 80 pixels\n\n"
+        "no errors, no warnings"
+    )
+    json.dumps(result.to_json())
+
+
+def test_the_demo_set_is_clean(demo_folder):
+    assert check(demo_folder / "demo.csv", images="full").findings == []
+
+
+def test_every_error_at_once(pictures):
+    (pictures / "text.png").write_text("no picture")
+    (pictures / "empty.png").touch()
+    data = write(
+        pictures,
+        [
+            "image,prompt,quality,consistency,consistency_std",
+            "a0.png,one,0.5,3,0.1",
+            "gone.png,two,1.5,3,0.1",  # missing
+            "text.png,three,good,4,-1",  # no image, no number, negative
+            "empty.png,,0.5,inf,0.1",  # empty file, empty prompt, infinite
+            "../a1.png,five,0.5,120,0.1",  # outside, range of nothing known
+            ",six,0.5,-3,0.1",  # no image
+            "gone.png,seven,-7,3,0.1",
+        ],
+    )
+    result = check(data, label_range="0,1")
+    assert result.exit_code == 2
+    found = result.to_json()["errors"]
+    assert {(f["check"], f["count"]) for f in found} == {
+        *(("empty_image", 1), ("empty_prompt", 1), ("outside_root", 1), ("negative_std", 1)),
+        *(("not_a_number", 1), ("label_out_of_range", 2), ("label_out_of_range", 6), ("unreadable_image", 2)),
+        ("unreadable_image", 1),
+    }
+    lines = result.summary()
+    for line in (
+        f"error: 2 rows have an image that cannot be read: no such file\n    {data}, line 3, column image: 'gone.png'\n"
+        f"    {data}, line 8, column image: 'gone.png'\n  check the paths or give --image-root; extract would",
+        f"error: 1 cells of quality are no finite number\n    {data}, line 4, column quality: 'good'",
+        f"error: 1 cells of consistency are no finite number\n    {data}, line 5, column consistency: 'inf'",
+        f"error: 2 labels of quality are outside 0 to 1 (given)\n    {data}, line 3, column quality: '1.5'",
+        f"error: 1 image paths leave {pictures}\n    {data}, line 6, column image: '../a1.png'",
+        "cannot be read: not an image in a known format",
+        "cannot be read: empty file",
+        "    ... and 1 more\n",
+        "\n\n11 errors, 1 warning",
+    ):
+        assert line in lines
+    detected = kinds(check(data, images="none"), "error")
+    assert detected["label_range"]["examples"] == [
+        f"{data}, line 7, column consistency: '-3'",
+        f"{data}, line 6, column consistency: '120'",
+    ]
+    assert "unreadable_image" not in detected
+    assert "outside_root" not in kinds(check(data, allow_outside=True, images="none"), "error")
+
+
+def test_columns(pictures):
+    data = write(pictures, ["img,promt,qualty,rater,consistncy", "a0.png,x,1,anna,2"])
+    result = check(data)
+    assert kinds(result, "error")["missing_column"] == {
+        "level": "error",
+        "check": "missing_column",
+        "message": "there is no column 'prompt'",
+        "count": 1,
+        "examples": [],
+        "remedy": "rename 'promt' to 'prompt'",
+    }
+    assert [f.message for f in result.findings if f.check == "unknown_column"] == [
+        "column 'qualty' is not used",
+        "column 'consistncy' is not used",
+    ]
+    assert result.unused_columns == ["promt", "qualty", "rater", "consistncy"]
+    assert "no_labels" in kinds(result, "warning")
+
+
+LONG_PROMPT = "word " * 80
+
+
+def test_every_warning_at_once(pictures):
+    shutil.copyfile(pictures / "a2.png", pictures / "copy.png")
+    Image.new("RGB", (20, 20)).save(pictures / "small.png")
+    Image.new("RGB", (900, 100)).save(pictures / "long.png")
+    frames = [Image.new("RGB", (70, 70), color) for color in ("red", "blue")]
+    frames[0].save(pictures / "moving.gif", save_all=True, append_images=frames[1:])
+    data = write(
+        pictures,
+        [
+            "image,prompt,quality,consistency,source,split",
+            "a0.png,cat,0.5,1,x,train",
+            "a0.png,cat,0.5,1,x,train",  # twice
+            "a0.png,cat,0.5,2,x,test",  # twice, another label, on two sides
+            "a2.png,cat,0.5,2,x,val",
+            "copy.png,dog,0.5,2,z,train",  # the image of another side under another name, a source of one row
+            "small.png,cat,0.5,2,x,training",
+            "long.png,cat,0.5,2,x,holdout",  # no side
+            "moving.gif,Cat,0.5,2,x,",
+            "a4.png,cat/photo_1.jpeg,0.5,2,x,train",  # a file name
+            f"a5.png,{LONG_PROMPT},0.5,2,x,train",
+        ],
+    )
+    for depth in ("header", "full"):
+        result = check(data, images=depth)
+        assert result.exit_code == 0
+        found = {name: (f["count"], f["examples"]) for name, f in kinds(result, "warning").items()}
+        assert found == {
+            "long_prompt": (1, [f"{data}, line 11, column prompt: '{LONG_PROMPT[:57]}...'"]),
+            "prompt_is_file_name": (1, [f"{data}, line 10, column prompt: 'cat/photo_1.jpeg'"]),
+            "duplicate_row": (1, [f"{data}, line 3, column image: 'a0.png'"]),
+            "duplicate_label": (1, [f"{data}, line 4, column image: 'a0.png'"]),
+            "constant_label": (1, []),
+            "small_image": (1, [f"{data}, line 7, column image: 'small.png'"]),
+            "long_image": (1, [f"{data}, line 8, column image: 'long.png'"]),
+            "animated_image": (1, [f"{data}, line 9, column image: 'moving.gif'"]),
+            "same_image": (2, [f"{data}, line {n}, column image: {v!r}" for n, v in ((5, "a2.png"), (6, "copy.png"))]),
+            "few_groups": (1, []),
+            "dominant_group": (7, found["dominant_group"][1]),
+            "single_source": (1, [f"{data}, line 6, column source: 'z'"]),
+            "unknown_split": (2, [f"{data}, line 8, column split: 'holdout'", f"{data}, line 9, column split: ''"]),
+            "leaking_group": (5, found["leaking_group"][1]),
+            "leaking_image": (5, found["leaking_image"][1]),
+        }
+        assert result.split == {"train": 6, "val": 1, "test": 1}
+        assert result.summary().endswith("no errors, 15 warnings")
+
+
+def test_a_split_column_without_leaks(pictures):
+    lines = [GOOD[0] + ",split", *(f"{line},{'train' if i < 8 else 'valid'}" for i, line in enumerate(GOOD[1:]))]
+    found = kinds(check(write(pictures, lines)), "warning")
+    assert found.keys() == {"missing_side"}
+    assert found["missing_side"]["message"] == "no row is marked test"
+
+
+def test_one_prompt_for_all_rows_leaks_nothing(pictures):
+    lines = ["image,prompt,quality,split", *(f"a{i}.png,x,0.{i % 9},{'train' if i % 2 else 'test'}" for i in range(12))]
+    assert kinds(check(write(pictures, lines)), "warning").keys() == {"few_groups"}
+
+
+def test_an_adapters_set(pictures):
+    lines = ["name,prompt,mos", "a0.png,x,3", "gone.png,y,7"]
+    write(pictures, lines, "info_train.csv")
+    write(pictures, ["name,prompt", "a1.png,x"], "info_test.csv")
+    result = check(f"aigiqa-20k:{pictures}")
+    assert (result.rows, result.notes) == (2, ["1 rows have no score and are left out"])
+    assert kinds(result, "error").keys() == {"label_out_of_range", "unreadable_image"}
+    assert result.unused_columns == []
+    with pytest.raises(UserError, match="is missing"):
+        check(f"koniq-10k:{pictures}")
+
+
+def test_links_out_of_the_root_are_no_readable_images(pictures, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.png"
+    Image.new("RGB", (80, 80)).save(elsewhere)
+    (pictures / "link.png").symlink_to(elsewhere)
+    data = write(pictures, [*GOOD, "link.png,out,0.5,x"])
+    (found,) = kinds(check(data), "error").values()
+    assert found["message"].endswith("cannot be read: links to a file outside the image root")
+    assert kinds(check(data, allow_outside=True), "error") == {}
+
+
+def test_a_truncated_image_is_found_by_decoding_alone(pictures):
+    whole = (pictures / "a3.png").read_bytes()
+    (pictures / "a3.png").write_bytes(whole[: len(whole) // 2])
+    data = write(pictures, GOOD)
+    assert kinds(check(data), "error") == {}
+    (found,) = kinds(check(data, images="full"), "error").values()
+    assert found["examples"] == [f"{data}, line 5, column image: 'a3.png'"]
+
+
+# The bundled tokenizer is CLIP's own: a lower bound must never be above what it gives, or fitting prompts were accused.
+@pytest.mark.parametrize(
+    "text", ["a cat", "it's 2024, isn't it?!", "größer 猫 🙂 ...", "x_1__y", "", LONG_PROMPT, "A-B-C 'll", "12 345"]
+)
+def test_the_least_number_of_tokens(text):
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    assert _least_tokens(text) <= len(tokenizer.encode(text)) + 2
+    assert tokenizer.context_length == CONTEXT
