@@ -2,7 +2,8 @@
 
 A synthetic cache goes through the real writer; labels follow from the vectors by a planted linear model, so that there
 is something to learn. Each stage is a process of its own; its memory is the highest that the system saw (`ru_maxrss`)
-less that of the process once its modules were loaded. `--dim 768` for wide vectors; temporary files are removed.
+less that of the process once its modules were loaded; CPU seconds are those of all its threads. `--dim 768` for wide
+vectors; temporary files are removed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main() -> None:
         print(json.dumps(_measured(options.stage, options.folder, options.rows[0], options.dim)))
         return
     print(f"D = {options.dim}, {EPOCHS} epoch, batch {BATCH}; MB above the loaded modules\n")
-    print(f"{'rows':>12} {'stage':14}{'seconds':>10}{'rows/s':>12}{'us a row':>10}{'MB':>8}{'bytes a row':>13}  note")
+    heads = f"{'rows':>12} {'stage':10}{'seconds':>9}{'CPU s':>9}{'rows/s':>12}{'us a row':>10}{'MB':>8}"
+    print(f"{heads}{'bytes a row':>13}  note")
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="deltaclip-scale-", dir=options.folder) as folder:
             for stage in STAGES:
@@ -58,18 +60,19 @@ def _in_process(stage: str, folder: Path, rows: int, dim: int) -> dict[str, Any]
 
 def _print(rows: int, stage: str, found: dict[str, Any]) -> None:
     seconds, count, size = found["seconds"], found.get("rows", rows), found["bytes"]
+    speed = f"{count / seconds:>12,.0f}{seconds / count * 1e6:>10.2f}"
+    memory = f"{size / 1e6:>8,.0f}{size / rows:>13,.0f}"
     print(
-        f"{rows:>12,} {stage:14}{seconds:>10.2f}{count / seconds:>12,.0f}{seconds / count * 1e6:>10.2f}"
-        f"{size / 1e6:>8,.0f}{size / rows:>13,.0f}  {found.get('note', '')}",
-        flush=True,
+        f"{rows:>12,} {stage:10}{seconds:>9.2f}{found['cpu']:>9.2f}{speed}{memory}  {found.get('note', '')}", flush=True
     )
 
 
 def _measured(stage: str, folder: Path, rows: int, dim: int) -> dict[str, Any]:
     work = STAGES[stage](folder, rows, dim)  # imports what it needs
-    before, started = _peak_bytes(), time.monotonic()
+    before, used, started = _peak_bytes(), time.process_time(), time.monotonic()
     found = work()
-    return {"seconds": time.monotonic() - started, "bytes": _peak_bytes() - before, **found}
+    seconds = time.monotonic() - started
+    return {"seconds": seconds, "cpu": time.process_time() - used, "bytes": _peak_bytes() - before, **found}
 
 
 def _peak_bytes() -> int:

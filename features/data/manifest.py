@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deltaclip.base.errors import UserError, nearest
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
+from deltaclip.features.data.table import SHARED_TEXTS, Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +74,7 @@ class Manifest:
     groups: list[str]
     sources: list[str]
     splits: list[str]
-    places: list[str]  # 'file, line' of each row, for messages
+    places: Sequence[str]  # 'file, line' of each row, for messages
     label_ranges: dict[str, LabelRange] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what was left out or put in, and why
 
@@ -135,6 +137,7 @@ def manifest_from_table(
         table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
     )
     groups = table.columns[found["group"]] if "group" in found else empty
+    group_of = lru_cache(SHARED_TEXTS)(prompt_group)  # and one object for the rows of a prompt
     return Manifest(
         name=name,
         path=table.path,
@@ -143,10 +146,10 @@ def manifest_from_table(
         prompts=prompts,
         labels=labels,
         explanations=table.columns[found["explanation"]] if "explanation" in found else empty,
-        groups=[group or prompt_group(prompt) for group, prompt in zip(groups, prompts, strict=True)],
+        groups=[group or group_of(prompt) for group, prompt in zip(groups, prompts, strict=True)],
         sources=sources,
         splits=table.columns[found["split"]] if "split" in found else empty,
-        places=[f"{table.path}, {table.line_word} {line}" for line in table.lines],
+        places=Places(table),
         label_ranges=ranges,
     )
 

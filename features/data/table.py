@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import csv
 import json
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.xlsx import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
+SHARED_TEXTS = 65_536  # texts that are looked at for an equal one
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 
 
@@ -32,6 +35,38 @@ class Table:
     def place(self, row: int, column: str) -> str:
         """Name one cell in an error message."""
         return f"{self.path}, {self.line_word} {self.lines[row]}, column {column}"
+
+
+class Places(Sequence[str]):
+    """Where each row of a table stands, 'file, line', made when it is asked for: most never are."""
+
+    def __init__(self, table: Table) -> None:
+        self._words, self._lines = f"{table.path}, {table.line_word}", array("q", table.lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        """Return the place of a row, or of some."""
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        return f"{self._words} {self._lines[row]}"
+
+
+def sharing() -> Callable[[str], str]:
+    """Return a function that gives equal texts as one object, of those that it saw lately: prompts repeat."""
+    seen: dict[str, str] = {}
+
+    def share(text: str) -> str:
+        if len(seen) >= SHARED_TEXTS:
+            seen.clear()
+        return seen.setdefault(text, text)
+
+    return share
 
 
 def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") -> Table:
@@ -68,14 +103,14 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
 def _read_delimited(path: Path, delimiter: str, names: Sequence[str]) -> Table:
     lines: list[int] = []
     rows: list[list[str]] = []
-    reader = None
+    reader, share = None, sharing()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             start = 1
             for row in reader:
                 if row:  # a blank line is no row
-                    rows.append(row)
+                    rows.append([share(cell) for cell in row])
                     lines.append(start)
                 start = reader.line_num + 1
     except UnicodeDecodeError as error:
@@ -182,7 +217,8 @@ def _read_parquet(path: Path) -> Table:
         raise UserError(
             f"is no readable Parquet file ({str(error).splitlines()[0]})", place=path, remedy="write it again"
         ) from error
-    columns = {name: [_cell(value) for value in table.column(name).to_pylist()] for name in table.column_names}
+    share = sharing()
+    columns = {name: [share(_cell(value)) for value in table.column(name).to_pylist()] for name in table.column_names}
     return Table(path, columns, list(range(1, table.num_rows + 1)), "row")
 
 

@@ -6,6 +6,7 @@ Knows h5py, the schema and a plan. Must not know files on a disk or embeddings. 
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -13,6 +14,7 @@ import numpy as np
 
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.schema import (
+    BLOCK_TEXTS,
     CODE_COLUMNS,
     FAILED,
     FORMAT,
@@ -30,12 +32,7 @@ if TYPE_CHECKING:
 
 def size_bytes(plan: Plan, view_bytes: Sequence[int]) -> int:
     """Return at least what the file will take: 64 bytes for each string's place in HDF5's heap, 128 for a row."""
-    strings = [
-        *plan.texts,
-        *plan.row_files,
-        *plan.image_files,
-        *(name for names in plan.names.values() for name in names),
-    ]
+    strings = chain(plan.texts, plan.row_files, plan.image_files, *plan.names.values())
     text_bytes = sum(len(text.encode()) + 64 for text in strings)
     image_bytes = plan.num_images * (sum(width + 16 for width in view_bytes) + REASON_BYTES + 64)
     vector_bytes = image_bytes + len(plan.texts) * (view_bytes[0] + 64)
@@ -82,10 +79,12 @@ def _allocate(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) 
 
 def _write_plan(file: h5py.File, plan: Plan) -> None:
     text = h5py.string_dtype()
-    reasons = np.array([fit_reason(reason) for reason in plan.image_reasons], dtype=f"S{REASON_BYTES}")
     for kind, keys in (("images", plan.image_keys), ("texts", plan.text_keys)):
         file[f"{kind}/sha256"] = keys
-    file["images/reason"] = reasons
+    reasons = file.create_dataset("images/reason", (plan.num_images,), f"S{REASON_BYTES}")
+    for start in range(0, plan.num_images, BLOCK_TEXTS):
+        block = plan.image_reasons[start : start + BLOCK_TEXTS]
+        reasons[start : start + len(block)] = np.array([fit_reason(reason) for reason in block], f"S{REASON_BYTES}")
     file["images/more_frames"] = plan.image_frames
     file.create_dataset("images/file", data=plan.image_files, dtype=text)
     file.create_dataset("texts/text", data=plan.texts, dtype=text)

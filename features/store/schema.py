@@ -23,6 +23,8 @@ READABLE_VERSIONS = (1, 2)  # 1 had one view and no recipe
 KEY_BYTES = 32  # SHA-256
 REASON_BYTES = 96  # fixed, so that a failure is recorded without touching HDF5's heap
 
+BLOCK_TEXTS = 65_536  # texts whose bytes are in memory at a time
+
 PENDING, DONE, FAILED = 0, 1, 2
 
 NUMBER_COLUMNS = ("quality", "consistency", "quality_std", "consistency_std")
@@ -91,12 +93,14 @@ def _feed(state: Any, name: str, value: Any) -> None:
         for key in sorted(value):
             _feed(state, f"{name}.{key}", value[key])
         return
-    if isinstance(value, np.ndarray):
-        content = value.tobytes()
-    elif isinstance(value, list):
-        parts = [str(item).encode() for item in value]
-        content = b"".join(len(part).to_bytes(8) + part for part in parts)
-    else:
-        content = str(value).encode()
+    if isinstance(value, list):
+        # Twice through millions of texts rather than all of their bytes at once.
+        size = sum(8 + len(str(item).encode()) for item in value)
+        state.update(f"{name}:{size}:".encode())
+        for start in range(0, len(value), BLOCK_TEXTS):
+            parts = [str(item).encode() for item in value[start : start + BLOCK_TEXTS]]
+            state.update(b"".join(len(part).to_bytes(8) + part for part in parts))
+        return
+    content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
     state.update(f"{name}:{len(content)}:".encode())
     state.update(content)

@@ -12,7 +12,7 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.store.checksums import damaged_rows
-from deltaclip.features.store.schema import DONE, text_key
+from deltaclip.features.store.schema import BLOCK_TEXTS, DONE, text_key
 from deltaclip.features.store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import h5py
 
 BLOCK_BYTES = 64 << 20
-BLOCK_TEXTS = 65_536
 
 
 def find_problems(path: Path) -> list[str]:

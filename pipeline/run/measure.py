@@ -5,6 +5,7 @@ Knows the shape of `metrics.json`. Must not know caches, heads or files. Spec se
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
 
 
+# A correlation of a million rows is known to 0.001; the logistic and the ranks of more would take gigabytes.
+JUDGED_ROWS = 1_000_000
+
+
 def present_labels(rows: CacheRows) -> list[str]:
     """Return the labels that at least one row has."""
     return [label for label in LABELS if not np.isnan(rows.label(label)).all()]
@@ -43,7 +48,7 @@ def rankable_labels(rows: CacheRows, chosen: NDArray[np.int64]) -> list[str]:
     """Return the labels for which a correlation exists among the chosen rows: three of them, and two values."""
     found = {label: rows.label(label)[chosen] for label in LABELS}
     known = {label: truth[~np.isnan(truth)] for label, truth in found.items()}
-    return [label for label, truth in known.items() if truth.size >= MIN_ROWS and np.unique(truth).size > 1]
+    return [label for label, truth in known.items() if truth.size >= MIN_ROWS and truth.min() < truth.max()]
 
 
 def measure(
@@ -54,7 +59,7 @@ def measure(
     labels: list[str],
     scales: tuple[float | None, float | None],
 ) -> dict[str, Any]:
-    """Compute everything that stands in `metrics.json`.
+    """Compute everything that stands in `metrics.json`; of a side of over JUDGED_ROWS rows from that many of them.
 
     Args:
         rows: N rows with labels.
@@ -65,21 +70,35 @@ def measure(
     """
     labels = [label for label in labels if label in present_labels(rows)]
     group_N = row_keys(rows.rows.text["group"])
-    metrics: dict[str, Any] = {"split": split.to_json()}
+    judged = _judged(split)
+    metrics: dict[str, Any] = {"split": judged.to_json() | {"rows": split.to_json()["rows"]}}
     for side in ("test", "val", "train"):
-        chosen = getattr(split, side)
+        chosen = getattr(judged, side)
         metrics[side] = {
             label: _side(rows, scores, label, chosen, group_N=group_N if side == "test" else None) for label in labels
         }
-    metrics["floors"] = _floors(rows, split, labels, group_N)
-    metrics["per_source"] = {label: _per_source(rows, scores, label, split.test) for label in labels}
+    metrics["floors"] = _floors(rows, replace(judged, train=split.train), labels, group_N)
+    metrics["per_source"] = {label: _per_source(rows, scores, label, judged.test) for label in labels}
     metrics["diagnostics"] = [
         entry
         for label, scale in zip(LABELS, scales, strict=True)
         if label in labels and scale is not None and split.val.size
-        for entry in _diagnose(rows, scores, split, label=label, scale=scale)
+        for entry in _diagnose(rows, scores, judged, label=label, scale=scale)
     ]
     return metrics
+
+
+def _judged(split: Split) -> Split:
+    """Return a split whose sides are drawn at random where they are larger than JUDGED_ROWS, and that says so."""
+    drawn: dict[str, Any] = {}
+    notes = [split.note] if split.note else []
+    for side in ("test", "val", "train"):
+        rows = getattr(split, side)
+        if len(rows) > JUDGED_ROWS:
+            drawn[side] = np.sort(np.random.default_rng(0).choice(rows, JUDGED_ROWS, replace=False))
+            note = f"figures of {side} are of {JUDGED_ROWS:,} rows drawn from {len(rows):,}"
+            notes += [note] if note not in split.note else []  # a recorded split says so already
+    return replace(split, note="; ".join(notes), **drawn)
 
 
 def _side(

@@ -108,7 +108,7 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(columns)
                 for rows in _row_blocks(columns):
-                    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+                    writer.writerows(rows)
             else:
                 for rows in _row_blocks(columns):
                     file.writelines(

@@ -39,7 +39,7 @@ def test_all_columns(tmp_path):
         np.testing.assert_allclose(found.labels[column], values, rtol=1e-12)
     assert (found.explanations, found.sources, found.splits) == (["no tail", ""], ["gan", ""], ["test", ""])
     assert found.groups == ["g1", "a dog"]
-    assert found.places == [f"{tmp_path}/set.csv, line 2", f"{tmp_path}/set.csv, line 3"]
+    assert list(found.places) == [f"{tmp_path}/set.csv, line 2", f"{tmp_path}/set.csv, line 3"]
 
 
 def test_every_alias_in_any_case(tmp_path):

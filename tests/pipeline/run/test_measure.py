@@ -100,3 +100,21 @@ def test_what_is_trained(rows):
     assert trained_labels(with_columns(rows, quality=late), train, (0.5, 0.5)) == ["consistency"]
     metrics = measure(rows, perfect(rows), split_of(rows), labels=["quality"], scales=(0.2, 0.2))
     assert list(metrics["test"]) == list(metrics["floors"]["cosine"]) == ["quality"]
+
+
+def test_a_large_side_is_judged_by_rows_drawn_from_it(rows, monkeypatch):
+    split, scores = split_of(rows), perfect(rows)
+    exact = measure(rows, scores, split, labels=LABELS, scales=(0.2, 0.2))
+    monkeypatch.setattr("deltaclip.pipeline.run.measure.JUDGED_ROWS", 40)
+    drawn = measure(rows, scores, split, labels=LABELS, scales=(0.2, 0.2))
+    assert drawn["split"]["rows"] == exact["split"]["rows"] == {"train": 168, "val": 24, "test": 48}
+    note = "figures of test are of 40 rows drawn from 48; figures of train are of 40 rows drawn from 168"
+    assert drawn["split"]["note"] == note
+    assert exact["split"]["note"] == ""
+    for side, count in (("test", 40), ("val", 24), ("train", 40)):
+        assert drawn[side]["quality"]["n"] == count
+    assert drawn["floors"]["no_image"]["quality"]["n"] == drawn["floors"]["cosine"]["quality"]["n"] == 40
+    assert drawn["val"] == exact["val"]
+    # The floor is fitted to all training rows, and a recorded note is not said twice.
+    again = replace(split, note=note)
+    assert measure(rows, scores, again, labels=LABELS, scales=(0.2, 0.2)) == drawn
