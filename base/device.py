@@ -36,6 +36,24 @@ def choose_device(requested: str) -> str:
     return requested
 
 
+def choose_devices(requested: str) -> list[str]:
+    """Return the devices of a comma-separated list, all of one kind; `cuda:all` is every CUDA GPU.
+
+    Raises:
+        UserError: one of them is not known or not present, or their kinds differ.
+    """
+    if requested == "cuda:all":
+        import torch
+
+        choose_device("cuda")
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    devices = [choose_device(name.strip()) for name in requested.split(",")]
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        message = f"{requested!r} mixes kinds of devices, whose embeddings differ"
+        raise UserError(message, place="--device", remedy="give cpu, cuda:all or GPUs alone")
+    return devices
+
+
 def cpu_has_bf16_units() -> bool:
     """Tell whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX); without, bf16 is slower than fp32."""
     cpuinfo = Path("/proc/cpuinfo")

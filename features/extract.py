@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ from deltaclip.base.files import one_writer
 from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.content import hash_images
-from deltaclip.features.data.views import RECIPES, parse_views
+from deltaclip.features.data.views import RECIPES, check_decode, parse_views
 from deltaclip.features.extraction.encoder import Encoder
+from deltaclip.features.extraction.pace import DEFAULT_BATCH, bottleneck, share_words
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
@@ -60,6 +61,10 @@ class ExtractResult:
     facts: dict[str, Any]
     seconds: float
     images_per_s: float | None
+    batch_size: int | None
+    workers: int | None
+    stages: dict[str, float]
+    bottleneck: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -78,6 +83,7 @@ class ExtractResult:
         lines = [
             f"{self.cache}: {self.usable_rows:,} rows of {images:,} images and {self.texts:,} texts",
             work,
+            *self._pace(),
             *(
                 [f"views: {', '.join(f'{name} {n:,}' for name, n in self.views.items())}"]
                 if len(self.views) > 1
@@ -101,6 +107,12 @@ class ExtractResult:
                 lines.append(f"  ... and {len(self.failed) - FAILURES_SHOWN:,} more, all listed in the cache")
         return "\n".join(lines)
 
+    def _pace(self) -> list[str]:
+        if not self.stages:
+            return []
+        how = f"batches of {self.batch_size}, {self.workers} decoding threads"
+        return [f"stages: {share_words(self.stages)} (bottleneck: {self.bottleneck}; {how})"]
+
 
 def default_cache(data: str, backbone: str, pretrained: str | None) -> Path:
     """Return where `extract` writes when not told: one file per data set (`data_name`) and backbone."""
@@ -121,6 +133,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     if out.is_dir():
         raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
     views = parse_views(config.views)
+    check_decode(config.decode, views)
     source = find_weights(config.backbone, config.pretrained)
     manifest = read_manifest(
         config.data,
@@ -140,6 +153,9 @@ class _Done:
     new_images: int = 0
     new_texts: int = 0
     encode_seconds: float = 0.0
+    batch_size: int | None = None
+    workers: int | None = None
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 class _Job:
@@ -188,8 +204,12 @@ class _Job:
         config, encoder = self.config, self._encoder()
         facts, layouts = self._previous_facts(), views_left(self.out, {})
         if facts is None:
-            facts = encoder.load(config.precision).facts
+            backbone = encoder.load(config.precision)
+            facts = backbone.facts
+            if config.batch_size is None and (measured := encoder.measured_batch_size(backbone)):
+                facts["batch_size"] = measured  # a run that resumes cuts the same batches
         precision = facts["precision"]
+        encoder.batch_size = config.batch_size or facts.get("batch_size", DEFAULT_BATCH)
         if not layouts.keys() >= set(self.views):
             layouts |= encoder.layouts(precision)
         request = self._request(precision)
@@ -201,6 +221,8 @@ class _Job:
                 done.new_texts = encoder.encode_texts(writer, backbone)
                 done.new_images = encoder.encode_images(writer, backbone)
                 done.encode_seconds = time.monotonic() - started
+                done.stages, done.workers = encoder.shares, encoder.workers
+                done.batch_size = encoder.batch_size
             if not writer.has_images():
                 reason = writer.first_reason()
                 writer.discard()
@@ -219,7 +241,8 @@ class _Job:
             views=self.views,
             device=self.config.device,
             quick_gelu=self.config.quick_gelu,
-            batch_size=self.config.batch_size,
+            decode=self.config.decode,
+            batch_size=self.config.batch_size or DEFAULT_BATCH,
             workers=self.config.workers,
             refuse=self._refuse,
         )
@@ -227,7 +250,8 @@ class _Job:
     def _request(self, precision: Any) -> dict[str, Any]:
         from deltaclip.features.backbone.load import request_facts
 
-        return request_facts(self.source, precision, quick_gelu=self.config.quick_gelu)
+        quick_gelu, decode = self.config.quick_gelu, self.config.decode
+        return request_facts(self.source, precision, quick_gelu=quick_gelu, decode=decode)
 
     def _known_precision(self, store: FeatureStore) -> str:
         # `auto` goes on in the precision that a cache has, also on a machine that would choose another.
@@ -263,4 +287,8 @@ def _result(store: FeatureStore, done: _Done, out: Path, *, notes: tuple[str, ..
         facts=store.facts,
         seconds=round(seconds, 3),
         images_per_s=round(done.new_images / done.encode_seconds, 2) if done.new_images else None,
+        batch_size=done.batch_size,
+        workers=done.workers,
+        stages=done.stages,
+        bottleneck=bottleneck(done.stages) if done.stages else None,
     )

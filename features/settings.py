@@ -11,6 +11,7 @@ from typing import Literal
 
 from deltaclip.base.device import Precision, PrecisionChoice
 from deltaclip.base.settings import check_settings, setting
+from deltaclip.features.data.decoding import Decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,15 @@ class ExtractConfig:
     pretrained: str | None = setting(None, help="For a model name: a tag of open_clip or a checkpoint file.")
     quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
     views: str = setting("center", help="Views of every image, comma-separated: center (always), flip, tiles, stages.")
-    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or cuda:all.")
     precision: PrecisionChoice = setting(
         "auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings."
     )
-    batch_size: int = setting(64, help="Images per forward pass.", ge=1)
-    workers: int | None = setting(None, help="Decoding threads; default one per processor.", ge=1)
+    decode: Decode = setting(
+        "exact", help="exact: open_clip's pixels; fast: within 2 of 255 levels; draft: JPEG at reduced size."
+    )
+    batch_size: int | None = setting(None, help="Images per forward pass; default measured, 64 for small sets.", ge=1)
+    workers: int | None = setting(None, help="Decoding threads; default measured, at most one per processor.", ge=1)
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
     label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")

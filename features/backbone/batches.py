@@ -10,9 +10,10 @@ import collections
 import contextlib
 import hashlib
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from deltaclip.features.data.images import UnreadableFile, UnreadableImage, from_memory, open_image, read_image_bytes
 
@@ -37,16 +38,24 @@ class ImageFile:
     path: Path
     sha256: bytes | None
 
-    def open(self, root: Path | None) -> Image:
-        """Return the image, RGB; `root` is a folder that the file may not leave.
+    def read(self, root: Path | None) -> bytes:
+        """Return the bytes; `root` is a folder that the file may not leave.
 
         Raises:
-            UnreadableImage: the reason.
+            UnreadableFile: the reason.
         """
         content = read_image_bytes(self.path, root)
         if self.sha256 is not None and hashlib.sha256(content).digest() != self.sha256:
             raise UnreadableFile("changed while the run was reading it")
-        return open_image(content)
+        return content
+
+    def decode(self, content: bytes, open_file: Callable[[bytes], Image]) -> Image:
+        """Return the image of the bytes, RGB.
+
+        Raises:
+            UnreadableImage: the reason.
+        """
+        return open_file(content)
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,17 @@ class MemoryImage:
     entry: int
     image: Image | NDArray[np.uint8]
 
-    def open(self, _root: Path | None) -> Image:
+    def read(self, _root: Path | None) -> Image | NDArray[np.uint8]:
+        """Return what is there already."""
+        return self.image
+
+    def decode(self, content: Image | NDArray[np.uint8], _open_file: Callable[[bytes], Image]) -> Image:
         """Return the image, RGB.
 
         Raises:
             UnreadableImage: the reason.
         """
-        return from_memory(self.image)
+        return from_memory(content)
 
 
 Source = TypeVar("Source", bound=ImageFile | MemoryImage)
@@ -72,23 +85,33 @@ Source = TypeVar("Source", bound=ImageFile | MemoryImage)
 class ImageBatch(Generic[Prepared]):
     """What was `prepared` of each of `entries`; `failed` holds (entry, reason) of those that could not be read.
 
-    `passing` are the entries of `failed` whose bytes could not be had: another time they may be.
+    `passing` are the entries of `failed` whose bytes could not be had: another time they may be. `busy_s` says how long
+    threads were at it: `read` in seconds until the bytes were there and had been hashed, `decode` in seconds of
+    a processor.
     """
 
     entries: list[int]
     prepared: list[Prepared]
     failed: list[tuple[int, str]]
     passing: frozenset[int]
+    busy_s: dict[str, float]
 
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """`pixels_B3HW` float32 for `entries`; `failed` and `passing` as in `ImageBatch`."""
+    """`pixels_B3HW` as `preprocess` gives them for `entries`; the rest as in `ImageBatch`."""
 
     entries: list[int]
     pixels_B3HW: torch.Tensor | None
     failed: list[tuple[int, str]]
     passing: frozenset[int] = frozenset()
+    busy_s: dict[str, float] = field(default_factory=dict)
+
+
+class _Timed(NamedTuple, Generic[Prepared]):
+    prepared: Prepared
+    read_s: float
+    decode_s: float
 
 
 def default_workers() -> int:
@@ -103,6 +126,7 @@ def pixel_batches(
     root: Path | None,
     batch_size: int,
     workers: int,
+    open_file: Callable[[bytes], Any] = open_image,
 ) -> Generator[PixelBatch]:
     """Yield the pixels of all files in order, `batch_size` at a time; see `image_batches`."""
     import torch
@@ -110,11 +134,11 @@ def pixel_batches(
     def prepare(_file: ImageFile, image: Any) -> torch.Tensor:
         return preprocess(image)
 
-    batches = image_batches(files, prepare, root=root, batch_size=batch_size, workers=workers)
+    batches = image_batches(files, prepare, root=root, batch_size=batch_size, workers=workers, open_file=open_file)
     with contextlib.closing(batches):
         for batch in batches:
             pixels = torch.stack(batch.prepared) if batch.prepared else None
-            yield PixelBatch(batch.entries, pixels, batch.failed, batch.passing)
+            yield PixelBatch(batch.entries, pixels, batch.failed, batch.passing, batch.busy_s)
 
 
 def image_batches(
@@ -124,6 +148,7 @@ def image_batches(
     root: Path | None,
     batch_size: int,
     workers: int,
+    open_file: Callable[[bytes], Any] = open_image,
 ) -> Generator[ImageBatch[Prepared]]:
     """Yield what `prepare` makes of each decoded file, in order, decoding the next batches meanwhile.
 
@@ -135,33 +160,48 @@ def image_batches(
         root: folder that the files may not leave; None permits every place.
         batch_size: files a batch.
         workers: threads.
+        open_file: bytes of a file to its image; raises `UnreadableImage`.
     """
     starts = range(0, len(files), batch_size)
-    pending: collections.deque[list[Future[Prepared]]] = collections.deque()
+    pending: collections.deque[list[Future[_Timed[Prepared]]]] = collections.deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             ahead = iter(starts)
             for start in starts:
                 while len(pending) <= BATCHES_AHEAD and (following := next(ahead, None)) is not None:
                     batch = files[following : following + batch_size]
-                    pending.append([pool.submit(_prepared, file, prepare, root) for file in batch])
+                    pending.append([pool.submit(_prepared, file, prepare, open_file, root) for file in batch])
                 yield _collect(files[start : start + batch_size], pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepared(file: Source, prepare: Callable[[Source, Any], Prepared], root: Path | None) -> Prepared:
-    return prepare(file, file.open(root))
+def _prepared(
+    source: Source,
+    prepare: Callable[[Source, Any], Prepared],
+    open_file: Callable[[bytes], Any],
+    root: Path | None,
+) -> _Timed[Prepared]:
+    started = time.perf_counter()
+    content: Any = source.read(root)
+    read_s, started = time.perf_counter() - started, time.thread_time()
+    prepared = prepare(source, source.decode(content, open_file))
+    return _Timed(prepared, read_s, time.thread_time() - started)
 
 
-def _collect(files: Sequence[Source], futures: list[Future[Prepared]]) -> ImageBatch[Prepared]:
+def _collect(files: Sequence[Source], futures: list[Future[_Timed[Prepared]]]) -> ImageBatch[Prepared]:
     entries, prepared, failed, passing = [], [], [], set()
+    busy_s = {"read": 0.0, "decode": 0.0}
     for file, future in zip(files, futures, strict=True):
         try:
-            prepared.append(future.result())
-            entries.append(file.entry)
+            timed = future.result()
         except UnreadableImage as reason:
             failed.append((file.entry, str(reason)))
             if isinstance(reason, UnreadableFile):
                 passing.add(file.entry)
-    return ImageBatch(entries, prepared, failed, frozenset(passing))
+        else:
+            prepared.append(timed.prepared)
+            entries.append(file.entry)
+            busy_s["read"] += timed.read_s
+            busy_s["decode"] += timed.decode_s
+    return ImageBatch(entries, prepared, failed, frozenset(passing), busy_s)

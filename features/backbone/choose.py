@@ -6,7 +6,8 @@ convolutional tower may not (a MobileNetV2 reached 0.978), so `auto` looks befor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING
 
 from deltaclip.base.device import PrecisionChoice, choose_precision
 from deltaclip.features.backbone.encode_images import encode_images, is_usable, try_images
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from deltaclip.features.backbone.checkpoint import WeightsSource
+    from deltaclip.features.data.decoding import Decode
 
 MIN_COSINE = 0.999
 
@@ -28,7 +30,8 @@ def load_in_best_precision(
     device: str,
     precision: PrecisionChoice,
     quick_gelu: bool | None,
-    probe: Callable[[Callable[[Any], torch.Tensor]], torch.Tensor | None],
+    decode: Decode = "exact",
+    probe: Callable[[Backbone], torch.Tensor | None],
 ) -> tuple[Backbone, str]:
     """Load a backbone; with `auto`, in 16 bits only if a probe of the images agrees with fp32.
 
@@ -37,20 +40,22 @@ def load_in_best_precision(
         device: a torch device.
         precision: what was asked for.
         quick_gelu: as in `load_backbone`.
-        probe: given a preprocessing, returns pixels (P, 3, H, W) of some images, or None if none can be read.
+        decode: how image files become pixels.
+        probe: given a backbone, returns pixels (P, 3, H, W) for it of some images, or None if none can be read.
 
     Returns:
         the backbone and one phrase that says why it has its precision.
     """
+    load = functools.partial(load_backbone, source, device=device, quick_gelu=quick_gelu, decode=decode)
     fast = choose_precision(precision, device)
     if precision != "auto" or fast == "fp32":
         reason = "as asked" if precision != "auto" else "no 16-bit units in this processor"
-        return load_backbone(source, device=device, precision=fast, quick_gelu=quick_gelu), reason
-    exact_backbone = load_backbone(source, device=device, precision="fp32", quick_gelu=quick_gelu)
-    pixels = probe(exact_backbone.preprocess)
+        return load(precision=fast), reason
+    exact_backbone = load(precision="fp32")
+    pixels = probe(exact_backbone)
     if pixels is None:
         return exact_backbone, "no image to measure on"
-    fast_backbone = load_backbone(source, device=device, precision=fast, quick_gelu=quick_gelu)
+    fast_backbone = load(precision=fast)
     exact, close = encode_images(exact_backbone, pixels), try_images(fast_backbone, pixels)
     if not is_usable(close):
         return exact_backbone, f"{fast} gives embeddings that are not finite"

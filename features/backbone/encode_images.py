@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.pixels import normalise
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
 
     Args:
         backbone: a loaded model.
-        pixels_B3HW: float32 (B, 3, H, W) as `backbone.preprocess` gives them.
+        pixels_B3HW: (B, 3, H, W), uint8, or float32 as `backbone.preprocess` gives them.
 
     Returns:
         unit_BD float32 (B, D), L2 norm 1; norm_B float32 (B,), the length of open_clip's own output.
@@ -47,7 +48,7 @@ def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
     import torch
 
     with torch.inference_mode():
-        pixels = pixels_B3HW.to(backbone.device, next(backbone.model.parameters()).dtype, non_blocking=True)
+        pixels = normalise(backbone, pixels_B3HW).to(next(backbone.model.parameters()).dtype)
         return to_unit_length(backbone.model.encode_image(pixels))  # type: ignore[operator]
 
 

@@ -6,6 +6,8 @@ Knows open_clip. Must not know caches, manifests or heads. Spec sections 6 and 7
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import pickle
 import warnings
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from deltaclip.base.device import Precision
+    from deltaclip.features.data.decoding import Decode
 
 # open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
 # fused attention path, and a plain .bfloat16() breaks its LayerNormFp32 (PEERS traps 1 and 3).
@@ -40,7 +43,8 @@ OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
 class Backbone:
     """A loaded model, ready to encode.
 
-    `preprocess` maps a PIL image to float32 (3, H, W); `facts` says all that changes an embedding, as JSON values.
+    `preprocess` maps a PIL image to float32 (3, H, W); `facts` says all that changes an embedding, as JSON values;
+    `decode` is how files become pixels.
     """
 
     model: torch.nn.Module
@@ -49,6 +53,7 @@ class Backbone:
     device: str
     precision: Precision
     facts: dict[str, Any]
+    decode: Decode = "exact"
 
     @property
     def dim(self) -> int:
@@ -61,13 +66,24 @@ class Backbone:
         return int(self.facts["context_length"])
 
 
-def request_facts(source: WeightsSource, precision: Precision, *, quick_gelu: bool | None) -> dict[str, Any]:
-    """Return what decides an embedding and is known without loading the model: equal requests, equal embeddings."""
-    return {**source.identity(), "precision": precision, "quick_gelu_asked": quick_gelu}
+def request_facts(
+    source: WeightsSource, precision: Precision, *, quick_gelu: bool | None, decode: Decode = "exact"
+) -> dict[str, Any]:
+    """Return what decides an embedding and is known without loading the model: equal requests, equal embeddings.
+
+    Caches from before there was another way to decode say nothing of it; so do those that were decoded exactly.
+    """
+    found = {**source.identity(), "precision": precision, "quick_gelu_asked": quick_gelu}
+    return found if decode == "exact" else found | {"decode": decode}
 
 
 def load_backbone(
-    source: WeightsSource, *, device: str, precision: Precision, quick_gelu: bool | None = None
+    source: WeightsSource,
+    *,
+    device: str,
+    precision: Precision,
+    quick_gelu: bool | None = None,
+    decode: Decode = "exact",
 ) -> Backbone:
     """Load a model through open_clip, in evaluation mode.
 
@@ -76,6 +92,7 @@ def load_backbone(
         device: a torch device.
         precision: format of all weights and activations.
         quick_gelu: force the activation on or refuse it; None takes the model's own, and OpenAI's archive as trained.
+        decode: how image files become pixels.
 
     Raises:
         UserError: the weights do not fit the model, are a pickle, need the other activation, or are a bare file
@@ -126,7 +143,13 @@ def load_backbone(
         device=device,
         precision=precision,
         facts=facts,
+        decode=decode,
     )
+
+
+def replicate(backbone: Backbone, device: str) -> Backbone:
+    """Return the same model on another device, or once more on its own."""
+    return dataclasses.replace(backbone, model=copy.deepcopy(backbone.model).to(device), device=device)
 
 
 @contextlib.contextmanager

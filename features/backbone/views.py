@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,10 @@ import numpy as np
 
 from deltaclip.features.backbone.batches import image_batches
 from deltaclip.features.backbone.encode_images import Embeddings, encode_images, require_usable
+from deltaclip.features.backbone.lanes import dealt
+from deltaclip.features.backbone.pixels import as_batch, center_crops, input_size, normalise
 from deltaclip.features.backbone.stages import StageTower, chunks_of_shape
+from deltaclip.features.data.decoding import open_decoded
 from deltaclip.features.data.views import CENTER, OF_TOWER, RECIPES, STAGES, cut_tiles, fit_whole, whole_short_side
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from deltaclip.features.backbone.batches import ImageFile
+    from deltaclip.features.backbone.batches import ImageBatch, ImageFile
     from deltaclip.features.backbone.load import Backbone
 
 
@@ -42,14 +46,18 @@ INPUTS_OF_CPU = 8
 class View:
     """One view, ready to encode.
 
-    `recipe` is its identity beside the backbone's; `crops` maps an RGB image to pixels (K, 3, H, W), `source` names
-    them, and views of one source share them; `encode` makes (B, W) vectors and (B,) lengths of the crops of B images.
+    `recipe` is its identity beside the backbone's; `device` is where it is encoded; `crops` maps an RGB image to pixels
+    (K, 3, H, W), `source` names them, and views of one source share them; `open_file` makes such an image of a file's
+    bytes, for all views of a backbone in the same way; `encode` makes (B, W) vectors and (B,) lengths of the crops of
+    B images.
     """
 
     name: str
     recipe: Mapping[str, Any]
     width: int
+    device: str
     source: str
+    open_file: Callable[[bytes], Image.Image]
     crops: Callable[[Image.Image], torch.Tensor]
     encode: Callable[[Sequence[torch.Tensor]], Embeddings]
 
@@ -64,12 +72,16 @@ class ViewBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """The vectors of `num_images` images by view; `failed` and `passing` as in `ImageBatch`."""
+    """The vectors of `num_images` images by view; `failed` and `passing` as in `ImageBatch`.
+
+    `busy_s` says how long `read` and `decode` took, summed over threads, and how long the `forward` passes.
+    """
 
     num_images: int
     found: dict[str, ViewBatch]
     failed: list[tuple[int, str]]
     passing: frozenset[int]
+    busy_s: dict[str, float]
 
 
 def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> list[View]:
@@ -78,15 +90,22 @@ def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> 
     Raises:
         UserError: `stages` of a tower without recognisable blocks.
     """
-
-    def preprocessed(image: Image.Image) -> torch.Tensor:
-        return backbone.preprocess(image)[None]
+    preprocessed, open_file = center_crops(backbone), file_opener(backbone)
 
     def view(name: str) -> View:
         if name == STAGES:
-            return _stages_view(backbone, preprocessed, batch_size=batch_size)
+            return _stages_view(backbone, preprocessed, open_file, batch_size=batch_size)
         source, crops, encode = known[name]
-        return View(name=name, recipe=RECIPES[name], width=backbone.dim, source=source, crops=crops, encode=encode)
+        return View(
+            name=name,
+            recipe=RECIPES[name],
+            width=backbone.dim,
+            device=backbone.device,
+            source=source,
+            open_file=open_file,
+            crops=crops,
+            encode=encode,
+        )
 
     known: dict[str, tuple[str, Any, Any]] = {
         CENTER: (CENTER, preprocessed, functools.partial(_encode_center, backbone)),
@@ -104,8 +123,9 @@ def encoded_batches(
     root: Path | None,
     batch_size: int,
     workers: int,
+    replicas: Sequence[Sequence[View]] = (),
 ) -> Generator[EncodedBatch]:
-    """Encode images, `batch_size` at a time.
+    """Encode images, `batch_size` at a time, in order; batches are decoded, encoded and consumed at the same time.
 
     Args:
         files: images, each wanted by at least one view.
@@ -114,6 +134,7 @@ def encoded_batches(
         root: folder that the files may not leave; None permits every place.
         batch_size: images a batch.
         workers: decoding threads.
+        replicas: the same views of further replicas of the backbone, which take turns with the first.
     """
 
     def prepare(file: ImageFile, image: Image.Image) -> dict[str, torch.Tensor]:
@@ -123,23 +144,58 @@ def encoded_batches(
                 crops[view.source] = view.crops(image)
         return crops
 
-    batches = image_batches(files, prepare, root=root, batch_size=batch_size, workers=workers)
-    with contextlib.closing(batches):
-        for batch in batches:
-            crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
-            found = {}
-            for view in views:
-                entries = [entry for entry in batch.entries if wanted[view.name][entry]]
-                if entries:
-                    vectors = view.encode([crops_of[entry][view.source] for entry in entries])
-                    found[view.name] = ViewBatch(entries, *vectors)
-            yield EncodedBatch(len(batch.entries), found, batch.failed, batch.passing)
+    batches = image_batches(
+        files, prepare, root=root, batch_size=batch_size, workers=workers, open_file=views[0].open_file
+    )
+    # Two lanes a GPU, each with a stream: the pixels of one batch arrive while another is computed.
+    turns = [views, *replicas] * (2 if views[0].device.startswith("cuda") else 1)
+    lanes = [functools.partial(_encode_batch, own, wanted, _own_stream(own[0].device)) for own in turns]
+    with contextlib.closing(batches), contextlib.closing(dealt(batches, lanes)) as encoded:
+        yield from encoded
 
 
-def _stages_view(backbone: Backbone, preprocessed: Callable[[Image.Image], torch.Tensor], *, batch_size: int) -> View:
+def _own_stream(device: str) -> torch.cuda.Stream | None:
     import torch
 
-    (height, width), resample = _input_size(backbone), _resample(backbone)
+    return torch.cuda.Stream(device) if device.startswith("cuda") else None
+
+
+def _encode_batch(
+    views: Sequence[View],
+    wanted: Mapping[str, NDArray[np.bool_]],
+    stream: torch.cuda.Stream | None,
+    batch: ImageBatch[dict[str, torch.Tensor]],
+) -> EncodedBatch:
+    import torch
+
+    started = time.perf_counter()
+    crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
+    found = {}
+    with torch.cuda.stream(stream):  # does nothing without one
+        for view in views:
+            entries = [entry for entry in batch.entries if wanted[view.name][entry]]
+            if entries:
+                vectors = view.encode([crops_of[entry][view.source] for entry in entries])
+                found[view.name] = ViewBatch(entries, *vectors)
+    busy_s = batch.busy_s | {"forward": time.perf_counter() - started}
+    return EncodedBatch(len(batch.entries), found, batch.failed, batch.passing, busy_s)
+
+
+def file_opener(backbone: Backbone) -> Callable[[bytes], Image.Image]:
+    """Return what makes an RGB image of a file's bytes, in the way that the backbone decodes."""
+    return functools.partial(open_decoded, decode=backbone.decode, short_side=max(input_size(backbone)))
+
+
+def _stages_view(
+    backbone: Backbone,
+    preprocessed: Callable[[Image.Image], torch.Tensor],
+    open_file: Callable[[bytes], Image.Image],
+    *,
+    batch_size: int,
+) -> View:
+    import torch
+
+    (height, width), resample = input_size(backbone), _resample(backbone)
     short_side = whole_short_side(min(height, width))
     # One pixel longer than a square: whatever wants multiples of a patch or window takes one size only.
     tower = StageTower(backbone, other_size=(short_side, short_side + 1))
@@ -158,7 +214,9 @@ def _stages_view(backbone: Backbone, preprocessed: Callable[[Image.Image], torch
         name=STAGES,
         recipe=RECIPES[STAGES] | {OF_TOWER: found},
         width=sum(tower.widths),
+        device=backbone.device,
         source=source,
+        open_file=open_file,
         crops=crops,
         # As many pixels at a time as a batch of `center` has at most, and so no more than about its memory.
         encode=functools.partial(_encode_stages, backbone, tower, most_pixels=batch_size * height * width),
@@ -169,20 +227,11 @@ def _encode_stages(
     backbone: Backbone, tower: StageTower, crops: Sequence[torch.Tensor], *, most_pixels: int
 ) -> Embeddings:
     """Return the means over each image of what the blocks give, and the lengths of these vectors."""
-    import torch
-
     mean_BW = np.empty((len(crops), sum(tower.widths)), dtype=np.float32)
     for places in chunks_of_shape([tuple(crop.shape) for crop in crops], most_pixels):
-        pixels = torch.cat([crops[place] for place in places])
-        whole = pixels.dtype == torch.uint8
-        mean_BW[places] = tower(_normalise(backbone, pixels) if whole else pixels).cpu().numpy()
+        pixels = normalise(backbone, as_batch(backbone, [crops[place] for place in places]))
+        mean_BW[places] = tower(pixels).cpu().numpy()
     return require_usable(Embeddings(mean_BW, np.linalg.norm(mean_BW, axis=1)), backbone)
-
-
-def _input_size(backbone: Backbone) -> tuple[int, int]:
-    size = backbone.facts["preprocessing"]["size"]
-    height, width = size if isinstance(size, list) else (size, size)
-    return height, width
 
 
 def _resample(backbone: Backbone) -> Image.Resampling:
@@ -196,21 +245,17 @@ def _resample(backbone: Backbone) -> Image.Resampling:
 def _tile_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
     import torch
 
-    (height, width), resample = _input_size(backbone), _resample(backbone)
+    (height, width), resample = input_size(backbone), _resample(backbone)
     # 8 bits until the forward pass: nine float tiles of 64 images would be 350 MB a batch.
     return lambda image: torch.from_numpy(cut_tiles(image, height, width, resample=resample))
 
 
 def _encode_center(backbone: Backbone, crops: Sequence[torch.Tensor]) -> Embeddings:
-    import torch
-
-    return encode_images(backbone, torch.cat(list(crops)))
+    return encode_images(backbone, as_batch(backbone, crops))
 
 
 def _encode_flip(backbone: Backbone, crops: Sequence[torch.Tensor]) -> Embeddings:
-    import torch
-
-    return encode_images(backbone, torch.cat(list(crops)).flip(-1))
+    return encode_images(backbone, normalise(backbone, as_batch(backbone, crops)).flip(-1))
 
 
 def _encode_tiles(backbone: Backbone, crops: Sequence[torch.Tensor], *, batch_size: int) -> Embeddings:
@@ -218,11 +263,9 @@ def _encode_tiles(backbone: Backbone, crops: Sequence[torch.Tensor], *, batch_si
 
     The length given beside it is the mean of the tiles' lengths before they were normalised.
     """
-    import torch
-
-    pixels_K3HW = torch.cat(list(crops))
+    pixels_K3HW = as_batch(backbone, crops)
     parts = [
-        encode_images(backbone, _normalise(backbone, pixels_K3HW[start : start + batch_size]))
+        encode_images(backbone, pixels_K3HW[start : start + batch_size])
         for start in range(0, len(pixels_K3HW), batch_size)
     ]
     unit_KD, norm_K = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
@@ -230,12 +273,3 @@ def _encode_tiles(backbone: Backbone, crops: Sequence[torch.Tensor], *, batch_si
     spans = list(zip([0, *ends], ends, strict=False))
     mean_BD = np.stack([unit_KD[start:end].mean(axis=0) for start, end in spans])
     return Embeddings(mean_BD, np.array([norm_K[start:end].mean() for start, end in spans], dtype=np.float32))
-
-
-def _normalise(backbone: Backbone, pixels_K3HW: torch.Tensor) -> torch.Tensor:
-    # The same operations in the same order as the transform of `center`, so that equal pixels give equal bits.
-    import torch
-
-    cfg = backbone.facts["preprocessing"]
-    mean, std = (torch.tensor(cfg[name], device=backbone.device)[:, None, None] for name in ("mean", "std"))
-    return (pixels_K3HW.to(backbone.device).float().div(255) - mean) / std

@@ -77,10 +77,14 @@ def refuse_outside_links(path: Path, root: Path | None) -> None:
         raise UnreadableFile("links to a file outside the image root")
 
 
-def open_image(content: bytes) -> Image.Image:
+def open_image(content: bytes, *, short_side: int | None = None) -> Image.Image:
     """Decode an image to RGB, 8 bits: upright (EXIF), first frame, transparency over white, colour profiles ignored.
 
     Profiles are ignored because CLIP's own preprocessing ignores them; `docs/images.md` has every such decision.
+
+    Args:
+        content: bytes of the file.
+        short_side: where given, a JPEG may come at 1/2, 1/4 or 1/8 of its size, if both sides keep this length.
 
     Raises:
         UnreadableImage: not an image, truncated, over 100 million pixels, a strip longer than 100:1, pixels
@@ -91,6 +95,8 @@ def open_image(content: bytes) -> Image.Image:
         _check_size(*image.size)
         _check_range(image)
         _check_transparent_colour(image, content)
+        if short_side is not None:
+            image.draft(None, (short_side, short_side))
         image.load()
         _check_size(*image.size)  # an icon's entry says 16 x 16 of whatever lies in it
         return _to_rgb(_upright(image))

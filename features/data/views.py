@@ -59,6 +59,18 @@ def parse_views(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([CENTER, *names]))
 
 
+def check_decode(decode: str, views: tuple[str, ...]) -> None:
+    """Refuse to read files at a reduced size where a view needs more of it than the model's input.
+
+    Raises:
+        UserError: names the view.
+    """
+    larger = [name for name in views if name in {"tiles", STAGES}]
+    if decode == "draft" and larger:
+        message = f"draft reads JPEG files at a reduced size, and view {larger[0]} needs more"
+        raise UserError(message, place="--decode", remedy="give --decode fast or exact, or leave out the view")
+
+
 def whole_short_side(input_short_side: int) -> int:
     """Return the shortest side of a whole image for a model whose input has this shortest side."""
     return round(input_short_side * WHOLE_SCALE)

@@ -6,20 +6,23 @@ Knows backbones and a writer's methods. Must not know manifests, settings or whe
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaclip.base.device import PrecisionChoice, choose_device
+from deltaclip.base.device import PrecisionChoice, choose_devices
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
+from deltaclip.features.extraction.pace import MIN_IMAGES, StageClock, fastest_batch, needed_workers, share_words
 from deltaclip.features.store.schema import ViewLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from pathlib import Path
 
     import torch
@@ -27,11 +30,13 @@ if TYPE_CHECKING:
 
     from deltaclip.features.backbone.checkpoint import WeightsSource
     from deltaclip.features.backbone.load import Backbone
-    from deltaclip.features.backbone.views import View
+    from deltaclip.features.backbone.views import EncodedBatch, View
+    from deltaclip.features.data.decoding import Decode
     from deltaclip.features.store.schema import Plan
     from deltaclip.features.store.writer import Failure, StoreWriter
 
 PROBE_IMAGES = 16
+TRIAL_BATCHES = 3  # of each replica
 
 
 @dataclass(kw_only=True)
@@ -40,6 +45,7 @@ class Encoder:
 
     `image_root` is where the files of the plan lie, `root` the folder that they may not leave (None permits every
     place); `views` names the views to compute; `refuse` is told of every image that cannot be read, and may raise.
+    `workers` None picks their number by the first batches; `shares` then says how busy the stages were.
     """
 
     plan: Plan
@@ -49,9 +55,11 @@ class Encoder:
     views: tuple[str, ...]
     device: str
     quick_gelu: bool | None
+    decode: Decode
     batch_size: int
     workers: int | None
     refuse: Callable[[list[tuple[str, str]]], None]
+    shares: dict[str, float] = field(default_factory=dict, init=False)
     _backbone: Backbone | None = field(default=None, init=False)
 
     def load(self, precision: PrecisionChoice) -> Backbone:
@@ -65,9 +73,10 @@ class Encoder:
 
             self._backbone, reason = load_in_best_precision(
                 self.source,
-                device=choose_device(self.device),
+                device=choose_devices(self.device)[0],
                 precision=precision,
                 quick_gelu=self.quick_gelu,
+                decode=self.decode,
                 probe=self._probe,
             )
             libraries = ("deltaclip", "torch", "open_clip_torch", "pillow", "h5py")
@@ -108,48 +117,97 @@ class Encoder:
         Raises:
             UserError: some could not be read just now; the others are stored.
         """
-        from deltaclip.features.backbone.views import encoded_batches
+        from deltaclip.features.backbone.load import replicate
 
         wanted, num_encoded = self.todo(writer), 0
         later: list[Failure] = []
-        views = [view for view in self._make_views(backbone) if view.name in wanted]
         files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)).tolist())
-        batches = encoded_batches(
-            files, views, wanted, root=self.root, batch_size=self.batch_size, workers=self._num_workers
-        )
+        replicas = [backbone, *(replicate(backbone, device) for device in choose_devices(self.device)[1:])]
+        sets = [[view for view in self._make_views(own) if view.name in wanted] for own in replicas]
+        clock = StageClock(workers=self.workers or default_workers(), lanes=len(sets))
+        batches = self._encoded(files, sets, wanted, clock)
         with (
             contextlib.closing(batches),  # its threads end with this run, also where an image stops it
             Progress(len(files), "encoding images", unit="images") as progress,
         ):
             for batch in batches:
                 self.refuse([(self.plan.image_files[entry], reason) for entry, reason in batch.failed])
-                for_good = [failure for failure in batch.failed if failure[0] not in batch.passing]
-                writer.put_images(batch.found, for_good)
+                started = time.perf_counter()
+                writer.put_images(batch.found, [pair for pair in batch.failed if pair[0] not in batch.passing])
+                clock.add(batch.busy_s | {"write": time.perf_counter() - started})
+                self.shares, self.workers = clock.shares(), clock.workers
                 later += [failure for failure in batch.failed if failure[0] in batch.passing]
                 num_encoded += batch.num_images
-                progress.advance(batch.num_images + len(batch.failed))
+                progress.advance(batch.num_images + len(batch.failed), share_words(self.shares))
         if later:  # they stay to do: what could not be read now says nothing of the image
             first = f"{self.plan.image_files[later[0][0]]}: {later[0][1]}"
             message = f"{len(later):,} images could not be read just now (first: {first})"
             raise UserError(message, remedy="give the same command again")
         return num_encoded
 
+    def _encoded(
+        self,
+        files: list[ImageFile],
+        sets: list[list[View]],
+        wanted: dict[str, NDArray[np.bool_]],
+        clock: StageClock,
+    ) -> Generator[EncodedBatch]:
+        """Yield all batches; unless their number was given, threads are as many as the first batches say."""
+        from deltaclip.features.backbone.views import encoded_batches
+
+        run = functools.partial(
+            encoded_batches,
+            views=sets[0],
+            wanted=wanted,
+            root=self.root,
+            batch_size=self.batch_size,
+            replicas=sets[1:],
+        )
+        first = TRIAL_BATCHES * len(sets) * self.batch_size
+        if self.workers is not None or len(files) < 8 * first:
+            yield from run(files, workers=clock.workers)
+            return
+        last = None
+        with contextlib.closing(run(files[:first], workers=clock.workers)) as trial:
+            for last in trial:
+                yield last
+        assert last is not None, "a trial has batches"
+        clock.workers = needed_workers(last.busy_s, lanes=len(sets), processors=default_workers())
+        yield from run(files[first:], workers=clock.workers)
+
+    def measured_batch_size(self, backbone: Backbone) -> int | None:
+        """Return the batch size that goes fastest, None where the images are too few to measure or cannot be read."""
+        if self.plan.num_images < MIN_IMAGES or (pixels := self._probe(backbone)) is None:
+            return None
+        from deltaclip.features.backbone.encode_images import encode_images
+
+        return fastest_batch(
+            functools.partial(encode_images, backbone), pixels, on_gpu=backbone.device.startswith("cuda")
+        )
+
     def _make_views(self, backbone: Backbone) -> list[View]:
         from deltaclip.features.backbone.views import make_views
 
         return make_views(backbone, self.views, batch_size=self.batch_size)
 
-    @property
-    def _num_workers(self) -> int:
-        return self.workers or default_workers()
-
     def _files(self, entries: Iterable[int]) -> list[ImageFile]:
         files, keys = self.plan.image_files, self.plan.image_keys
         return [ImageFile(entry, self.image_root / files[entry], keys[entry].tobytes()) for entry in entries]
 
-    def _probe(self, preprocess: Callable[[Any], torch.Tensor]) -> torch.Tensor | None:
+    def _probe(self, backbone: Backbone) -> torch.Tensor | None:
+        from deltaclip.features.backbone.pixels import center_crops
+        from deltaclip.features.backbone.views import file_opener
+
+        crops = center_crops(backbone)
         readable = [entry for entry, reason in enumerate(self.plan.image_reasons) if not reason]
         spread = np.linspace(0, len(readable) - 1, min(PROBE_IMAGES, len(readable))).astype(int)
         files = self._files([readable[place] for place in spread])
-        batches = pixel_batches(files, preprocess, root=self.root, batch_size=PROBE_IMAGES, workers=self._num_workers)
+        batches = pixel_batches(
+            files,
+            lambda image: crops(image)[0],
+            root=self.root,
+            batch_size=PROBE_IMAGES,
+            workers=default_workers(),
+            open_file=file_opener(backbone),
+        )
         return next(batches).pixels_B3HW

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deltaclip.features.store.schema import Plan, ViewLayout
 
+WHERE_MISSING = {"decode": "exact"}  # what an identity means that does not name it
 NO_VIEWS: Mapping[str, ViewLayout] = MappingProxyType({})
 
 
@@ -158,11 +159,8 @@ def check_data(store: FeatureStore, plan: Plan) -> None:
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return what differs between the identities of two backbones, one phrase each."""
     names = dict.fromkeys([*there, *here])
-    return [
-        f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here"
-        for name in names
-        if there.get(name) != here.get(name)
-    ]
+    pairs = {name: tuple(side.get(name, WHERE_MISSING.get(name)) for side in (there, here)) for name in names}
+    return [f"{name} {_short(a)} there, {_short(b)} here" for name, (a, b) in pairs.items() if a != b]
 
 
 def _short(value: object) -> str:

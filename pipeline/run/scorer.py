@@ -20,7 +20,7 @@ from deltaclip.features.backbone.batches import default_workers, image_batches
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.encode_texts import text_batches
 from deltaclip.features.backbone.load import load_backbone, request_facts
-from deltaclip.features.backbone.views import make_views
+from deltaclip.features.backbone.views import file_opener, make_views
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.schema import ViewLayout
 from deltaclip.features.store.takeover import differences
@@ -104,13 +104,18 @@ class Scorer:
         source = find_weights(
             backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"]
         )
-        found = request_facts(source, request["precision"], quick_gelu=request["quick_gelu_asked"])
+        decode = request.get("decode", "exact")
+        found = request_facts(source, request["precision"], quick_gelu=request["quick_gelu_asked"], decode=decode)
         if wrong := differences(request, found):
             remedy = "give --backbone and --pretrained of the run's own backbone"
             raise UserError(f"was trained on another backbone: {'; '.join(wrong)}", place=run, remedy=remedy)
         chosen = choose_device(device)
         loaded = load_backbone(
-            source, device=chosen, precision=request["precision"], quick_gelu=request["quick_gelu_asked"]
+            source,
+            device=chosen,
+            precision=request["precision"],
+            quick_gelu=request["quick_gelu_asked"],
+            decode=decode,
         )
         return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
 
@@ -144,6 +149,7 @@ class Scorer:
             root=root,
             batch_size=batch_size,
             workers=default_workers(),
+            open_file=file_opener(self.backbone),
         )
         with contextlib.closing(batches), Progress(len(pairs.sources), "scoring", unit="images") as progress:
             for batch in batches:

@@ -353,7 +353,7 @@ def test_bf16_keeps_the_embeddings_of_tiny(tiny_backbone):
 
 
 def probe_with(images):
-    return lambda preprocess: torch.stack([preprocess(image) for image in images])
+    return lambda backbone: torch.stack([backbone.preprocess(image) for image in images])
 
 
 def test_auto_falls_back_to_fp32_where_16_bits_lose_too_much(mobilenet_backbone, agiqa_folder, monkeypatch):
@@ -379,7 +379,7 @@ def test_auto_on_tiny(monkeypatch, tiny_backbone):
     monkeypatch.setattr("deltaclip.base.device.cpu_has_bf16_units", lambda: True)
     backbone, reason = load_in_best_precision(source, **arguments, probe=probe_with(pictures()))
     assert backbone.precision == "bf16", reason
-    backbone, reason = load_in_best_precision(source, **arguments, probe=lambda _preprocess: None)
+    backbone, reason = load_in_best_precision(source, **arguments, probe=lambda _backbone: None)
     assert (backbone.precision, reason) == ("fp32", "no image to measure on")
     monkeypatch.setattr("deltaclip.base.device.cpu_has_bf16_units", lambda: False)
     backbone, reason = load_in_best_precision(source, **arguments, probe=probe_with(pictures()))

@@ -1,0 +1,112 @@
+"""Pixels of an image as a backbone is given them: 8 bits until the device, then normalised there.
+
+Bit for bit what the backbone's own transform gives, unless it decodes `fast`. Knows open_clip's transforms. Must not
+know files. Spec section 9.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from PIL import Image
+
+    from deltaclip.features.backbone.load import Backbone
+
+MAX_LEVELS = 255.0
+
+
+def center_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
+    """Return what cuts an RGB image to the model's input: uint8 (1, 3, H, W) for `normalise`.
+
+    A transform whose end is not conversion and normalisation gives its own float32 instead.
+
+    Raises:
+        UserError: `fast` has no way to resize as this model needs.
+    """
+    import torchvision.transforms as tv
+    from open_clip.transform import MaybeToTensor
+
+    steps = list(getattr(backbone.preprocess, "transforms", []))
+    ends_known = len(steps) > 2 and isinstance(steps[-1], tv.Normalize)
+    if not ends_known or not isinstance(steps[-2], (tv.ToTensor, MaybeToTensor)):
+        if backbone.decode == "fast":
+            raise _refusal(backbone)
+        return lambda image: backbone.preprocess(image)[None]
+    if backbone.decode == "fast":
+        return _fast_crops(backbone, steps[:-2])
+    before = tv.Compose(steps[:-2])
+    return lambda image: _as_tensor(before(image)).contiguous()[None]
+
+
+def normalise(backbone: Backbone, pixels_K3HW: torch.Tensor) -> torch.Tensor:
+    """Return float32 pixels on the device; what is float already was normalised by the backbone's transform.
+
+    The operations of the transform in its order, so that equal pixels give equal bits, on a GPU too: there a division
+    by a number would become a product with its reciprocal, one by a tensor does not.
+    """
+    import torch
+
+    pixels = pixels_K3HW.to(backbone.device, non_blocking=True)
+    if pixels.dtype != torch.uint8:
+        return pixels
+    cfg = backbone.facts["preprocessing"]
+    mean, std = (torch.tensor(cfg[name], device=backbone.device)[:, None, None] for name in ("mean", "std"))
+    return pixels.float().div_(torch.tensor(MAX_LEVELS, device=backbone.device)).sub_(mean).div_(std)
+
+
+def as_batch(backbone: Backbone, crops: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put crops (K, 3, H, W) of one shape into one tensor, for a GPU in pinned memory, from which copies overlap."""
+    import torch
+
+    if not backbone.device.startswith("cuda"):
+        return torch.cat(list(crops))
+    # torch keeps pinned blocks and hands them out again once their copy is done: after the first batches none is made.
+    shape = (sum(len(crop) for crop in crops), *crops[0].shape[1:])
+    return torch.cat(list(crops), out=torch.empty(shape, dtype=crops[0].dtype, pin_memory=True))
+
+
+def input_size(backbone: Backbone) -> tuple[int, int]:
+    """Return the height and width of the model's input."""
+    size = backbone.facts["preprocessing"]["size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    return height, width
+
+
+def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Image], torch.Tensor]:
+    import torchvision.transforms as tv
+    from torchvision.transforms.v2 import functional
+
+    resize = steps[0]
+    crops = [step.size for step in steps[1:] if isinstance(step, tv.CenterCrop)]
+    padded = any("Pad" in type(step).__name__ for step in steps)
+    if not isinstance(resize, tv.Resize) or padded:
+        raise _refusal(backbone)
+
+    def crop(image: Image.Image) -> torch.Tensor:
+        size: Any = resize.size if isinstance(resize.size, int) else list(resize.size)
+        pixels = functional.resize(_as_tensor(image), size, interpolation=resize.interpolation, antialias=True)
+        for crop_size in crops:
+            pixels = functional.center_crop(pixels, list(crop_size))
+        cropped: torch.Tensor = pixels.contiguous()[None]
+        return cropped
+
+    return crop
+
+
+def _as_tensor(image: Image.Image) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _refusal(backbone: Backbone) -> UserError:
+    mode = backbone.facts["preprocessing"]["resize_mode"]
+    message = f"cannot resize as {backbone.facts['backbone']} needs ({mode})"
+    return UserError(message, place="--decode fast", remedy="give --decode exact")

@@ -1,0 +1,32 @@
+"""Ways from an image file to a model's input: open_clip's own pixels, or nearly those sooner.
+
+Knows which steps each way replaces. Must not know models. Spec section 9, PEERS section 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# `exact`: Pillow decodes and resizes, as open_clip does. `fast`: torchvision resizes, in 8 bits. `draft`: JPEG files
+# are decoded at a fraction of their size. Part of a cache's identity, all but `exact`; docs/speed.md has their effects.
+Decode = Literal["exact", "fast", "draft"]
+
+
+def open_decoded(content: bytes, *, decode: Decode, short_side: int) -> Image.Image:
+    """Decode an image to upright RGB.
+
+    Args:
+        content: bytes of the file.
+        decode: `draft` reads a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that keeps `short_side`; the others
+            read all of it, with the same decoder.
+        short_side: of what the model is given.
+
+    Raises:
+        UnreadableImage: as `images.open_image`.
+    """
+    from deltaclip.features.data.images import open_image
+
+    return open_image(content, short_side=short_side if decode == "draft" else None)
