@@ -76,9 +76,14 @@ def probe_inputs(backbone: Backbone, kind: Kind, count: int) -> torch.Tensor:
     if kind == "text":
         texts = ["a red circle above a blue square" + " and a green star" * number for number in range(count)]
         return backbone.tokenizer(texts, context_length=backbone.context_length)
+    return torch.randn(count, 3, *input_size(backbone), generator=torch.Generator().manual_seed(0))
+
+
+def input_size(backbone: Backbone) -> tuple[int, int]:
+    """Return the (H, W) that an image tower takes."""
     size = backbone.facts["preprocessing"]["size"]
     height, width = size if isinstance(size, list) else (size, size)
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return height, width
 
 
 def find_places(

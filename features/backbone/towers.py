@@ -46,8 +46,8 @@ class CutTower:
     too; at `depth` the final norm and projection train, unless nothing does (`all_frozen`). An entry at the boundary
     has `boundary_shape`: (S, C) tokens or (C, H, W) maps; what goes in where nothing is frozen; (D,) where all is.
 
-    Weights are those of the backbone's model, which must not be moved to another device or type afterwards. Dropout
-    stays off and batch norms keep their statistics. Each method is for one thread at a time.
+    Weights, `device` and `dtype` are those of the backbone's model, which must not be moved to another afterwards.
+    Dropout stays off and batch norms keep their statistics. Each method is for one thread at a time.
     """
 
     def __init__(self, backbone: Backbone, kind: Kind, *, frozen_blocks: int, all_frozen: bool) -> None:
@@ -60,7 +60,7 @@ class CutTower:
         self._backbone_name = str(backbone.facts["backbone"])
         self._named = tower_parameters(backbone.model, kind)
         first = next(iter(self._named.values()))
-        self._device, self._dtype = first.device, first.dtype
+        self.device, self.dtype = first.device, first.dtype
         self._blocks, self.depth = block_names(backbone.model, kind), tower_depth(backbone.model, kind)
         self._before, self._after, self._given = twin_of(backbone.model), twin_of(backbone.model), Given()
         self._rewire()
@@ -141,7 +141,7 @@ class CutTower:
         return self._place.get(name, self.depth + 1)
 
     def _moved(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(self._device, self._dtype if x.is_floating_point() else None, non_blocking=True)
+        return x.to(self.device, self.dtype if x.is_floating_point() else None, non_blocking=True)
 
     def _rewire(self) -> None:
         for twin in (self._before, self._after):

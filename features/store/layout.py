@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from deltaclip.features.data.views import CENTER
+from deltaclip.features.store.disk import allocate
 from deltaclip.features.store.schema import (
     BLOCK_TEXTS,
     CODE_COLUMNS,
@@ -61,20 +62,10 @@ def write_attributes(file: h5py.File, plan: Plan, *, request: dict[str, Any], fa
 
 
 def _allocate_vectors(group: h5py.Group, shape: tuple[int, int], dtype: Any) -> None:
-    _allocate(group, "embedding", shape, dtype)
-    _allocate(group, "norm", shape[:1], np.float32)
-    _allocate(group, "crc32", shape[:1], np.uint32)
+    allocate(group, "embedding", shape, dtype)
+    allocate(group, "norm", shape[:1], np.float32)
+    allocate(group, "crc32", shape[:1], np.uint32)
     group["status"] = np.zeros(shape[0], np.uint8)
-
-
-def _allocate(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-    # Early allocation fixes the layout before the first batch; no fill, or 10 million rows would be written twice.
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_obj_track_times(False)  # equal content, equal bytes
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    space = h5py.h5s.create_simple(shape)
-    h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, dcpl=properties)
 
 
 def _write_plan(file: h5py.File, plan: Plan) -> None:

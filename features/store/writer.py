@@ -6,9 +6,7 @@ a batch: values, flush, fsync, then the status bytes that declare them valid. `d
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -17,6 +15,7 @@ import numpy as np
 from deltaclip.base.files import prove_space, publish, require_space
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.checksums import row_checksums
+from deltaclip.features.store.disk import commit, selection
 from deltaclip.features.store.layout import fit_reason, lay_out, size_bytes, write_attributes
 from deltaclip.features.store.schema import (
     DONE,
@@ -122,7 +121,7 @@ class StoreWriter:
         view: str = CENTER,
     ) -> None:
         """Store a batch of embeddings, float (B, W) and (B,), at rising `entries`; durable when this returns."""
-        group, where = self.group(kind, view), _selection(np.asarray(entries))
+        group, where = self.group(kind, view), selection(np.asarray(entries))
         _write_vectors(group, where, vector_BW, norm_B)
         self.commit()
         _write_status(group["status"], np.asarray(entries), np.empty(0, dtype=np.int64))
@@ -130,7 +129,7 @@ class StoreWriter:
 
     def put_truncated(self, entries: NDArray[np.int64], truncated_B: NDArray[np.bool_]) -> None:
         """Say which texts were cut at the context length; made durable by the `put` that follows."""
-        self._file["texts/truncated"][_selection(entries)] = truncated_B
+        self._file["texts/truncated"][selection(entries)] = truncated_B
 
     def put_images(self, found: Mapping[str, Vectors], failed: Sequence[Failure]) -> None:
         """Store a batch of images, those that could not be read included; durable when this returns.
@@ -140,7 +139,7 @@ class StoreWriter:
             failed: rising (image, reason) of the others: no view of them will ever be, unless it is there.
         """
         for name, (entries, vector_BW, norm_B) in found.items():
-            where = _selection(np.asarray(entries))
+            where = selection(np.asarray(entries))
             _write_vectors(self.group("images", name), where, vector_BW, norm_B)
         for entry, reason in failed:
             self._file["images/reason"][entry] = fit_reason(reason)
@@ -211,13 +210,7 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Wait until all that was written is on the disk."""
-        try:
-            self._file.flush()
-            os.fsync(self._file.id.get_vfd_handle())
-        except (RuntimeError, OSError) as error:  # h5py gives a RuntimeError that holds the number
-            found = re.search(r"errno = (\d+)", str(error))
-            number = int(found[1]) if found else getattr(error, "errno", None) or errno.EIO
-            raise OSError(number, os.strerror(number), str(self.part)) from error
+        commit(self._file, self.part)
 
 
 def _write_vectors(group: h5py.Group, where: Any, vector_BW: NDArray[Any], norm_B: NDArray[Any]) -> None:
@@ -237,12 +230,6 @@ def _write_status(dataset: h5py.Dataset, done: NDArray[np.int64], failed: NDArra
     dataset[first : first + len(status)] = status
 
 
-def _selection(entries: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    # A slice is one write; a list of points is one per row.
-    first, last = int(entries[0]), int(entries[-1])
-    return slice(first, last + 1) if last - first + 1 == len(entries) else entries
-
-
 def _matches(
     keys: NDArray[np.uint8],
     todo: NDArray[np.int64],
@@ -259,4 +246,4 @@ def _matches(
 def _gather(dataset: h5py.Dataset, rows: NDArray[np.int64]) -> NDArray[Any]:
     # h5py wants rising, distinct indices.
     distinct, inverse = np.unique(rows, return_inverse=True)
-    return np.asarray(dataset[_selection(distinct)])[inverse]
+    return np.asarray(dataset[selection(distinct)])[inverse]

@@ -12,7 +12,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.towers import count_parameters, cut_towers
-from tests.features.backbone.small_models import MODELS, TEXT, as_backbone, make_model, tokenizer
+from deltaclip.tests.features.backbone.small_models import MODELS, TEXT, as_backbone, make_model, tokenizer
 
 TEXTS = ["a cat", "two red circles", "x " * 30]
 # The same weights and operations in fp32, of the largest value: only the order of sums may differ.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from functools import partial
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.takeover import open_writer
 from deltaclip.features.store.verify import find_problems
 from deltaclip.features.store.writer import part_path
+from deltaclip.tests.features.store.dying import child, dying_at
 from deltaclip.tests.features.store.making import FACTS, REQUEST, fill, norms_of, plan_of, vector_of, write
 
 TILES = ViewLayout(width=5, recipe={"pixels": "tiles"})
@@ -41,50 +43,6 @@ def work(path, rows):
         log += [("tiles", plan.image_keys[entry].tobytes()) for entry in entries]
     writer.finish(path)
     return log
-
-
-def child(work):
-    """Run `work` in a process of its own and return how that ended."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except OSError as error:
-            os._exit(100 if error.filename else 101)
-        except BaseException:  # noqa: BLE001 - the exit code is the report
-            os._exit(102)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
-
-CALLS = (
-    "fsync",
-    "replace",
-    "unlink",
-    "posix_fallocate",
-)  # between any two of them the disk may hold any part of what was written
-
-
-def dying_at(number, path, rows):
-    """Work until the call of this number to the operating system, and die there; exit 0 if there are fewer."""
-
-    def run():
-        left = [number]
-
-        def count(function):
-            def call(*arguments, **options):
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **options)
-
-            return call
-
-        for name in CALLS:
-            setattr(os, name, count(getattr(os, name)))
-        work(path, rows)
-
-    return run
 
 
 def held(path):
@@ -115,7 +73,7 @@ def test_killed_at_every_call_that_makes_something_durable(tmp_path, start):
         path = folder / "c.h5"
         if start == "a cache":
             work(path, BEFORE)
-        ended = child(dying_at(number, path, AFTER))
+        ended = child(dying_at(number, partial(work, path, AFTER)))
         if ended == 0:
             break
         assert os.WIFSIGNALED(ended)
