@@ -12,8 +12,10 @@ from deltaclip.pipeline.settings import (
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
     ReportConfig,
+    ServeConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -99,10 +101,26 @@ def report(config: ReportConfig) -> StageResult:
     return stage(config)
 
 
+@command(ExportConfig, example="deltaclip export runs/demo_tiny_residual_frozen --out scorer.onnx")
+def export(config: ExportConfig) -> StageResult:
+    """Write a run as ONNX, checked against torch."""
+    from deltaclip.pipeline.export import export as stage
+
+    return stage(config)
+
+
 @command(DemoConfig, example="deltaclip demo")
 def demo(config: DemoConfig) -> StageResult:
     """Show the whole path once, on bundled data."""
     from deltaclip.pipeline.demo import demo as stage
+
+    return stage(config)
+
+
+@command(ServeConfig, example="deltaclip serve runs/demo_tiny_residual_frozen --port 8000")
+def serve(config: ServeConfig) -> StageResult:
+    """Answer requests for scores over HTTP, with a page to try."""
+    from deltaclip.pipeline.serve import serve as stage
 
     return stage(config)
 

@@ -94,7 +94,9 @@ def test_options_in_the_readme_exist(readme):
     }
     for line in readme.splitlines():
         if re.search(
-            r"\bdeltaclip (extract|train|sweep|ablate|evaluate|compare|predict|report|demo|inspect|import)\b", line
+            r"\bdeltaclip (extract|train|sweep|ablate|evaluate|compare|predict|report|demo|inspect|import|"
+            r"export|serve)\b",
+            line,
         ):
             for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", line):
                 assert option.replace("_", "-") in {*known, "--help"}, f"README.md shows {option} in: {line}"

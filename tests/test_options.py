@@ -28,8 +28,10 @@ from deltaclip.pipeline.settings import (
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
     ReportConfig,
+    ServeConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -39,6 +41,7 @@ STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, 
 STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
 STAGES |= {"report": ReportConfig, "demo": DemoConfig}
 STAGES |= {"import": ImportConfig, "data check": CheckConfig}
+STAGES |= {"export": ExportConfig, "serve": ServeConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"data check": {"data": "demo"}}
@@ -46,6 +49,8 @@ REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "targ
 REQUIRED |= {"report": {}, "demo": {}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
 REQUIRED |= {"import": {"source": Path("e"), "out": Path("c.h5"), "backbone": "ViT-B-32", "precision": "fp16"}}
+
+REQUIRED |= {"export": {"run": Path("r"), "out": Path("m.onnx")}, "serve": {"run": Path("r")}}
 
 
 def option_list() -> dict[str, Any]:

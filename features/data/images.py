@@ -77,7 +77,7 @@ def refuse_outside_links(path: Path, root: Path | None) -> None:
         raise UnreadableFile("links to a file outside the image root")
 
 
-def open_image(content: bytes, *, short_side: int | None = None) -> Image.Image:
+def open_image(content: bytes, *, short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to RGB, 8 bits: upright (EXIF), first frame, transparency over white, colour profiles ignored.
 
     Profiles are ignored because CLIP's own preprocessing ignores them; `docs/images.md` has every such decision.
@@ -85,20 +85,21 @@ def open_image(content: bytes, *, short_side: int | None = None) -> Image.Image:
     Args:
         content: bytes of the file.
         short_side: where given, a JPEG may come at 1/2, 1/4 or 1/8 of its size, if both sides keep this length.
+        max_pixels: of the file, at most 100 million.
 
     Raises:
-        UnreadableImage: not an image, truncated, over 100 million pixels, a strip longer than 100:1, pixels
+        UnreadableImage: not an image, truncated, over `max_pixels`, a strip longer than 100:1, pixels
             without a known range (float, 32 bits), or a transparent colour that cannot be told from others.
     """
     try:
         image = _opened(io.BytesIO(content))
-        _check_size(*image.size)
+        _check_size(*image.size, max_pixels=max_pixels)
         _check_range(image)
         _check_transparent_colour(image, content)
         if short_side is not None:
             image.draft(None, (short_side, short_side))
         image.load()
-        _check_size(*image.size)  # an icon's entry says 16 x 16 of whatever lies in it
+        _check_size(*image.size, max_pixels=max_pixels)  # an icon's entry says 16 x 16 of whatever lies in it
         return _to_rgb(_upright(image))
     except UnidentifiedImageError:
         raise UnreadableImage("not an image in a known format") from None
@@ -205,9 +206,9 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width} x {height} is over {MAX_PIXELS // 1_000_000} million pixels")
+def _check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width} x {height} is over {max_pixels / 1e6:g} million pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UnreadableImage(f"{width} x {height} is a strip longer than {MAX_ASPECT}:1")
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.views import View
 
@@ -83,6 +84,7 @@ class Scorer:
         device: str = "auto",
         backbone: str | None = None,
         pretrained: str | None = None,
+        precision: Precision | None = None,
     ) -> Scorer:
         """Load a run directory.
 
@@ -91,6 +93,7 @@ class Scorer:
             device: auto, cpu, cuda or cuda:N.
             backbone: where the backbone lies now, if it has moved.
             pretrained: where its checkpoint lies now, if it has moved.
+            precision: of the backbone; None takes the one of the run's cache.
 
         Raises:
             UserError: a damaged run, or a backbone whose weights are not those of the run.
@@ -113,7 +116,7 @@ class Scorer:
         loaded = load_backbone(
             source,
             device=chosen,
-            precision=request["precision"],
+            precision=precision or request["precision"],
             quick_gelu=request["quick_gelu_asked"],
             decode=decode,
         )

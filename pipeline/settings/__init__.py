@@ -6,6 +6,7 @@ Apart from the stages so that the command line can show help without importing n
 from deltaclip.pipeline.settings.heads import MAX_SEED, AblateConfig, BaseInit, SweepConfig, TrainConfig
 from deltaclip.pipeline.settings.report import DemoConfig, ReportConfig
 from deltaclip.pipeline.settings.runs import CompareConfig, EvaluateConfig, PredictConfig
+from deltaclip.pipeline.settings.sharing import ExportConfig, ServeConfig
 
 __all__ = [
     "MAX_SEED",
@@ -14,8 +15,10 @@ __all__ = [
     "CompareConfig",
     "DemoConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "PredictConfig",
     "ReportConfig",
+    "ServeConfig",
     "SweepConfig",
     "TrainConfig",
 ]

@@ -1,0 +1,161 @@
+"""STAGE export: a run as an ONNX file, checked against torch. Spec section 11."""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.extras import require_extra
+from deltaclip.base.files import sha256_file
+from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.run.folder import check_outside, open_run
+from deltaclip.pipeline.run.graphs import HeadGraph, ScorerGraph
+from deltaclip.pipeline.run.onnx_file import OPSET, TOLERANCE, check_onnx, to_onnx, write_onnx
+from deltaclip.pipeline.run.scorer import Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from deltaclip.features.backbone.load import Backbone
+    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.run.onnx_file import Speed
+    from deltaclip.pipeline.settings import ExportConfig
+
+    Draw = Callable[[int], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written and how it compares with torch on the CPU."""
+
+    out: Path
+    part: str
+    inputs: list[str]
+    outputs: list[str]
+    size_bytes: int
+    largest_difference: dict[str, float]
+    rows_per_s: Speed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            **self.__dict__,
+            "out": str(self.out),
+            "opset": OPSET,
+            "tolerance": TOLERANCE,
+            "rows_per_s": self.rows_per_s._asdict(),
+        }
+
+    def summary(self) -> str:
+        """Return where it is, what goes in and out, the largest difference and the speed."""
+        worst = max(self.largest_difference.values())
+        speed = self.rows_per_s
+        return "\n".join(
+            [
+                f"{self.out}: {self.part}, {self.size_bytes / 1e6:.1f} MB, opset {OPSET}",
+                f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}",
+                f"largest difference from torch on fresh inputs: {worst:.1e} (at most {TOLERANCE:g})",
+                f"rows a second, batches of 8: onnxruntime {speed.onnxruntime:,.0f}, torch {speed.torch:,.0f}",
+            ]
+        )
+
+
+def export(config: ExportConfig) -> ExportResult:
+    """Write the heads of a run, or the whole scorer, as ONNX.
+
+    Raises:
+        UserError: the extra is not installed, something that ONNX cannot express, or a difference from torch over the
+            tolerance; then nothing is written.
+    """
+    require_extra("onnx", "onnx", "onnxscript", "onnxruntime", place="export")
+    check_outside(config.out, [config.run])
+    folder = open_run(config.run)
+    heads = HeadGraph(folder.heads, folder.config["labels"])
+    graph: nn.Module
+    draw: Draw
+    if config.part == "heads":
+        graph, draw = heads, _draw_embeddings(folder)
+    else:
+        graph, draw = _whole(config, folder)
+    about = _about(config, folder)
+    content = to_onnx(graph, draw, outputs=heads.outputs, about=about)
+    largest, speed = check_onnx(content, graph, draw, outputs=heads.outputs)
+    write_onnx(config.out, content)
+    return ExportResult(
+        out=config.out,
+        part=config.part,
+        inputs=list(draw(1)),
+        outputs=list(heads.outputs),
+        size_bytes=len(content),
+        largest_difference=largest,
+        rows_per_s=speed,
+    )
+
+
+def _whole(config: ExportConfig, folder: RunFolder) -> tuple[nn.Module, Draw]:
+    if view := _view(folder):
+        message = f"the heads read the view {view!r}, whose pixels are not those that the model takes"
+        raise UserError(message, place=config.run, remedy="give --part heads, which takes the view's vectors as x")
+    scorer = Scorer.load(
+        config.run, device="cpu", backbone=config.backbone, pretrained=config.pretrained, precision="fp32"
+    )
+    graph = ScorerGraph(scorer.backbone.model, HeadGraph(scorer.heads, scorer.labels))
+    return graph, _draw_pairs(scorer.backbone)
+
+
+def _view(folder: RunFolder) -> str | None:
+    kernels = folder.heads.kernels if isinstance(folder.heads, ResidualHeads) else None
+    return kernels.view if kernels else None
+
+
+def _draw_embeddings(folder: RunFolder) -> Draw:
+    import torch
+
+    heads: Any = folder.heads
+
+    def draw(rows: int) -> dict[str, Tensor]:
+        inputs = {name: torch.nn.functional.normalize(torch.randn(rows, heads.dim), dim=-1) for name in ("v", "t")}
+        if _view(folder):
+            # Near the landmarks, where the kernels are not all but zero.
+            point_NW = heads.q_kernel.shift_P + torch.randn(rows, heads.kernels.width) * heads.q_kernel.shift_P.std()
+            inputs["x"] = point_NW
+        return inputs
+
+    return draw
+
+
+def _draw_pairs(backbone: Backbone) -> Draw:
+    import torch
+
+    size = backbone.facts["preprocessing"]["size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    letters = random.Random(0)
+
+    def draw(rows: int) -> dict[str, Tensor]:
+        texts = [" ".join(letters.choices(string.ascii_lowercase, k=letters.randint(1, 30))) for _ in range(rows)]
+        return {
+            "pixels": torch.randn(rows, 3, height, width),
+            "tokens": backbone.tokenizer(texts, context_length=backbone.context_length),
+        }
+
+    return draw
+
+
+def _about(config: ExportConfig, folder: RunFolder) -> dict[str, Any]:
+    facts = folder.config["backbone"]
+    (checkpoint,) = config.run.glob("*_best.safetensors")
+    return {
+        "part": config.part,
+        "labels": folder.config["labels"],
+        "view": _view(folder),
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "backbone": {name: value for name, value in facts.items() if name != "precision"},
+        "precision": "fp32",
+    }

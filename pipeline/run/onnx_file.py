@@ -1,0 +1,136 @@
+"""A module as an ONNX file, and how it fares under onnxruntime beside torch.
+
+Knows torch's exporter, onnx and onnxruntime, which come with the extra `onnx`. Must not know runs. Spec section 11.
+
+Shapes: N rows, the first axis of every input and output.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    Draw = Callable[[int], dict[str, Tensor]]
+
+OPSET = 23  # of ONNX 1.18, May 2025
+MAX_BYTES = 2**31 - 1  # one protobuf message holds no more
+TRACED_ROWS = 2  # the exporter takes 1 for a constant
+CHECKED_ROWS = (1, 3, 8)
+TOLERANCE = 1e-4  # fp32 in another order of summation gives 1e-6; scores are read to three digits
+TIMED_S = 1.0
+
+
+class Speed(NamedTuple):
+    """Rows a second of the largest checked batch, medians."""
+
+    torch: float
+    onnxruntime: float
+
+
+def to_onnx(graph: nn.Module, draw: Draw, *, outputs: Sequence[str], about: Mapping[str, Any]) -> bytes:
+    """Return a module as an ONNX model with a free first axis.
+
+    Args:
+        graph: called with the inputs by name, returns a tuple of tensors (N,).
+        draw: makes inputs of so many rows.
+        outputs: names of what it returns.
+        about: JSON values for the metadata of the file, under `deltaclip`.
+
+    Raises:
+        UserError: an operation that ONNX does not have, or weights over 2 GB.
+    """
+    size_bytes = sum(value.numel() * value.element_size() for value in graph.state_dict().values())
+    if size_bytes > MAX_BYTES:
+        message = f"{size_bytes / 1e9:.1f} GB of weights do not fit into one ONNX file, which holds 2.1 GB"
+        raise UserError(message, place="--part scorer", remedy="give --part heads")
+    inputs = draw(TRACED_ROWS)
+    free = torch.export.Dim("N")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter to its own developers
+        try:
+            program = torch.onnx.export(
+                graph.eval(),
+                kwargs=inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes={name: {0: free} for name in inputs},
+                output_names=list(outputs),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            detail = str(error.__cause__ or error).strip().splitlines()[0][:160]
+            raise UserError(f"cannot be exported to ONNX ({detail})", place=type(graph).__name__) from error
+    assert program is not None, "the exporter was asked for a program, not for a file"
+    model = program.model_proto
+    model.producer_name = "deltaclip"
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "deltaclip", json.dumps(dict(about))
+    return bytes(model.SerializeToString())
+
+
+def check_onnx(
+    content: bytes, graph: nn.Module, draw: Draw, *, outputs: Sequence[str]
+) -> tuple[dict[str, float], Speed]:
+    """Run a model under onnxruntime on fresh inputs of several sizes.
+
+    Returns:
+        the largest difference from torch by output, and the speed of both.
+
+    Raises:
+        UserError: a difference over the tolerance, or a file that onnxruntime does not take.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except RuntimeError as error:
+        detail = str(error).splitlines()[0][:160]
+        raise UserError(f"onnxruntime does not take the exported model ({detail})", place="export") from error
+    largest = dict.fromkeys(outputs, 0.0)
+    for rows in CHECKED_ROWS:
+        inputs = draw(rows)
+        fed = {name: value.numpy() for name, value in inputs.items()}
+        with torch.no_grad():
+            expected = graph(**inputs)
+        for name, there, here in zip(outputs, expected, session.run(list(outputs), fed), strict=True):
+            largest[name] = max(largest[name], float(np.abs(there.numpy() - here).max()))
+    # Written so that NaN fails too.
+    if wrong := {name: value for name, value in largest.items() if not value <= TOLERANCE}:
+        message = f"onnxruntime differs from torch by {wrong}, over {TOLERANCE:g}"
+        raise UserError(message, place="export", remedy="nothing was written; update onnxruntime and torch")
+    with torch.no_grad():
+        torch_s = _median_seconds(lambda: graph(**inputs))
+    onnx_s = _median_seconds(lambda: session.run(list(outputs), fed))
+    return largest, Speed(CHECKED_ROWS[-1] / torch_s, CHECKED_ROWS[-1] / onnx_s)
+
+
+def write_onnx(path: Path, content: bytes) -> None:
+    """Write a model, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _median_seconds(call: Callable[[], Any]) -> float:
+    found: list[float] = []
+    while len(found) < 3 or sum(found) < TIMED_S:
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)

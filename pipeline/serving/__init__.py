@@ -1,0 +1,1 @@
+"""Parts of the stage `serve`: the HTTP interface, its limits, micro-batches, the page."""

@@ -1,0 +1,144 @@
+"""Scores for whoever asks: uploads and paths to images, images and prompts to micro-batches.
+
+Knows a scorer, image files and the limits on them. Must not know HTTP. Spec sections 11 and 12.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
+
+from deltaclip.features.backbone.batches import default_workers
+from deltaclip.features.data.images import UnreadableImage, open_image, read_image_bytes
+from deltaclip.pipeline.serving.batcher import MicroBatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from deltaclip.pipeline.run.scorer import Scorer
+
+
+class Refused(Exception):  # noqa: N818 - an answer
+    """Why a pair is not scored, in one sentence."""
+
+
+class Pair(NamedTuple):
+    """An image, its bytes or a path under the root, and a prompt."""
+
+    image: bytes | str
+    prompt: str
+
+
+class _Ready(NamedTuple):
+    crops: dict[str, Tensor]
+    prompt: str
+
+
+class Service:
+    """A scorer that many ask at once.
+
+    Args:
+        scorer: a run.
+        root: folder that paths are taken under; None takes no paths.
+        max_pixels: of an image.
+        max_bytes: of a file under the root.
+        max_prompt_chars: of a prompt.
+        batch_size: most images of a forward pass; 1 turns micro-batches off.
+        wait_s: how long a first image waits for others.
+        queue_size: most images that wait.
+    """
+
+    def __init__(  # noqa: PLR0913 - limits, each by its name
+        self,
+        scorer: Scorer,
+        *,
+        root: Path | None,
+        max_pixels: int,
+        max_bytes: int,
+        max_prompt_chars: int,
+        batch_size: int,
+        wait_s: float,
+        queue_size: int,
+    ) -> None:
+        self.scorer, self.root = scorer, root
+        self.max_pixels, self.max_bytes, self.max_prompt_chars = max_pixels, max_bytes, max_prompt_chars
+        self.queue_size = queue_size
+        self.batcher: MicroBatcher[_Ready, dict[str, float | bool | None]] = MicroBatcher(
+            self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size
+        )
+        self._decoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="decode")
+
+    async def stop(self) -> None:
+        """End the threads."""
+        await self.batcher.stop()
+        self._decoders.shutdown(wait=True, cancel_futures=True)
+
+    async def score(self, pairs: Sequence[Pair]) -> list[dict[str, float | bool | None] | Refused]:
+        """Return for each pair its scores by name, None for what the run has not, or why it is refused.
+
+        Raises:
+            QueueFull: as many images wait as may wait.
+        """
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._decoders, self._prepare, pair) for pair in pairs]
+        made = await asyncio.gather(*jobs)
+        found = await self.batcher.submit([each for each in made if isinstance(each, _Ready)])
+        scores = iter(found)
+        return [next(scores) if isinstance(each, _Ready) else each for each in made]
+
+    def _prepare(self, pair: Pair) -> _Ready | Refused:
+        try:
+            self._check_prompt(pair.prompt)
+            content = self._read(pair.image) if isinstance(pair.image, str) else pair.image
+            if not content:
+                return Refused("image: empty file")
+            image = open_image(content, max_pixels=self.max_pixels)
+            # The image itself ends here: what waits in the queue is as small as the model's input.
+            return _Ready(self.scorer.crops(image), pair.prompt)
+        except UnreadableImage as reason:
+            return Refused(f"{'path' if isinstance(pair.image, str) else 'image'}: {reason}")
+        except Refused as refused:
+            return refused
+
+    def _check_prompt(self, prompt: str) -> None:
+        if not prompt.strip():
+            raise Refused("prompt: is empty")
+        if len(prompt) > self.max_prompt_chars:
+            raise Refused(f"prompt: has {len(prompt):,} characters, at most {self.max_prompt_chars:,} are taken")
+
+    def _read(self, name: str) -> bytes:
+        if self.root is None:
+            raise Refused("path: no paths are taken here: start the server with --root, or upload the image")
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
+            raise Refused("path: must be relative and stay in the root")
+        path = self.root / name
+        try:
+            # No pipe, device or folder: reading them may never end.
+            if path.exists() and not path.is_file():
+                raise Refused("path: is not a file")
+            if path.is_file() and path.stat().st_size > self.max_bytes:
+                raise Refused(f"path: the file is over {self.max_bytes / 1e6:g} MB")
+        except OSError as error:  # such as a name that is too long
+            raise Refused(f"path: {error.strerror}") from error
+        return read_image_bytes(path, self.root)
+
+    def _score(self, items: Sequence[_Ready]) -> list[dict[str, float | bool | None]]:
+        texts = list(dict.fromkeys(item.prompt for item in items))
+        t_TD, truncated_T = self.scorer.embed_prompts(texts)
+        place = [texts.index(item.prompt) for item in items]
+        scores = self.scorer.score_crops([item.crops for item in items], t_TD[place], range(len(items)))
+        columns = scores.columns()
+        return [
+            {name: _plain(values[row]) for name, values in columns.items()}
+            | {"prompt_truncated": bool(truncated_T[place[row]])}
+            for row in range(len(items))
+        ]
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

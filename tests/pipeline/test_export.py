@@ -1,0 +1,171 @@
+"""ONNX files under onnxruntime, on fresh inputs, against torch and against what the run itself says."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.data.images import open_image
+from deltaclip.pipeline.export import export
+from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.settings import ExportConfig
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+
+ROWS = (1, 3, 8)
+# fp32 in another order of summation; head outputs lie in [0, 1].
+CLOSE = 1e-5
+
+
+def session(path):
+    return onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+
+
+def about(path):
+    (entry,) = [entry for entry in onnx.load(path).metadata_props if entry.key == "deltaclip"]
+    return json.loads(entry.value)
+
+
+def unit_rows(seed, rows, width):
+    found = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def by_formula(heads, v, t):
+    """Scores of residual heads from their weights alone, float64; spec section 2."""
+    state = {name: value.double().numpy() for name, value in heads.state_dict().items()}
+    v, t = v.astype(np.float64), t.astype(np.float64)
+    erf = np.vectorize(math.erf)
+
+    def layer(x, name):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def gelu(x):
+        return x * (1 + erf(x / np.sqrt(2))) / 2
+
+    s = (v * t).sum(axis=1)
+    q_base = 1 / (1 + np.exp(-layer(v, "q_base")[:, 0]))
+    dq = np.tanh(layer(gelu(layer(v, "q_mlp.wide")), "q_mlp.out")[:, 0])
+    c_base = np.clip(state["c_slope"] * (s + 1) / 2 + state["c_offset"], 0, 1)
+    x = np.concatenate([v, t, s[:, None]], axis=1)
+    x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    hidden = gelu(layer(gelu(layer(x, "c_fusion.wide")), "c_fusion.narrow"))
+    dc = np.tanh(layer(hidden, "c_fusion.out")[:, 0])
+    return np.clip(q_base + state["scale_q.value"] * dq, 0, 1), np.clip(c_base + state["scale_c.value"] * dc, 0, 1)
+
+
+def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
+    out = tmp_path / "heads.onnx"
+    result = export(ExportConfig(run=demo_run, out=out, part="heads"))
+    assert max(result.largest_difference.values()) < CLOSE
+    assert result.size_bytes == out.stat().st_size
+    assert result.to_json()["rows_per_s"].keys() == {"torch", "onnxruntime"}
+    heads = open_run(demo_run).heads
+    for rows in ROWS:
+        v, t = unit_rows(rows, rows, heads.dim), unit_rows(rows + 100, rows, heads.dim)
+        q, q_base, q_delta, c, c_base, c_delta = session(out).run(None, {"v": v, "t": t})
+        expected_q, expected_c = by_formula(heads, v, t)
+        assert q == pytest.approx(expected_q, abs=CLOSE)
+        assert c == pytest.approx(expected_c, abs=CLOSE)
+        assert np.clip(q_base + q_delta, 0, 1) == pytest.approx(q, abs=CLOSE)
+        assert np.clip(c_base + c_delta, 0, 1) == pytest.approx(c, abs=CLOSE)
+    facts = about(out)
+    assert facts["labels"] == ["quality", "consistency"]
+    assert facts["backbone"]["preprocessing"]["size"] == [96, 96]
+    assert facts["backbone"]["context_length"] == 77
+    assert len(facts["backbone"]["weights_sha256"]) == len(facts["checkpoint_sha256"]) == 64
+    assert {entry.version for entry in onnx.load(out).opset_import if entry.domain == ""} == {23}
+
+
+def test_the_whole_scorer_scores_images_as_the_run_does(demo_run, demo_folder, demo_rows, tmp_path):
+    out = tmp_path / "scorer.onnx"
+    export(ExportConfig(run=demo_run, out=out))
+    scorer = Scorer.load(demo_run, device="cpu", precision="fp32")
+    running = session(out)
+    for rows in ROWS:
+        chosen = demo_rows[:rows]
+        paths, prompts = [demo_folder / row["image"] for row in chosen], [row["prompt"] for row in chosen]
+        pixels = np.stack([scorer.backbone.preprocess(open_image(path.read_bytes())).numpy() for path in paths])
+        tokens = scorer.backbone.tokenizer(prompts).numpy()
+        q, c = running.run(["q", "c"], {"pixels": pixels, "tokens": tokens})
+        expected = scorer.score(paths, prompts)
+        assert q == pytest.approx(expected.q, abs=1e-4)
+        assert c == pytest.approx(expected.c, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "outputs"),
+    [
+        ({"residual_learning": False}, ["q", "c"]),
+        ({"residual_learning": False, "two_branch": True}, ["q", "c"]),
+        ({"residual_learning": False, "refinement": True}, ["q", "c", "c_base", "c_delta"]),
+        ({"scale_mode": "learned", "w_c": 0}, ["q", "q_base", "q_delta"]),
+    ],
+    ids=["direct", "two-branch", "refinement", "quality alone"],
+)
+def test_every_kind_of_heads(train_demo, tmp_path, settings, outputs):
+    result = export(ExportConfig(run=train_demo(**settings).run, out=tmp_path / "heads.onnx", part="heads"))
+    assert result.outputs == outputs
+    assert max(result.largest_difference.values()) < CLOSE
+
+
+@pytest.mark.slow
+def test_heads_with_kernels_take_the_view_as_x(train_demo, demo_folder, tiny_backbone, tmp_path):
+    from deltaclip.features.extract import extract
+    from deltaclip.features.settings import ExtractConfig
+
+    config = ExtractConfig(
+        data=str(demo_folder / "demo.csv"), out=tmp_path / "views.h5", backbone=tiny_backbone, views="stages"
+    )
+    run = train_demo(cache=extract(config).cache, base_init="kernel").run
+    result = export(ExportConfig(run=run, out=tmp_path / "heads.onnx", part="heads"))
+    assert result.inputs == ["v", "t", "x"]
+    assert about(result.out)["view"] == "stages"
+    with pytest.raises(UserError) as error:
+        export(ExportConfig(run=run, out=tmp_path / "scorer.onnx"))
+    assert str(error.value) == (
+        f"{run}: the heads read the view 'stages', whose pixels are not those that the model takes; "
+        "give --part heads, which takes the view's vectors as x"
+    )
+
+
+def test_a_difference_from_torch_is_no_file(demo_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("deltaclip.pipeline.run.onnx_file.TOLERANCE", -1.0)
+    out = tmp_path / "heads.onnx"
+    with pytest.raises(UserError, match="onnxruntime differs from torch by"):
+        export(ExportConfig(run=demo_run, out=out, part="heads"))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("m.pt", "--out: unknown suffix '.pt'; give NAME.onnx"), ("m", "--out: unknown suffix ''; give NAME.onnx")],
+)
+def test_other_suffixes_are_refused(demo_run, tmp_path, out, words):
+    with pytest.raises(UserError) as error:
+        ExportConfig(run=demo_run, out=tmp_path / out)
+    assert str(error.value) == words
+
+
+def test_a_finished_run_is_not_written_into(demo_run):
+    with pytest.raises(UserError, match="lies in the run"):
+        export(ExportConfig(run=demo_run, out=demo_run / "m.onnx", part="heads"))
+
+
+def test_without_the_extra_one_line_says_what_to_install(demo_run, tmp_path, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
+    with pytest.raises(UserError) as error:
+        export(ExportConfig(run=demo_run, out=tmp_path / "m.onnx"))
+    assert str(error.value) == (
+        "export: needs onnxscript, which is not installed; install it with: pip install 'deltaclip[onnx]'"
+    )

@@ -1,0 +1,435 @@
+"""The server over real HTTP: scores, limits, hostile inputs, load, a graceful end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.serve import _application, serve
+from deltaclip.pipeline.settings import ServeConfig
+from deltaclip.tests.features.data.odd_images import png_header, refused_files, usable_files
+
+server_of = pytest.importorskip("deltaclip.pipeline.serving.server", reason="the extra serve is not installed")
+
+BOUNDARY = b"----a-boundary"
+# bf16 rounds differently in batches of other sizes.
+CLOSE = 5e-3
+
+
+def form(*fields):
+    """A multipart body of (name, value) fields, where bytes are a file."""
+    parts = []
+    for name, value in fields:
+        head = f'content-disposition: form-data; name="{name}"'
+        if isinstance(value, bytes):
+            head += '; filename="a.png"\r\ncontent-type: application/octet-stream'
+        content = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+        parts.append(b"--" + BOUNDARY + b"\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n")
+    return b"".join(parts) + b"--" + BOUNDARY + b"--\r\n"
+
+
+class Client:
+    """Asks one server; every answer is (status, JSON)."""
+
+    def __init__(self, port, app=None):
+        self.port, self.app = port, app
+
+    def ask(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+        return answer.status, json.loads(content) if "json" in answer.headers["content-type"] else content.decode()
+
+    def post(self, path, *fields):
+        kind = f"multipart/form-data; boundary={BOUNDARY.decode()}"
+        return self.ask("POST", path, form(*fields), {"content-type": kind})
+
+    def raw(self, content, *, wait_s=10.0):
+        """Send bytes and return all that comes back until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=wait_s) as connection:
+            connection.sendall(content)
+            received = b""
+            while part := connection.recv(65536):
+                received += part
+        return received
+
+
+@pytest.fixture(scope="module")
+def scorer(demo_run):
+    return Scorer.load(demo_run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def start(demo_run, scorer):
+    """Start servers with some settings, in threads of this process; all stop at the end."""
+    with contextlib.ExitStack() as running:
+
+        def begin(**settings):
+            app = _application(ServeConfig(run=demo_run, **settings), scorer)
+            bound = running.enter_context(server_of.listen("127.0.0.1", 0))
+            ready = threading.Event()
+            server = server_of.make_server(app, on_ready=ready.set)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+            thread.start()
+
+            def stop():
+                server.should_exit = True
+                thread.join(20)
+                assert not thread.is_alive()
+
+            running.callback(stop)
+            assert ready.wait(30)
+            return Client(bound.getsockname()[1], app)
+
+        yield begin
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, demo_folder, demo_rows):
+    """A root with an image, a folder, a link that leaves it and a pipe."""
+    root = tmp_path_factory.mktemp("root") / "images"
+    (root / "sub").mkdir(parents=True)
+    content = (demo_folder / demo_rows[0]["image"]).read_bytes()
+    (root / "sub" / "a.png").write_bytes(content)
+    (root.parent / "outside.png").write_bytes(content)
+    (root / "link.png").symlink_to(root.parent / "outside.png")
+    (root / "large.bin").write_bytes(bytes(1_100_000))
+    os.mkfifo(root / "pipe.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(start, files):
+    return start(root=files, max_request_mb=1, max_megapixels=1, timeout_s=20)
+
+
+@pytest.fixture(scope="module")
+def picture(demo_folder, demo_rows):
+    return (demo_folder / demo_rows[0]["image"]).read_bytes()
+
+
+def test_an_upload_scores_what_the_scorer_says(client, scorer, demo_folder, demo_rows):
+    for row in demo_rows[:3]:
+        path = demo_folder / row["image"]
+        status, found = client.post("/score", ("image", path.read_bytes()), ("prompt", row["prompt"]))
+        expected = scorer.score(path, row["prompt"])
+        assert status == 200
+        assert found.pop("prompt_truncated") is False
+        assert found == pytest.approx({name: float(values[0]) for name, values in expected.scores.columns().items()})
+
+
+def test_a_path_under_the_root_scores_what_its_upload_does(client, picture):
+    prompt = ("prompt", "ein Kreis, 円 ○")
+    assert client.post("/score", ("path", "sub/a.png"), prompt) == client.post("/score", ("image", picture), prompt)
+
+
+def test_a_batch_answers_pair_by_pair(client, scorer, demo_folder, demo_rows):
+    paths = [demo_folder / row["image"] for row in demo_rows[:3]]
+    prompts = [row["prompt"] for row in demo_rows[:3]]
+    fields = [("images", path.read_bytes()) for path in paths] + [("images", b"no image")]
+    status, found = client.post("/score/batch", *fields, *[("prompts", prompt) for prompt in [*prompts, "x"]])
+    assert status == 200
+    assert [each["q"] for each in found["results"][:3]] == pytest.approx(scorer.score(paths, prompts).q, abs=CLOSE)
+    assert found["results"][3] == {"error": "image: not an image in a known format"}
+    status, found = client.post("/score/batch", ("paths", "sub/a.png"), ("paths", "none.png"), ("prompts", "x"))
+    assert status == 200
+    assert found["results"][0]["c"] == pytest.approx(float(scorer.score(paths[0], "x").c[0]), abs=CLOSE)
+    assert found["results"][1] == {"error": "path: no such file"}
+
+
+def test_a_long_prompt_is_scored_and_said_to_be_cut(client, picture):
+    status, found = client.post("/score", ("image", picture), ("prompt", "red circle " * 100))
+    assert (status, found["prompt_truncated"]) == (200, True)
+
+
+def test_health_page_and_document(client, demo_run):
+    status, found = client.ask("GET", "/healthz")
+    assert (status, found["status"], found["run"]) == (200, "ok", demo_run.name)
+    status, page = client.ask("GET", "/")
+    assert status == 200
+    assert "<title>deltaclip</title>" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "the page must load nothing from elsewhere"
+    status, document = client.ask("GET", "/openapi.json")
+    assert status == 200
+    assert {"/score", "/score/batch", "/healthz"} == document["paths"].keys()
+    assert "413" in document["paths"]["/score"]["post"]["responses"]
+
+
+def test_what_the_run_has_not_learned_is_null(start, scorer, demo_run, picture):
+    client = start()
+    service_scorer = Scorer(scorer.heads, scorer.backbone, ["quality"])
+    bound = server_of.listen("127.0.0.1", 0)
+    app, ready = _application(ServeConfig(run=demo_run), service_scorer), threading.Event()
+    server = server_of.make_server(app, on_ready=ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        assert ready.wait(30)
+        status, found = Client(bound.getsockname()[1]).post("/score", ("image", picture), ("prompt", "x"))
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        bound.close()
+    assert (status, found["c"], found["c_base"]) == (200, None, None)
+    assert client.ask("GET", "/healthz")[0] == 200
+
+
+HOSTILE = {
+    "no fields": ((), 422, "prompt: is missing"),
+    "no prompt": ((("image", b"x"),), 422, "prompt: is missing"),
+    "empty prompt": ((("image", b"x"), ("prompt", "  ")), 422, "prompt: is empty"),
+    "no image": ((("prompt", "x"),), 422, "give either image, a file, or path, a path under the server's root"),
+    "both": (
+        (("prompt", "x"), ("image", b"x"), ("path", "sub/a.png")),
+        422,
+        "give either image, a file, or path, a path under the server's root",
+    ),
+    "text as image field": ((("prompt", "x"), ("image", "text")), 422, "image: has the wrong type: send a file"),
+    "file as prompt": ((("prompt", b"x"), ("image", b"x")), 422, "prompt: has the wrong type: send a text"),
+    "empty file": ((("prompt", "x"), ("image", b"")), 422, "image: empty file"),
+    "10,000 characters": (
+        (("prompt", "y" * 10_000), ("image", b"x")),
+        422,
+        "prompt: has 10,000 characters, at most 2,000 are taken",
+    ),
+    "prompt in no UTF-8": ((("prompt", "\udcff\udcfe"), ("image", b"x")), 400, "text fields must be UTF-8"),
+    "bomb": ((("prompt", "x"), ("image", png_header(60_000, 60_000))), 422, "image: over 100 million pixels"),
+    "over the limit": (
+        (("prompt", "x"), ("image", png_header(1001, 1000))),
+        422,
+        "image: 1001 x 1000 is over 1 million pixels",
+    ),
+    "out by dots": ((("prompt", "x"), ("path", "../outside.png")), 422, "path: must be relative and stay in the root"),
+    "dots inside": ((("prompt", "x"), ("path", "sub/../a.png")), 422, "path: must be relative and stay in the root"),
+    "absolute": ((("prompt", "x"), ("path", "/etc/passwd")), 422, "path: must be relative and stay in the root"),
+    "zero byte": ((("prompt", "x"), ("path", "a\0.png")), 422, "path: must be relative and stay in the root"),
+    "link": ((("prompt", "x"), ("path", "link.png")), 422, "path: links to a file outside the image root"),
+    "folder": ((("prompt", "x"), ("path", "sub")), 422, "path: is not a file"),
+    "pipe": ((("prompt", "x"), ("path", "pipe.png")), 422, "path: is not a file"),
+    "large file": ((("prompt", "x"), ("path", "large.bin")), 422, "path: the file is over 1 MB"),
+    "long name": ((("prompt", "x"), ("path", "a" * 5000)), 422, "path: File name too long"),
+    "no such file": ((("prompt", "x"), ("path", "none.png")), 422, "path: no such file"),
+}
+
+
+@pytest.mark.parametrize(("fields", "status", "sentence"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_fields_are_answered_in_one_sentence(client, fields, status, sentence):
+    assert client.post("/score", *fields) == (status, {"error": sentence})
+
+
+def test_hostile_images_are_refused_with_their_reason(client):
+    for name, (content, _) in refused_files().items():
+        status, found = client.post("/score", ("image", content), ("prompt", "x"))
+        assert status == 422, name
+        assert found["error"].startswith("image: "), name
+
+
+def test_odd_images_are_scored(client):
+    for name, content in usable_files().items():
+        status, found = client.post("/score", ("image", content), ("prompt", "x"))
+        assert (status, 0 <= found["q"] <= 1) == (200, True), name
+
+
+BATCHES = {
+    "neither": ((("prompts", "x"),), "give either images, files, or paths, paths under the server's root"),
+    "prompts": (
+        (("paths", "a"), ("paths", "b"), ("paths", "c"), ("prompts", "x"), ("prompts", "y")),
+        "3 images but 2 prompts: give one an image, or a single one for all",
+    ),
+    "many": (
+        (*[("paths", "a")] * 65, ("prompts", "x")),
+        "65 images are more than the 64 that one request may hold",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "sentence"), BATCHES.values(), ids=BATCHES.keys())
+def test_hostile_batches(client, fields, sentence):
+    assert client.post("/score/batch", *fields) == (422, {"error": sentence})
+
+
+HEAD = b"POST /score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+RAW = {
+    "huge declared length": (HEAD + b"content-length: 99999999999\r\n\r\n", 413, b"the request is over 1 MB"),
+    "negative length": (HEAD + b"content-length: -5\r\n\r\n", 400, b""),
+    "chunks over the limit": (
+        HEAD + b"transfer-encoding: chunked\r\n\r\n" + (b"10000\r\n" + bytes(65536) + b"\r\n") * 20,
+        413,
+        b"the request is over 1 MB",
+    ),
+    "no boundary in the body": (HEAD + b"content-length: 5\r\nconnection: close\r\n\r\nhello", 400, b""),
+    "another host": (
+        b"GET /healthz HTTP/1.1\r\nhost: evil.example\r\n\r\n",
+        403,
+        b"host 'evil.example' is not served: ask by 127.0.0.1 or ::1 or localhost",
+    ),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, b""),
+    "a head without end": (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * 200_000, 400, b""),
+}
+
+
+@pytest.mark.parametrize(("content", "status", "words"), RAW.values(), ids=RAW.keys())
+def test_hostile_bytes(client, content, status, words):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may close before all is sent
+        answer = client.raw(content)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert words in answer
+    assert client.ask("GET", "/healthz")[0] == 200
+
+
+def test_a_json_body_is_refused(client):
+    status, found = client.ask("POST", "/score", b'{"prompt": 1}', {"content-type": "application/json"})
+    assert status == 422
+    assert found == {"error": "prompt: is missing"}
+
+
+def test_unknown_addresses_and_methods(client):
+    assert client.ask("GET", "/none") == (404, {"error": "no such address; see /openapi.json"})
+    assert client.ask("GET", "/score") == (405, {"error": "another method is needed here; see /openapi.json"})
+
+
+def test_a_slow_client_is_answered_and_holds_nobody_up(start, picture):
+    client = start(timeout_s=1)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as slow:
+        slow.sendall(HEAD + b"content-length: 1000\r\n\r\n")
+        assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
+        answer = slow.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the request did not arrive within 1 s" in answer
+
+
+def test_a_connection_that_sends_no_head_is_closed(client, monkeypatch):
+    monkeypatch.setattr(server_of, "HEAD_S", 0.3)
+    started = time.monotonic()
+    assert client.raw(b"GET / HT") == b""
+    assert time.monotonic() - started < 5
+
+
+def test_without_a_root_no_path_is_taken(start):
+    expected = "path: no paths are taken here: start the server with --root, or upload the image"
+    assert start().post("/score", ("path", "a.png"), ("prompt", "x")) == (422, {"error": expected})
+
+
+def test_a_full_queue_is_503_and_the_server_goes_on(start, picture):
+    client = start(queue_size=2, batch_size=1)
+    fields = (("image", picture), ("prompt", "x"))
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: client.post("/score", *fields), range(48)))
+    assert {status for status, _ in answers} == {200, 503}
+    full = {"error": "as many images wait as may wait: try again later"}
+    assert all(found == full for status, found in answers if status == 503)
+    assert client.post("/score", *fields)[0] == 200
+
+
+def test_more_requests_than_may_run_are_503(start, picture):
+    client = start(max_requests=1, timeout_s=5)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as slow:
+        slow.sendall(HEAD + b"content-length: 1000\r\n\r\n")
+        deadline = time.monotonic() + 5
+        while client.app.num_running < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        status, found = client.post("/score", ("image", picture), ("prompt", "x"))
+        assert (status, found) == (503, {"error": "1 requests are being answered: try again later"})
+        assert client.ask("GET", "/healthz")[0] == 200, "health is told in any case"
+    deadline = time.monotonic() + 5
+    while client.app.num_running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
+
+
+def test_under_load_every_answer_is_right_and_forwards_are_shared(start, scorer, demo_folder, demo_rows):
+    client = start(batch_size=16, batch_wait_ms=20)
+    rows = demo_rows[:12]
+    paths, prompts = [demo_folder / row["image"] for row in rows], [row["prompt"] for row in rows]
+    expected = scorer.score(paths, prompts)
+    contents = [path.read_bytes() for path in paths]
+
+    def ask(number):
+        place = number % len(rows)
+        return place, client.post("/score", ("image", contents[place]), ("prompt", prompts[place]))
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(96)))
+    for place, (status, found) in answers:
+        assert status == 200
+        assert found["q"] == pytest.approx(float(expected.q[place]), abs=CLOSE)
+        assert found["c"] == pytest.approx(float(expected.c[place]), abs=CLOSE)
+    _, health = client.ask("GET", "/healthz")
+    assert health["scored"] == 96
+    assert health["batches"] < 70
+    assert health["waiting"] == 0
+
+
+def test_a_batch_size_of_one_scores_each_by_itself(start, picture):
+    client = start(batch_size=1)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: client.post("/score", ("image", picture), ("prompt", "x")), range(16)))
+    _, health = client.ask("GET", "/healthz")
+    assert health["scored"] == health["batches"] == 16
+
+
+def test_many_idle_connections_leave_room(client, picture):
+    with contextlib.ExitStack() as held:
+        for _ in range(200):
+            held.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=10))
+        assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
+
+
+def command(run, *options):
+    program = "from deltaclip.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "serve", str(run), "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_the_command_says_its_address_and_ends_gracefully(demo_run, picture, sign):
+    process = command(demo_run, "--json")
+    try:
+        line = process.stderr.readline()
+        found = re.fullmatch(r"deltaclip: serving (.*) on (http://127\.0\.0\.1:(\d+))\n", line)
+        assert found, line
+        client = Client(int(found[3]))
+        assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
+        assert client.ask("GET", "/none")[0] == 404
+        process.send_signal(sign)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, err) == (0, "")
+    result = json.loads(out)
+    assert result["address"] == found[2]
+    assert result["answers"] == {"200": 1, "404": 1}
+
+
+def test_what_cannot_be_served_is_one_line(demo_run, tmp_path):
+    with pytest.raises(UserError) as error:
+        serve(ServeConfig(run=demo_run, root=tmp_path / "none"))
+    assert str(error.value) == f"{tmp_path / 'none'}: no such folder; give the folder of the images as --root"
+    with server_of.listen("127.0.0.1", 0) as bound:
+        bound.listen()
+        port = bound.getsockname()[1]
+        with pytest.raises(UserError) as error:
+            serve(ServeConfig(run=demo_run, port=port))
+        expected = f"127.0.0.1:{port}: cannot be listened on (Address already in use); give another --port, or 0 for a"
+        assert str(error.value) == f"{expected} free one"
