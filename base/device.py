@@ -15,8 +15,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def choose_device(requested: str) -> str:
+def choose_device(requested: str, *, local_rank: int | None = None) -> str:
     """Return a torch device name; `auto` takes a CUDA GPU where there is one.
+
+    Args:
+        requested: auto, cpu, cuda or cuda:N.
+        local_rank: number of this process among those of this machine; with `auto` they take the GPUs in turn.
 
     Raises:
         UserError: the requested device is not known or not present.
@@ -24,7 +28,9 @@ def choose_device(requested: str) -> str:
     import torch
 
     if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        return "cuda" if local_rank is None else f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(requested)
     except RuntimeError as error:
@@ -36,8 +42,12 @@ def choose_device(requested: str) -> str:
     return requested
 
 
-def choose_devices(requested: str) -> list[str]:
+def choose_devices(requested: str, *, local_rank: int | None = None) -> list[str]:
     """Return the devices of a comma-separated list, all of one kind; `cuda:all` is every CUDA GPU.
+
+    Args:
+        requested: names, or `auto`.
+        local_rank: number of this process among those of this machine, see `choose_device`.
 
     Raises:
         UserError: one of them is not known or not present, or their kinds differ.
@@ -47,7 +57,7 @@ def choose_devices(requested: str) -> list[str]:
 
         choose_device("cuda")
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    devices = [choose_device(name.strip()) for name in requested.split(",")]
+    devices = [choose_device(name.strip(), local_rank=local_rank) for name in requested.split(",")]
     if len({device.partition(":")[0] for device in devices}) > 1:
         message = f"{requested!r} mixes kinds of devices, whose embeddings differ"
         raise UserError(message, place="--device", remedy="give cpu, cuda:all or GPUs alone")

@@ -39,6 +39,10 @@ class ExtractConfig:
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
     label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")
     on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
+    shard: str | None = setting(
+        None,
+        help="I/N: only part I, from 1, of N, into a file of its own; auto: as torchrun or srun number the process.",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -176,6 +176,13 @@ TABLE = [
         "extract {at}/good.csv --precision fp8",
         "--precision: 'fp8' is not one of 'auto', 'fp32', 'bf16', 'fp16'; see `deltaclip extract --help`",
     ),
+    ("extract {at}/good.csv --shard 0/4", "--shard: '0/4' is no shard; give I/N from 1/N to N/N, or auto"),
+    ("extract {at}/good.csv --shard 5/4", "--shard: '5/4' is no shard; give I/N from 1/N to N/N, or auto"),
+    (
+        "extract {at}/good.csv --shard auto",
+        "--shard: auto finds no shard in the environment (looked for RANK and WORLD_SIZE; "
+        "SLURM_PROCID and SLURM_NTASKS); give I/N",
+    ),
     # Training.
     ("train {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
     ("train {at}/other.h5", "{at}/other.h5: is no deltaclip cache; " + ANEW),

@@ -18,11 +18,12 @@ from deltaclip.base.device import PrecisionChoice, choose_devices
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
+from deltaclip.features.data.content import hash_images
 from deltaclip.features.extraction.pace import MIN_IMAGES, StageClock, fastest_batch, needed_workers, share_words
 from deltaclip.features.store.schema import ViewLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
     import torch
@@ -45,7 +46,8 @@ class Encoder:
 
     `image_root` is where the files of the plan lie, `root` the folder that they may not leave (None permits every
     place); `views` names the views to compute; `refuse` is told of every image that cannot be read, and may raise.
-    `workers` None picks their number by the first batches; `shares` then says how busy the stages were.
+    `workers` None picks their number by the first batches; `shares` then says how busy the stages were. `probe` are
+    the images to measure on where they are not to be the plan's; `local_rank` numbers this process on its machine.
     """
 
     plan: Plan
@@ -60,7 +62,9 @@ class Encoder:
     workers: int | None
     refuse: Callable[[list[tuple[str, str]]], None]
     shares: dict[str, float] = field(default_factory=dict, init=False)
-    _backbone: Backbone | None = field(default=None, init=False)
+    probe: Sequence[str] = ()
+    local_rank: int | None = None
+    backbone: Backbone | None = None
 
     def load(self, precision: PrecisionChoice) -> Backbone:
         """Return the backbone, loaded at the first call.
@@ -68,21 +72,21 @@ class Encoder:
         Raises:
             UserError: the weights do not fit, or there is no such device.
         """
-        if self._backbone is None:
+        if self.backbone is None:
             from deltaclip.features.backbone.choose import load_in_best_precision
 
-            self._backbone, reason = load_in_best_precision(
+            self.backbone, reason = load_in_best_precision(
                 self.source,
-                device=choose_devices(self.device)[0],
+                device=choose_devices(self.device, local_rank=self.local_rank)[0],
                 precision=precision,
                 quick_gelu=self.quick_gelu,
                 decode=self.decode,
                 probe=self._probe,
             )
             libraries = ("deltaclip", "torch", "open_clip_torch", "pillow", "h5py")
-            self._backbone.facts["versions"] = {name: importlib.metadata.version(name) for name in libraries}
-            self._backbone.facts["precision_reason"] = reason
-        return self._backbone
+            self.backbone.facts["versions"] = {name: importlib.metadata.version(name) for name in libraries}
+            self.backbone.facts["precision_reason"] = reason
+        return self.backbone
 
     def layouts(self, precision: PrecisionChoice) -> dict[str, ViewLayout]:
         """Return width and recipe of the views; how wide one is, the model says."""
@@ -122,7 +126,7 @@ class Encoder:
         wanted, num_encoded = self.todo(writer), 0
         later: list[Failure] = []
         files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)).tolist())
-        replicas = [backbone, *(replicate(backbone, device) for device in choose_devices(self.device)[1:])]
+        replicas = [backbone, *(replicate(backbone, device) for device in self._other_devices())]
         sets = [[view for view in self._make_views(own) if view.name in wanted] for own in replicas]
         clock = StageClock(workers=self.workers or default_workers(), lanes=len(sets))
         batches = self._encoded(files, sets, wanted, clock)
@@ -194,14 +198,25 @@ class Encoder:
         files, keys = self.plan.image_files, self.plan.image_keys
         return [ImageFile(entry, self.image_root / files[entry], keys[entry].tobytes()) for entry in entries]
 
+    def _other_devices(self) -> list[str]:
+        return choose_devices(self.device, local_rank=self.local_rank)[1:]
+
+    def _probe_files(self) -> list[ImageFile]:
+        if self.probe:
+            paths = [self.image_root / self.probe[place] for place in _spread(len(self.probe))]
+            contents = hash_images(paths, self.root)
+            return [ImageFile(n, paths[n], c.sha256) for n, c in enumerate(contents) if c.sha256]
+        readable = [entry for entry, reason in enumerate(self.plan.image_reasons) if not reason]
+        return self._files([readable[place] for place in _spread(len(readable))])
+
     def _probe(self, backbone: Backbone) -> torch.Tensor | None:
         from deltaclip.features.backbone.pixels import center_crops
         from deltaclip.features.backbone.views import file_opener
 
         crops = center_crops(backbone)
-        readable = [entry for entry, reason in enumerate(self.plan.image_reasons) if not reason]
-        spread = np.linspace(0, len(readable) - 1, min(PROBE_IMAGES, len(readable))).astype(int)
-        files = self._files([readable[place] for place in spread])
+        files = self._probe_files()
+        if not files:
+            return None
         batches = pixel_batches(
             files,
             lambda image: crops(image)[0],
@@ -211,3 +226,7 @@ class Encoder:
             open_file=file_opener(backbone),
         )
         return next(batches).pixels_B3HW
+
+
+def _spread(num_items: int) -> list[int]:
+    return [int(place) for place in np.linspace(0, num_items - 1, min(PROBE_IMAGES, num_items)).astype(int)]

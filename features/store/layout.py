@@ -58,7 +58,7 @@ def write_attributes(file: h5py.File, plan: Plan, *, request: dict[str, Any], fa
     file.attrs["complete"] = np.uint8(0)
     file.attrs["facts"] = json.dumps(facts)
     file.attrs["dataset"] = json.dumps(plan.dataset)
-    file.attrs["header"] = json.dumps({"request": request, "plan": plan.digest()})
+    file.attrs["header"] = json.dumps(plan.header(request))
 
 
 def _allocate_vectors(group: h5py.Group, shape: tuple[int, int], dtype: Any) -> None:
@@ -82,6 +82,8 @@ def _write_plan(file: h5py.File, plan: Plan) -> None:
     file["texts/truncated"] = np.zeros(len(plan.texts), np.uint8)
     rows = file.create_group("rows")
     rows.create_dataset("file", data=plan.row_files, dtype=text)
+    if plan.part:
+        rows["position"] = plan.part.position
     rows["image"], rows["prompt"], rows["explanation"] = plan.row_image, plan.row_prompt, plan.row_explanation
     for column in NUMBER_COLUMNS:
         rows[column] = plan.numbers[column]

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
     from deltaclip.features.data.content import ImageContent
     from deltaclip.features.data.manifest import Manifest
+    from deltaclip.features.data.sharding import Part
 
 
-def make_plan(manifest: Manifest, contents: Sequence[ImageContent]) -> Plan:
+def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Part | None = None) -> Plan:
     """Lay out what a cache is to hold.
 
     Args:
         manifest: N rows.
         contents: hash or reason of the image of each row, N of them.
+        part: of a shard, what its rows are of the whole table.
     """
     row_image, first_rows = _first_seen([c.sha256 or f"missing {manifest.images[r]}" for r, c in enumerate(contents)])
     explanations = [text for text in manifest.explanations if text]
@@ -59,6 +61,7 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent]) -> Plan:
             "label_ranges": {k: str(v) for k, v in manifest.label_ranges.items()},
             "image_root": str(manifest.image_root.absolute()),
         },
+        part=part,
     )
 
 

@@ -52,7 +52,10 @@ def _broken_lengths(file: h5py.File, version: int) -> str | None:
     of_vectors = ("embedding", "norm", "status", *(() if version == 1 else ("crc32",)))
     views = [name for name in file["views"] if name != CENTER] if isinstance(file.get("views"), h5py.Group) else []
     same_length = {
-        "rows": [f"rows/{name}" for name in _ROW_COLUMNS],
+        "rows": [
+            *(f"rows/{name}" for name in _ROW_COLUMNS),
+            *(["rows/position"] if "shard" in json.loads(file.attrs["header"]) else []),
+        ],
         "images": [
             *(f"views/{view}/{name}" for view in (CENTER, *views) for name in of_vectors),
             *(f"images/{name}" for name in ("sha256", "file", "reason")),

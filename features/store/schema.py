@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deltaclip.features.data.sharding import Part
+
 FORMAT = "deltaclip-features"
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 had one view and no recipe
@@ -73,6 +75,7 @@ class Plan:
     codes: dict[str, NDArray[np.int32]]
     names: dict[str, list[str]]
     dataset: dict[str, Any]  # name, label ranges
+    part: Part | None = None  # of a shard: what it has of the table
 
     @property
     def num_images(self) -> int:
@@ -83,8 +86,16 @@ class Plan:
         """Return a fingerprint of everything here: equal digests, equal caches but for the backbone."""
         state = hashlib.sha256()
         for field in fields(self):
-            _feed(state, field.name, getattr(self, field.name))
+            if field.name != "part":
+                _feed(state, field.name, getattr(self, field.name))
+        if self.part:
+            _feed(state, "part", self.part.to_json() | {"position": self.part.position})
         return state.hexdigest()
+
+    def header(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return what identifies a cache of this plan that is made as `request` says."""
+        shard = {"shard": self.part.to_json()} if self.part else {}
+        return {"request": request, "plan": self.digest(), **shard}
 
 
 def _feed(state: Any, name: str, value: Any) -> None:

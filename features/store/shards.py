@@ -20,6 +20,7 @@ from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, MISSING_KEY, NUMBER_COLUMNS
+from deltaclip.features.store.sets import check_sets
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.takeover import check_recipes, check_request
 from deltaclip.features.store.writer import StoreWriter, draft_path
@@ -38,15 +39,17 @@ APART = "merge only caches of one backbone, precision and recipe of each view"
 def merge(paths: Sequence[Path], out: Path) -> None:
     """Write one cache that holds what several finished caches hold; it appears whole or not at all.
 
-    Rows keep their order, cache after cache; one that an earlier cache has in every column is not repeated. A view is
-    there if any cache has it, and left to do for the images of those that lack it.
+    Rows keep their order, cache after cache, those of the shards of one table the order of the table; a row that an
+    earlier cache has in every column is not repeated. A view is there if any cache has it, and left to do for the
+    images of those that lack it.
 
     Args:
         paths: finished caches.
         out: must not exist.
 
     Raises:
-        UserError: the caches are of different backbones or recipes, one is damaged or not complete, `out` exists.
+        UserError: the caches are of different backbones or recipes, one is damaged or not complete, shards are missing,
+            `out` exists.
     """
     with one_writer(out), contextlib.ExitStack() as opened:
         if out.exists():
@@ -79,18 +82,22 @@ def _common_views(stores: Sequence[FeatureStore]) -> dict[str, ViewLayout]:
 
 def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
     """Lay out what the caches hold together: the plan of a manifest that has all their rows."""
+    sets = check_sets(stores)
     contents: list[ImageContent] = []
+    places: list[NDArray[np.int64]] = []
     rows: dict[str, list[str]] = {name: [] for name in ("file", "prompt", "explanation", *CODE_COLUMNS)}
     numbers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in NUMBER_COLUMNS}
     readable = {key for store in stores for key in _keys(store)[store.status() == DONE].tolist()}
     seen: set[bytes] = set()
-    for store in stores:
+    for number, store in zip(sets, stores, strict=True):
         found, keys, reasons, frames = store.rows(usable=False), _keys(store), store.reasons(), store.more_frames()
         texts = np.append(store.texts(), "")  # -1, no explanation, is the last one
         text = {name: column[:] for name, column in found.text.items()} | {"explanation": texts[found.explanation]}
         digests = _digests(keys[found.image], [*found.numbers.values()], [text[name] for name in rows])
         new = [row for row, digest in enumerate(digests) if digest not in seen]
         seen.update(digests)
+        position = store.positions()[new]
+        places.append(np.stack([np.full_like(position, number), position]))
         for name, column in rows.items():
             column.extend(text[name][new])
         for name, parts in numbers.items():
@@ -102,6 +109,9 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
                     key if key != MISSING_KEY else None, "" if key in readable else reasons[entry], bool(frames[entry])
                 )
             )
+    # Of plain caches the order in which they were read; rows of shards go where the table had them.
+    order = np.lexsort(np.concatenate(places, axis=1)[::-1])
+    rows = {name: [column[row] for row in order] for name, column in rows.items()}
     datasets = [store.dataset for store in stores]
     plan = make_plan(
         Manifest(
@@ -110,7 +120,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
             image_root=stores[0].path.parent,
             images=rows["file"],
             prompts=rows["prompt"],
-            labels={name: np.concatenate(parts) for name, parts in numbers.items()},
+            labels={name: np.concatenate(parts).astype(np.float64)[order] for name, parts in numbers.items()},
             explanations=rows["explanation"],
             groups=rows["group"],
             sources=rows["source"],
@@ -118,7 +128,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
             places=[""] * len(contents),
             label_ranges=_all_words([dataset["label_ranges"] for dataset in datasets]),
         ),
-        contents,
+        [contents[row] for row in order],
     )
     about = {name: words for name, words in plan.dataset.items() if name != "image_root"}
     return replace(plan, dataset=about | _common_root(datasets))

@@ -268,6 +268,11 @@ class FeatureStore:
             self.check_view(view)
         return np.asarray(self.group("images", view)["norm"])
 
+    def positions(self) -> NDArray[np.int64]:
+        """Return the place of each row in its table, (N,); of a shard it is not the row's number here."""
+        rows = self._file["rows"]
+        return np.asarray(rows["position"]) if "position" in rows else np.arange(self.num_rows)
+
     def rows(self, *, usable: bool = True) -> Rows:
         """Return the rows whose image has an embedding, in manifest order; all of them where not only the `usable`."""
         return read_rows(self._file, usable_rows(self._file, self.status()) if usable else None)

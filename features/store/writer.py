@@ -192,7 +192,8 @@ class StoreWriter:
         assert not self.todo("images").size, "finish() before every image was stored"
         assert not self.todo("texts").size, "finish() before every text was stored"
         self._file.attrs.modify("complete", np.uint8(1))
-        places = [self._place(group) for group in (self._file["texts"], *self._file["views"].values())]
+        groups = (self._file["texts"], *self._file["views"].values())
+        places = [self._place(group) for group in groups if group["embedding"].size]  # a shard may have no rows
         self.close()
         write_seal(self.part, places)
         publish(self.part, path)
