@@ -255,6 +255,12 @@ TABLE = [
     ("compare {at}/run", "RUNS: one run is nothing to compare; give two or more"),
     ("compare {at}/run {at}/gone", "{at}/gone: no such run directory; make one with `deltaclip train`"),
     ("compare", "RUNS: is missing; see `deltaclip compare --help`"),
+    ("report {at}/gone", "{at}/gone: no such run directory; make one with `deltaclip train`"),
+    (
+        "report {at}/run --out {at}/run/config.json",
+        "{at}/run/config.json: unknown suffix '.json'; use one of .html, .htm",
+    ),
+    ("report {at}/run --gallery -1", "--gallery: -1 is out of range; give a value at least 0"),
     ("predict {at}/run {at}/a.png", "{at}/a.png: has no prompt to be scored against; give --prompt 'TEXT'"),
     ("predict {at}/run {at}/gone.png --prompt x", "{at}/gone.png: no such file; give an image that can be read"),
     (

@@ -105,7 +105,7 @@ def delta_plot(delta: NDArray[np.float64], scale: float | None, *, label: str, c
     counts, edges = np.histogram(np.clip(known, -bound, bound), bins=BINS, range=(-bound, bound))
     frame = plot((-1.06 * bound, 1.06 * bound), (0, max(1.0, 1.08 * float(counts.max()))), height=260)
     x, y = frame.x, frame.y
-    parts = []
+    parts = [axes(frame, x_label=f"correction of {label} (predicted = base + correction)", y_label="test rows")]
     if scale:
         for side in (-1, 1):
             inner, outer = sorted((x(side * SATURATED * bound), x(side * bound)))
@@ -117,7 +117,6 @@ def delta_plot(delta: NDArray[np.float64], scale: float | None, *, label: str, c
             width = x(hi) - x(lo) - 1
             bar = {"x": x(lo) + 0.5, "y": y(count), "width": width, "height": y.start - y(count)}
             parts.append(tag("rect", **bar, class_=f"mark bar c{colour}", data_tip=tip))
-    parts.append(axes(frame, x_label=f"correction of {label} (predicted = base + correction)", y_label="test rows"))
     return picture(frame.height, f"Corrections of {label} against their scale", *parts)
 
 

@@ -86,6 +86,8 @@ def pictures(images: Sequence[str], root: Path | None, *, allow_outside: bool) -
             small = thumbnail(read_image_bytes(root / image, bound), SIDE_PIXELS)
         except UnreadableImage as error:
             return Picture(reason=str(error))
+        except ValueError:  # a name with a zero byte
+            return Picture(reason="not the name of a file")
         return Picture(address="data:image/webp;base64," + base64.b64encode(small).decode("ascii"))
 
     with ThreadPoolExecutor(WORKERS) as pool:

@@ -13,6 +13,7 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report import newest_run, report
+from deltaclip.pipeline.report_parts.gallery import pictures
 from deltaclip.pipeline.report_parts.section import MAX_POINTS, sample
 from deltaclip.pipeline.settings import ReportConfig, SweepConfig
 from deltaclip.pipeline.sweep import sweep
@@ -321,6 +322,12 @@ def test_names_that_lead_out_of_the_image_root(changed_run, demo_folder, tmp_pat
     assert not page.find("img")
     assert "outside the image root" in page.words
     assert page_of(run, tmp_path, image_root=root, allow_outside=True).find("img")
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    found = pictures(["a\x00.png", "x" * 5_000, ""], tmp_path, allow_outside=True)
+    assert [picture.address for picture in found] == ["", "", ""]
+    assert [picture.reason for picture in found] == ["not the name of a file", "File name too long", "Is a directory"]
 
 
 def test_the_size_of_the_gallery(demo_run, tmp_path):

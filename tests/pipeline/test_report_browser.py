@@ -1,0 +1,256 @@
+"""The page of a run in a real browser, from a file: no request, no error, and what it does under mouse and keyboard."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+
+import pytest
+
+from deltaclip.pipeline.report import report
+from deltaclip.pipeline.settings import ReportConfig
+from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+PHONE, DESKTOP = {"width": 375, "height": 812}, {"width": 1200, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox of the browser does not start as root, as in a container; it opens our own page alone.
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(demo_run, tmp_path_factory):
+    """Page of the demo run, in which some prompts, sources and names are hostile."""
+    run = tmp_path_factory.mktemp("page") / "run <i>"
+    shutil.copytree(demo_run, run)
+    rows = read_csv(run / "predictions.csv")
+    for number, row in enumerate(rows):
+        if number % 3 == 0:
+            row.update(prompt=HOSTILE + "w" * 400 + row["prompt"], source=HOSTILE)
+        if number % 5 == 0:
+            row.update(quality="")
+    write_csv(run / "predictions.csv", rows)
+    return report(ReportConfig(runs=[run, demo_run], out=run.parent / "page.html", gallery=6)).page
+
+
+@pytest.fixture(scope="module")
+def opened(browser, page_file):
+    """Open the page once, with everything that the browser had to say about it."""
+    page = browser.new_page(viewport=DESKTOP)
+    said, requests = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(page_file.as_uri())
+    yield page, said, requests
+    page.close()
+
+
+@pytest.fixture
+def page(opened):
+    page, said, _ = opened
+    page.set_viewport_size(DESKTOP)
+    page.evaluate("for (const form of document.forms) form.reset()")
+    page.wait_for_timeout(20)  # the galleries follow after the event
+    yield page
+    assert said == []
+    assert page.title() == "2 runs side by side"  # no script of the data has run
+
+
+def test_it_asks_for_nothing_but_itself(opened, page_file):
+    page, said, requests = opened
+    page.wait_for_load_state("networkidle")
+    assert {url for url in requests if not url.startswith("data:")} == {page_file.as_uri()}
+    assert said == []
+    broken = "[...document.images].filter((one) => !one.complete || one.naturalWidth === 0).length"
+    assert page.evaluate("document.images.length") > 12
+    assert page.evaluate(broken) == 0
+
+
+def shown(page, gallery="#run2-gallery"):
+    """Return quality, prediction, source and prompt of the rows in sight, in order."""
+    return page.evaluate(
+        """(gallery) => [...document.querySelectorAll(`${gallery} .card:not([hidden])`)].map((card) => {
+            const row = sections[Number(card.closest("section").dataset.section)].rows[Number(card.dataset.at)];
+            return [row.quality, row.q, row.source, row.prompt, card.dataset.kinds];
+        })""",
+        gallery,
+    )
+
+
+def test_the_gallery_sorts_and_filters(page):
+    form = page.locator("#run2-gallery form")
+    everything = shown(page)
+    errors = [abs(q - quality) for quality, q, *_ in everything]
+    assert errors == sorted(errors, reverse=True)
+
+    form.get_by_label("Show").select_option("worst")
+    worst = shown(page)
+    assert len(worst) == 6
+    assert all("quality-worst" in row[4] for row in worst)
+    assert form.locator("output").inner_text() == f"6 of {len(everything)} rows"
+    form.get_by_label("Show").select_option("all")
+
+    source = everything[0][2]
+    form.get_by_label("Source").select_option(source)
+    assert {row[2] for row in shown(page)} == {source}
+    form.get_by_role("button", name="reset").click()
+    page.wait_for_timeout(20)
+    assert len(shown(page)) == len(everything)
+
+    word = everything[3][3].split()[-1]
+    form.get_by_label("Prompt has").fill(word.upper())
+    found = shown(page)
+    assert 0 < len(found) < len(everything)
+    assert all(word in row[3] for row in found)
+    form.get_by_label("Prompt has").fill("")
+
+    form.get_by_label("Sort by").select_option("human")
+    form.get_by_role("button", name="largest first").click()
+    values = [row[0] for row in shown(page)]
+    assert values == sorted(values)
+
+
+def test_rows_without_a_label_come_last_and_hostile_sources_can_be_chosen(page):
+    form = page.locator("#run1-gallery form")
+    form.get_by_label("Label").select_option("quality")
+    values = [row[0] for row in shown(page, "#run1-gallery")]
+    known = [value for value in values if value is not None]
+    assert None in values
+    assert values[: len(known)] == known
+    form.get_by_label("Source").select_option(HOSTILE)
+    assert {row[2] for row in shown(page, "#run1-gallery")} == {HOSTILE}
+
+
+def test_tables_sort_by_their_headings(page):
+    table = page.locator("#run2-sources table")
+    button = table.get_by_role("button", name="quality SROCC")
+    column = "(table) => [...table.tBodies[0].rows].map((row) => Number(row.cells[2].dataset.key))"
+    heading = table.locator("thead th").nth(2)
+    assert heading.get_attribute("aria-sort") is None
+    for order, reverse in (("descending", True), ("ascending", False)):
+        button.focus()
+        page.keyboard.press("Enter")
+        values = table.evaluate(column)
+        assert values == sorted(values, reverse=reverse)
+        assert heading.get_attribute("aria-sort") == order
+    table.get_by_role("button", name="source").click()
+    assert heading.get_attribute("aria-sort") is None
+    names = table.locator("tbody th").all_inner_texts()
+    assert names == sorted(names)
+
+
+def test_a_point_shows_its_row_under_the_pointer_and_by_keyboard(page):
+    chart = page.locator("#run2-scatter .chart").first
+    chart.scroll_into_view_if_needed()
+    point = chart.locator(".mark").first
+    point.hover()
+    tip = page.locator("#tip")
+    row = page.evaluate("(row) => sections[1].rows[row]", int(point.get_attribute("data-row")))
+    words = tip.inner_text()
+    assert row["prompt"] in words
+    assert row["image"] in words
+    assert f"quality: human {row['quality']:.3f}, predicted {row['q']:.3f}" in words
+    page.mouse.move(0, 0)
+    assert tip.is_hidden()
+
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    assert tip.inner_text() == words
+    page.keyboard.press("End")
+    assert tip.inner_text() != words
+    box = tip.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= DESKTOP["width"]
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+
+
+def test_the_keyboard_reaches_the_content_at_once_and_shows_where_it_is(page):
+    page.reload()  # so that Tab starts at the top
+    page.keyboard.press("Tab")
+    skip = page.evaluate("[document.activeElement.textContent, document.activeElement.getBoundingClientRect().left]")
+    assert skip == ["Skip to the results", 0]
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_headings_go_down_by_one_and_controls_have_names(page):
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4,h5')].map((one) => Number(one.tagName[1]))")
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    unnamed = "[...document.querySelectorAll('select, input')].filter((one) => !one.labels.length).length"
+    assert page.evaluate(unnamed) == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("width", [320, 375, 1200])
+def test_the_page_never_scrolls_sideways(page, width):
+    page.set_viewport_size({"width": width, "height": 812})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+LUMINANCE = """() => {
+  const channel = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const light = (css) => {
+    const [r, g, b] = css.match(/[\\d.]+/g).map(Number).map((c) => channel(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const root = getComputedStyle(document.documentElement);
+  const probe = document.body.appendChild(document.createElement("i"));
+  const of = (name) => {
+    probe.style.color = root.getPropertyValue(name);
+    return light(getComputedStyle(probe).color);
+  };
+  const ratio = (a, b) => (Math.max(of(a), of(b)) + 0.05) / (Math.min(of(a), of(b)) + 0.05);
+  const names = ["--ink", "--faint", "--link", "--bad"];
+  const found = {
+    text: Math.min(...names.map((name) => ratio(name, "--page")), ratio("--faint", "--panel"),
+      ratio("--bad", "--bad-page"), ratio("--ink", "--warn-page")),
+    marks: Math.min(...[0, 1, 2, 3, 4, 5, 6, 7].map((number) => ratio(`--c${number}`, "--page"))),
+  };
+  probe.remove();
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_that_of_the_guidelines(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    found = page.evaluate(LUMINANCE)
+    page.emulate_media(color_scheme="light")
+    assert found["text"] >= 4.5  # WCAG 2.2, 1.4.3
+    assert found["marks"] >= 3  # 1.4.11
+
+
+def test_on_paper_controls_are_gone_and_everything_is_unfolded(page):
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".controls").first.is_hidden()
+    assert page.evaluate("[...document.querySelectorAll('details')].every((one) => one.open)")
+    page.emulate_media(media="screen")
+
+
+def test_without_scripts_everything_is_there(browser, page_file, demo_run):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    srocc = read_json(demo_run / "metrics.json")["test"]["quality"]["srocc"]
+    assert f"{srocc:.3f}" in page.locator("#run2-result").inner_text()
+    assert page.locator("#run2-gallery .card").first.is_visible()
+    context.close()
