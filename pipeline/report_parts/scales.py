@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_DECIMALS = 9
+MAX_PLAIN = 1e6  # from here on, ticks are written with powers of ten
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,18 @@ def ticks(lo: float, hi: float, count: int = 5) -> list[float]:
 
 
 def tick_words(values: list[float]) -> list[str]:
-    """Return the labels of ticks, all with the decimals that tell them apart."""
-    if not values:
-        return []
-    if max(map(abs, values)) >= 1e6:
-        return [f"{value:.3g}".replace("-", "\N{MINUS SIGN}") for value in values]
-    decimals = next(
-        (
-            places
-            for places in range(MAX_DECIMALS)
-            if all(abs(round(value, places) - value) <= 1e-9 * max(1.0, abs(value)) for value in values)
-        ),
-        MAX_DECIMALS,
-    )
-    return [number(value, decimals) for value in values]
+    """Return the labels of ticks, all with the decimals that they need, or digits where that would be too many."""
+    if max(map(abs, values), default=0) < MAX_PLAIN:
+        for places in range(MAX_DECIMALS):
+            words = [number(value, places) for value in values]
+            exact = all(abs(round(value, places) - value) <= 1e-9 * max(1.0, abs(value)) for value in values)
+            if exact and len(set(words)) == len(values):
+                return words
+    for digits in range(3, 18):  # 17 tell any two numbers apart
+        words = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
+        if len(set(words)) == len(values):
+            break
+    return words
 
 
 def number(value: float | None, decimals: int = 3) -> str:
