@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
@@ -23,6 +24,7 @@ from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.tables import metrics_table
 from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.run.tensorboard import EpochLog, live_events, require_tensorboard
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 
 if TYPE_CHECKING:
@@ -73,7 +75,9 @@ def train(config: TrainConfig) -> TrainResult:
     """
     started = time.monotonic()
     run_name = f"{config.cache.stem}_{run_mode(config)}"
-    free_run_path(config.out, run_name)  # refused now if taken, not after the training
+    path = free_run_path(config.out, run_name)  # refused now if taken, not after the training
+    if config.tensorboard:
+        require_tensorboard()
     rows = load_rows(config.cache, choose_device(config.device), view=base_view(config))
     weights = loss_weights(config, rows)
     seeds = repeat_seeds(config.split_seed, config.repeats)
@@ -83,15 +87,19 @@ def train(config: TrainConfig) -> TrainResult:
     warnings = dict.fromkeys(line for split in splits for line in warnings_of(config, rows, split))
     for line in (*warnings, *(preset.lines() if preset else ()), *describe(config, rows, weights)):
         print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
-    repeats = []
-    for number, (one, split) in enumerate(zip(configs, splits, strict=True), start=1):
-        what = f"training {number} of {len(configs)}" if len(configs) > 1 else "training"
-        repeats.append(judge(rows, split, weights, learn(one, rows, split, weights, what=what)))
-    done, *others = repeats
+    with live_events(path) if config.tensorboard else nullcontext() as events:
+        repeats = []
+        for number, (one, split) in enumerate(zip(configs, splits, strict=True), start=1):
+            what = f"training {number} of {len(configs)}" if len(configs) > 1 else "training"
+            sub = f"seed-{split.seeds[0]}" if len(configs) > 1 else ""
+            with EpochLog(events / sub) if events else nullcontext() as log:
+                learned = learn(one, rows, split, weights, what=what, log=log)
+            repeats.append(judge(rows, split, weights, learned))
+        done, *others = repeats
+        about = {"preset": preset.to_json() if preset else None}
+        run = save_run(config, rows, weights, replace(done, events=events), name=run_name, others=others, **about)
     return TrainResult(
-        run=save_run(
-            config, rows, weights, done, name=run_name, others=others, preset=preset.to_json() if preset else None
-        ),
+        run=run,
         metrics=combine([one.metrics for one in repeats]),
         best_epoch=done.learned.fitted.best_epoch,
         scales=done.learned.scales,

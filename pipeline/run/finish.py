@@ -16,6 +16,7 @@ from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrai
 from deltaclip.pipeline.run.repeats import combine
 from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.sides import SIDES
+from deltaclip.pipeline.run.tensorboard import FOLDER as EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Heads that have learned, judged on every side of the split."""
+    """Heads that have learned, judged on every side of the split; `events` is a folder of TensorBoard's."""
 
     learned: Learned
     split: Split
     labels: list[str]
     scores: Scores
     metrics: dict[str, Any]
+    events: Path | None = None
 
 
 def judge(rows: CacheRows, split: Split, weights: LossWeights, learned: Learned) -> Finished:
@@ -102,6 +104,7 @@ def save_run(
         metrics=combine([one.metrics for one in (done, *others)]),
         predictions=_predictions(rows, done),
         tables={**further, **(tables or {})},
+        folders={EVENTS: done.events} if done.events else {},
     )
     return write_run(config.out, name, contents)
 

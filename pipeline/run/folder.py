@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", 
 class RunContents:
     """All that goes into a run directory; `history` and `predictions` are columns of tables.
 
-    `tables` has the columns of further tables by file name.
+    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets.
     """
 
     mode: str
@@ -44,6 +45,7 @@ class RunContents:
     metrics: dict[str, Any]
     predictions: dict[str, Any]
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,8 @@ def _write_run(path: Path, contents: RunContents) -> None:
         write_table(folder / "predictions.csv", contents.predictions)
         for name, columns in contents.tables.items():
             write_table(folder / name, columns)
+        for name, source in contents.folders.items():
+            shutil.copytree(source, folder / name)
         for name, values in (("metrics.json", contents.metrics), ("config.json", contents.config)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -58,9 +58,23 @@ class Learned:
 
 
 def learn(
-    config: TrainConfig, rows: CacheRows, split: Split, weights: LossWeights, *, what: str = "training"
+    config: TrainConfig,
+    rows: CacheRows,
+    split: Split,
+    weights: LossWeights,
+    *,
+    what: str = "training",
+    log: Callable[[EpochRow], None] | None = None,
 ) -> Learned:
-    """Calibrate and fit heads; the test rows are not looked at. `what` stands before the progress bar.
+    """Calibrate and fit heads; the test rows are not looked at.
+
+    Args:
+        config: settings of the training.
+        rows: the cache.
+        split: sides of its rows.
+        weights: loss weights that are in force.
+        what: stands before the progress bar.
+        log: is given every epoch.
 
     Raises:
         UserError: a training loss that is not finite.
@@ -94,9 +108,18 @@ def learn(
             objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c, w_exp=weights.exp),
             plan=fit_plan(config),
             validate=_validator(heads, val, truth) if ranked else None,
-            on_epoch=lambda row: progress.advance(note=_epoch_note(row)),
+            on_epoch=_each_epoch(progress, log),
         )
     return Learned(spec=spec, heads=heads, calibration=calibration, fitted=fitted, columns=fields)
+
+
+def _each_epoch(progress: Progress, log: Callable[[EpochRow], None] | None) -> Callable[[EpochRow], None]:
+    def take(row: EpochRow) -> None:
+        progress.advance(note=_epoch_note(row))
+        if log is not None:
+            log(row)
+
+    return take
 
 
 def fit_plan(config: TrainConfig) -> FitPlan:

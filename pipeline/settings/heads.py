@@ -81,6 +81,7 @@ class TrainConfig:
     repeats: int = setting(
         1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1
     )
+    tensorboard: bool = setting(False, help="Write curves for TensorBoard, into the run at the end.")
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
 
     def __new__(cls, **given: Any) -> Self:
