@@ -85,9 +85,9 @@ def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
     from deltaclip.features.store.takeover import open_writer
 
     def work() -> dict[str, Any]:
-        started = time.monotonic()
+        before, started = _peak_bytes(), time.monotonic()
         plan = make_plan(*_manifest(folder, rows, dim))
-        planned, peak = time.monotonic() - started, _peak_bytes()
+        planned, peak = time.monotonic() - started, _peak_bytes() - before
         facts = {"dim": dim, "precision": "fp16", "backbone": "random", "weights_sha256": "0" * 64}
         request = {"weights_sha256": "0" * 64, "precision": "fp16"}
         writer = open_writer(folder / "cache.h5", plan, request=request, facts=facts)

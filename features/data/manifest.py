@@ -15,7 +15,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError, nearest
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
-from deltaclip.features.data.table import SHARED_TEXTS, Places
+from deltaclip.features.data.table import SHARED_TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +149,7 @@ def manifest_from_table(
         groups=[group or group_of(prompt) for group, prompt in zip(groups, prompts, strict=True)],
         sources=sources,
         splits=table.columns[found["split"]] if "split" in found else empty,
-        places=Places(table),
+        places=table.places(),
         label_ranges=ranges,
     )
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import csv
 import json
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.lazy import LazySequence
 from deltaclip.features.data.xlsx import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 SHARED_TEXTS = 65_536  # texts that are looked at for an equal one
@@ -32,29 +32,14 @@ class Table:
     lines: list[int]
     line_word: str  # 'line' in text files, 'row' in Parquet and Excel
 
+    def places(self) -> Sequence[str]:
+        """Return where each row stands, 'file, line', for messages."""
+        words, lines = f"{self.path}, {self.line_word}", array("q", self.lines)
+        return LazySequence(len(lines), lambda row: f"{words} {lines[row]}")
+
     def place(self, row: int, column: str) -> str:
         """Name one cell in an error message."""
         return f"{self.path}, {self.line_word} {self.lines[row]}, column {column}"
-
-
-class Places(Sequence[str]):
-    """Where each row of a table stands, 'file, line', made when it is asked for: most never are."""
-
-    def __init__(self, table: Table) -> None:
-        self._words, self._lines = f"{table.path}, {table.line_word}", array("q", table.lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """Return the place of a row, or of some."""
-        if isinstance(row, slice):
-            return [self[each] for each in range(*row.indices(len(self)))]
-        return f"{self._words} {self._lines[row]}"
 
 
 def sharing() -> Callable[[str], str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from deltaclip.base.device import PrecisionChoice, choose_devices
 from deltaclip.base.errors import UserError
+from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
 from deltaclip.features.data.content import hash_images
@@ -23,7 +24,7 @@ from deltaclip.features.extraction.pace import MIN_IMAGES, StageClock, fastest_b
 from deltaclip.features.store.schema import ViewLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     import torch
@@ -125,7 +126,7 @@ class Encoder:
 
         wanted, num_encoded = self.todo(writer), 0
         later: list[Failure] = []
-        files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)).tolist())
+        files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)))
         replicas = [backbone, *(replicate(backbone, device) for device in self._other_devices())]
         sets = [[view for view in self._make_views(own) if view.name in wanted] for own in replicas]
         clock = StageClock(workers=self.workers or default_workers(), lanes=len(sets))
@@ -151,7 +152,7 @@ class Encoder:
 
     def _encoded(
         self,
-        files: list[ImageFile],
+        files: Sequence[ImageFile],
         sets: list[list[View]],
         wanted: dict[str, NDArray[np.bool_]],
         clock: StageClock,
@@ -194,14 +195,19 @@ class Encoder:
 
         return make_views(backbone, self.views, batch_size=self.batch_size)
 
-    def _files(self, entries: Iterable[int]) -> list[ImageFile]:
+    def _files(self, entries: Sequence[int] | NDArray[np.int64]) -> Sequence[ImageFile]:
         files, keys = self.plan.image_files, self.plan.image_keys
-        return [ImageFile(entry, self.image_root / files[entry], keys[entry].tobytes()) for entry in entries]
+
+        def file(place: int) -> ImageFile:
+            entry = int(entries[place])
+            return ImageFile(entry, self.image_root / files[entry], keys[entry].tobytes())
+
+        return LazySequence(len(entries), file)
 
     def _other_devices(self) -> list[str]:
         return choose_devices(self.device, local_rank=self.local_rank)[1:]
 
-    def _probe_files(self) -> list[ImageFile]:
+    def _probe_files(self) -> Sequence[ImageFile]:
         if self.probe:
             paths = [self.image_root / self.probe[place] for place in _spread(len(self.probe))]
             contents = hash_images(paths, self.root)

@@ -56,8 +56,13 @@ class Scores:
 
 def score(heads: nn.Module, batches: Iterable[Batch]) -> Scores:
     """Score batches in order; beside the scores, 24 bytes a row, one batch is in memory."""
-    parts = [_columns(score_rows(heads, [batch])) for batch in batches]
-    return Scores(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    # One growing buffer a column: thousands of small arrays between the activations of their batches would keep the
+    # memory of these from being used again (measured: 400 bytes a row instead of 24).
+    columns: dict[str, bytearray] = {}
+    for batch in batches:
+        for name, values in _columns(score_rows(heads, [batch])).items():
+            columns.setdefault(name, bytearray()).extend(values.tobytes())
+    return Scores(**{name: np.frombuffer(content, dtype=np.float32) for name, content in columns.items()})
 
 
 def _columns(found: HeadScores) -> dict[str, NDArray[np.float32]]:

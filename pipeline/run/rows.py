@@ -11,6 +11,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from deltaclip.features.data.views import RECIPES
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -72,10 +72,11 @@ class CacheRows:
 
     def cosine(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return s = v . t of some rows (all when None), (N,) float32 in [-1, 1]."""
-        if chosen is not None and not len(chosen):
-            return torch.empty(0).numpy()
-        parts = [(batch.v_BD * batch.t_BD).sum(dim=1) for batch in self.batches(chosen, batch_size=1).in_order()]
-        return torch.cat(parts).cpu().numpy()
+        found, done = np.empty(len(self.rows) if chosen is None else len(chosen), dtype=np.float32), 0
+        for batch in self.batches(chosen, batch_size=1).in_order() if len(found) else ():
+            found[done : done + len(batch.q_B)] = (batch.v_BD * batch.t_BD).sum(dim=1).cpu().numpy()
+            done += len(batch.q_B)
+        return found
 
     def batches(
         self,
