@@ -125,6 +125,8 @@ class Encoder:
         from deltaclip.features.backbone.load import replicate
 
         wanted, num_encoded = self.todo(writer), 0
+        if not wanted:
+            return 0
         later: list[Failure] = []
         files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)))
         replicas = [backbone, *(replicate(backbone, device) for device in self._other_devices())]

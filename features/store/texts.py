@@ -53,7 +53,11 @@ class Texts:
         return self._content[self._ends[entry] : self._ends[entry + 1]].decode()
 
     def take(self, entries_N: NDArray[np.integer[Any]]) -> NDArray[np.object_]:
-        """Return texts by entry, (N,) str; entry -1 is ''."""
+        """Return texts by entry, (N,) str; entry -1 is ''. Of few texts, equal ones are one object."""
+        if len(self) < len(entries_N):
+            every = np.empty(len(self) + 1, dtype=object)
+            every[:] = [*self.take(np.arange(len(self))), ""]
+            return np.asarray(every[entries_N])
         content, found = self._content, np.empty(len(entries_N), dtype=object)
         firsts = np.where(entries_N < 0, 0, self._ends[entries_N])
         lasts = np.where(entries_N < 0, 0, self._ends[entries_N + 1])
