@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS_PER_PROMPT = 8
-BLOCK = 65_536
+BLOCK = 16_384
 EPOCHS, BATCH = 1, 4096
 SHUFFLED_BYTES = 256 << 20  # read by a shuffled pass, here and by memmap
 
