@@ -13,6 +13,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.content import ImageContent, hash_images
 from deltaclip.features.data.embeddings import read_source
@@ -172,7 +173,7 @@ def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
 def _contents(config: ImportConfig, manifest: Manifest, images: _Measured) -> list[ImageContent]:
     """Return the content address of each row's image: of its file where there is a root, else of its embedding."""
     if config.image_root is not None:
-        contents = hash_images([manifest.image_path(row) for row in range(len(manifest))], config.image_root)
+        contents = hash_images(LazySequence(len(manifest), manifest.image_path), config.image_root)
         for row, content in enumerate(contents):
             if content.reason:
                 message = f"image {manifest.images[row]!r}: {content.reason}"

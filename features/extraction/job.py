@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.base.lazy import LazySequence
 from deltaclip.features.data.content import hash_images
 from deltaclip.features.data.sharding import part_of
 from deltaclip.features.data.views import RECIPES
@@ -97,7 +98,7 @@ class _Job:
     def __init__(self, work: Extraction, manifest: Manifest, out: Path, *, part: Part | None) -> None:
         self.work, self.manifest, self.out = work, manifest, out
         self.root = None if work.allow_outside else manifest.image_root
-        contents = hash_images([manifest.image_path(row) for row in range(len(manifest))], self.root)
+        contents = hash_images(LazySequence(len(manifest), manifest.image_path), self.root)
         if work.is_strict:
             for row, content in enumerate(contents):
                 if content.reason:
