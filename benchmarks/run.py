@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import extraction, frozen, heads
+from benchmarks import extraction, frozen, heads, towers
 
 
 def machine() -> dict[str, object]:
@@ -29,7 +29,7 @@ def machine() -> dict[str, object]:
 
 def main() -> None:
     """Measure and print everything."""
-    rows = [*heads.measure(), *frozen.measure(), *extraction.measure()]
+    rows = [*heads.measure(), *frozen.measure(), *towers.measure(), *extraction.measure()]
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, GPU: {about['gpu'] or 'none'}\n")
     for row in rows:
