@@ -89,8 +89,8 @@ class StreamBatches:
         rows_N = np.argsort(self.image_index_N, kind="stable")
         block_rows = max(1, self.window_rows // BLOCKS_PER_WINDOW)
         starts = generator.permutation(np.arange(0, len(rows_N), block_rows))
-        for place in range(0, len(starts), BLOCKS_PER_WINDOW):
-            blocks = starts[place : place + BLOCKS_PER_WINDOW]
+        # Windows of equal size: a last one of one block would give batches of neighbours.
+        for blocks in np.array_split(starts, math.ceil(len(starts) / BLOCKS_PER_WINDOW)):
             rows_W = np.concatenate([rows_N[start : start + block_rows] for start in blocks])
             order_W = torch.from_numpy(generator.permutation(len(rows_W)))
             yield self._read(rows_W), order_W.to(self.q_N.device)

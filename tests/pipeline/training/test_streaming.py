@@ -159,6 +159,14 @@ def test_in_order_is_what_memory_gives_bit_for_bit():
         assert ((shuffled - 1).abs().nan_to_num(0) < 1e-6).all()
 
 
+def test_windows_are_of_equal_size():
+    batches = stream(
+        65 * 2, batch_size=5, window_rows=2 * BLOCKS_PER_WINDOW
+    )  # 65 blocks: 22, 22 and 21, not 32, 32 and 1
+    check(list(batches(1)), 130, np.arange(130))
+    assert [len(read) for read in batches.read_images.reads] == [44, 44, 42]
+
+
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match=r"^there is no row to train on$"):
         stream(0)
