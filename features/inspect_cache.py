@@ -9,9 +9,10 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.store.export import export_cache
+from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING
+from deltaclip.features.store.sets import find_set
 from deltaclip.features.store.shards import merge
-from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.verify import find_problems
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltaclip.features.settings import InspectConfig
+    from deltaclip.features.store.store import FeatureStore
 
 FAILURES_SHOWN = 10
 PROBLEMS_FOUND = 2  # the exit code of wrong input: a damaged cache is one
@@ -128,16 +130,16 @@ def inspect_cache(config: InspectConfig) -> InspectResult:
     """
     caches = config.caches
     if config.merge:
-        merge(caches, config.merge)
+        merge([file for path in caches for file in find_set(path) or [path]], config.merge)
         caches = [config.merge]
     exported = _export(config, caches) if config.export else None
     reports: list[CacheReport] = []
     damaged: dict[str, list[str]] = {}
     for path in caches:
         try:
-            reports.append(_report(path, find_problems(path) if config.verify else None))
+            reports.append(_report(path, _problems(path) if config.verify else None))
         except UserError as error:
-            if not config.verify or not path.is_file():
+            if not config.verify or not (path.is_file() or find_set(path)):
                 raise
             damaged[str(path)] = [error.message]
     return InspectResult(reports=reports, damaged=damaged, exported=exported)
@@ -152,12 +154,19 @@ def _export(config: InspectConfig, caches: Sequence[Path]) -> str:
     return f"{config.export}: {count:,} rows, view {view}, as {layout}"
 
 
+def _problems(path: Path) -> list[str]:
+    shards = find_set(path)
+    if shards is None:
+        return find_problems(path)
+    return [f"{shard.name}: {problem}" for shard in shards for problem in find_problems(shard)]
+
+
 def _report(path: Path, problems: list[str] | None) -> CacheReport:
-    with FeatureStore.open(path, unfinished=True) as store:
+    with open_cache(path, unfinished=True) as store:
         rows, truncated = store.rows(), store.truncated()
         return CacheReport(
             cache=path,
-            size_bytes=path.stat().st_size,
+            size_bytes=sum(file.stat().st_size for file in find_set(path) or [path]),
             schema_version=store.schema_version,
             complete=store.is_complete,
             dataset=store.dataset,

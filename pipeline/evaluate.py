@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.takeover import check_request
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.run.folder import check_outside, open_run
@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     check_outside(config.out, [config.run])
     run = open_run(config.run)
     cache = config.cache or Path(run.config["cache"]["path"])
-    with FeatureStore.open(cache) as store:
+    with open_cache(cache) as store:
         check_request(
             store,
             run.config["request"],

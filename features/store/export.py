@@ -14,8 +14,8 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import require_space, whole_folder
 from deltaclip.features.data.embeddings import ABOUT, IMAGES_NPY, TABLE, TENSORS, TEXTS_NPY
+from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, NUMBER_COLUMNS
-from deltaclip.features.store.store import FeatureStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> int:
         UserError: no such view, or some usable image lacks it; no usable row; `out` exists; an embedding that is not
             what was computed, or that float16 cannot hold.
     """
-    with FeatureStore.open(cache) as store:
+    with open_cache(cache) as store:
         rows = store.rows()
         if not len(rows):
             raise UserError("has no usable rows", place=cache, remedy="nothing to export")

@@ -107,6 +107,29 @@ def find_shards(whole: Path) -> dict[int, list[Path]]:
     return {count: [shards[number] for number in sorted(shards)] for count, shards in sorted(found.items())}
 
 
+def find_set(path: Path) -> list[Path] | None:
+    """Return the shards that `path` stands for: a pattern (`x.shard-*-of-4.h5`), or a cache of which only shards lie there.
+
+    Returns:
+        None where `path` is a file, or nothing of that name is there.
+
+    Raises:
+        UserError: there are sets of several sizes.
+    """
+    if path.exists():
+        return None
+    sets = find_shards(whole_path(path.with_name(path.name.replace("*", "0"))))
+    if "*" in path.name:
+        sets = {count: kept for count, paths in sets.items() if (kept := [p for p in paths if p.match(path.name)])}
+        if not sets:
+            raise UserError("no such shards", place=path, remedy="make them with `deltaclip extract --shard I/N`")
+    if len(sets) > 1:
+        found = " and ".join(f"1/{count}" for count in sets)
+        remedy = f"name one set: {next(iter(sets.values()))[0].name.partition('.shard-')[0]}.shard-*-of-N{path.suffix}"
+        raise UserError(f"there are shards of several sets ({found})", place=path, remedy=remedy)
+    return next(iter(sets.values()), None)
+
+
 def find_sibling(whole: Path, shard: Shard) -> FeatureStore | None:
     """Open another shard of the same set, finished or not; None where there is none yet."""
     for number in range(1, shard.count + 1):

@@ -55,7 +55,7 @@ def merge(paths: Sequence[Path], out: Path) -> None:
         if out.exists():
             raise UserError("already exists", place=out, remedy="give another --merge or remove it first")
         stores = [opened.enter_context(FeatureStore.open(path)) for path in paths]
-        views = _common_views(stores)
+        views = common_views(stores)
         request = stores[0].header["request"]
         writer = StoreWriter.create(
             draft_path(out), merged_plan(stores), request=request, facts=stores[0].facts, views=views
@@ -71,7 +71,8 @@ def merge(paths: Sequence[Path], out: Path) -> None:
             raise
 
 
-def _common_views(stores: Sequence[FeatureStore]) -> dict[str, ViewLayout]:
+def common_views(stores: Sequence[FeatureStore]) -> dict[str, ViewLayout]:
+    """Return the views that any of the caches has, beside `center`; refuse caches that do not fit together."""
     first, found = stores[0], dict[str, "ViewLayout"]()
     for store in stores:
         check_request(store, first.header["request"], remedy=APART)

@@ -6,6 +6,7 @@ Knows h5py and the schema. Must not know how embeddings are computed or what is 
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
@@ -27,7 +28,8 @@ from deltaclip.features.store.schema import (
 from deltaclip.features.store.seal import find_damage, has_seal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import ExitStack
     from pathlib import Path
     from types import TracebackType
 
@@ -40,8 +42,16 @@ ANEW = "give another path, or remove it and extract again"
 class FeatureStore:
     """A feature cache opened for reading."""
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self.path, self._file = path, file
+    def __init__(
+        self,
+        path: Path,
+        file: h5py.File,
+        *,
+        vectors: Mapping[tuple[Kind, str], Any] = MappingProxyType({}),
+        opened: ExitStack | None = None,
+    ) -> None:
+        """Read `file`; embeddings come from `vectors` where they lie elsewhere, and `opened` is closed with the file."""
+        self.path, self._file, self._vectors, self._opened = path, file, vectors, opened
 
     @classmethod
     def open(cls, path: Path, *, unfinished: bool = False) -> FeatureStore:
@@ -82,6 +92,8 @@ class FeatureStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._opened:
+            self._opened.close()
 
     @property
     def header(self) -> dict[str, Any]:
@@ -126,9 +138,11 @@ class FeatureStore:
             for name in self.view_names()
         }
 
-    def group(self, kind: Kind, view: str = CENTER) -> h5py.Group:
+    def group(self, kind: Kind, view: str = CENTER) -> Any:
         """Return the group with `embedding` (K, W), `norm` and `status` (K,) of a view of the images, or of texts."""
-        return self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
+        group = self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
+        vectors = self._vectors.get((kind, view))
+        return group if vectors is None else dict(group) | {"embedding": vectors}
 
     @property
     def is_current(self) -> bool:

@@ -163,7 +163,7 @@ class StoreWriter:
 
     def _copy(self, old: FeatureStore, kind: Kind, view: str) -> None:
         vectors = old.group(kind, view)
-        new, source = _matches(
+        new, source = find_content(
             self._file[f"{kind}/sha256"][:], self.todo(kind, view), old.keys(kind), vectors["status"][:]
         )
         for start in range(0, len(new), COPY_ROWS):
@@ -231,7 +231,7 @@ def _write_status(dataset: h5py.Dataset, done: NDArray[np.int64], failed: NDArra
     dataset[first : first + len(status)] = status
 
 
-def _matches(
+def find_content(
     keys: NDArray[np.uint8],
     todo: NDArray[np.int64],
     old_keys: NDArray[np.uint8],

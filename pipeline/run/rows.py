@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deltaclip.features.data.views import RECIPES
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.joined import open_cache
 from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
 from deltaclip.pipeline.training.streaming import StreamBatches
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deltaclip.features.store.rows import Rows
-    from deltaclip.features.store.store import Kind
+    from deltaclip.features.store.store import FeatureStore, Kind
 
 LABELS = ("quality", "consistency")
 MEMORY_BYTES = 1 << 30  # vectors up to this size are held in memory
@@ -139,7 +139,7 @@ def view_there(path: Path, view: str) -> str | None:
     Raises:
         UserError: see `FeatureStore.open`; or there is no view of that name, or some images lack it.
     """
-    with FeatureStore.open(path) as store:
+    with open_cache(path) as store:
         if view in RECIPES and view not in store.view_names():
             return None
         store.check_view(view)
@@ -156,7 +156,7 @@ def load_rows(path: Path, device: str, *, view: str | None = None) -> CacheRows:
         UserError: see `FeatureStore.open`; or images lack the view.
     """
     with contextlib.ExitStack() as opened:
-        store = opened.enter_context(FeatureStore.open(path))
+        store = opened.enter_context(open_cache(path))
         in_memory = view is not None or store.size_bytes("images") + store.size_bytes("texts") <= MEMORY_BYTES
         vectors = {} if view is None else {"x_IF": store.embeddings("images", view=view)}
         if in_memory:

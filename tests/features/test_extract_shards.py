@@ -18,6 +18,7 @@ from deltaclip.features.data.sharding import Shard, shard_of
 from deltaclip.features.extract import extract
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
+from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.tests.features.killing import read_rows, write_rows
@@ -221,3 +222,69 @@ def test_names_of_shards_follow_the_cache(table, tmp_path, monkeypatch):
     assert name.startswith("demo-")
     assert name.endswith("_tiny.shard-01-of-40.h5")
     assert Shard(1, 40).path(result.cache.with_name(name.replace(".shard-01-of-40", ""))) == result.cache
+
+
+def test_shards_read_as_one(shards, whole):
+    for name in ("c.h5", "c.shard-*-of-3.h5"):
+        with open_cache(shards[0].with_name(name)) as one, FeatureStore.open(whole) as other:
+            assert one.header["request"] == other.header["request"]
+            for kind in ("images", "texts"):
+                assert one.keys(kind).tolist() == other.keys(kind).tolist()
+                everything = np.arange(len(other.keys(kind)))
+                np.testing.assert_allclose(one.embeddings(kind), other.embeddings(kind), atol=2e-6)
+                some = everything[1::3]
+                np.testing.assert_array_equal(one.take(kind, some), one.embeddings(kind)[some])
+                assert one.size_bytes(kind) == other.size_bytes(kind)
+            there, wanted = one.rows(), other.rows()
+            assert there.image.tolist() == wanted.image.tolist()
+            assert there.prompt.tolist() == wanted.prompt.tolist()
+            assert list(there.text["file"]) == list(wanted.text["file"])
+            assert there.numbers["quality"].tolist() == wanted.numbers["quality"].tolist()
+            assert one.failed() == other.failed()
+            assert one.truncated().tolist() == other.truncated().tolist()
+            assert one.view_layouts() == other.view_layouts()
+            np.testing.assert_allclose(one.norms(), other.norms(), atol=2e-6)
+
+
+def test_inspect_reads_shards_as_one(shards, whole, tmp_path):
+    (report,) = inspect_cache(InspectConfig(caches=[shards[0].with_name("c.h5")], verify=True)).reports
+    (wanted,) = inspect_cache(InspectConfig(caches=[whole])).reports
+    for name in ("rows", "usable_rows", "images", "texts", "views", "labels", "names", "failed"):
+        assert getattr(report, name) == getattr(wanted, name), name
+    assert report.problems == []
+    assert report.size_bytes == sum(path.stat().st_size for path in shards)
+    merged([shards[0].with_name("c.shard-*-of-3.h5")], tmp_path / "all.h5")
+    check_equal(tmp_path / "all.h5", whole)
+
+
+def test_a_damaged_shard_is_found_and_refused(shards, tmp_path):
+    paths = copied(shards, tmp_path)
+    with h5py.File(paths[1], "r") as file:
+        place = file["views/center/embedding"].id.get_offset()
+    with open(paths[1], "r+b") as file:  # noqa: PTH123 - a path of text
+        file.seek(place)
+        byte = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte[0] ^ 1]))
+    (report,) = inspect_cache(InspectConfig(caches=[tmp_path / "c.h5"], verify=True)).reports
+    assert [problem.partition(": ")[0] for problem in report.problems] == ["c.shard-2-of-3.h5"]
+    with open_cache(tmp_path / "c.h5") as store, pytest.raises(UserError, match="c.shard-2-of-3.h5: is damaged"):
+        store.embeddings("images")
+
+
+def test_which_shards_a_name_stands_for(shards, tmp_path):
+    copied(shards, tmp_path)
+    (tmp_path / "c.shard-1-of-2.h5").write_bytes(b"")
+    line = f"{tmp_path}/c.h5: there are shards of several sets (1/2 and 1/3); name one set: c.shard-*-of-N.h5"
+    with pytest.raises(UserError) as caught:
+        open_cache(tmp_path / "c.h5")
+    assert str(caught.value) == line
+    open_cache(tmp_path / "c.shard-*-of-3.h5").close()
+    with pytest.raises(UserError) as caught:
+        open_cache(tmp_path / "c.shard-*-of-4.h5")
+    assert str(caught.value) == (
+        f"{tmp_path}/c.shard-*-of-4.h5: no such shards; make them with `deltaclip extract --shard I/N`"
+    )
+    (tmp_path / "c.shard-2-of-3.h5").unlink()
+    with pytest.raises(UserError, match=r"c\.shard-2-of-3\.h5: shard 2/3 is missing; make it by the same"):
+        open_cache(tmp_path / "c.shard-*-of-3.h5")
