@@ -51,7 +51,8 @@ predict: $(VENV)/installed ## score DATA with RUN (trained first if there is non
 test: $(VENV)/installed-dev ## all fast tests
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-slow: $(VENV)/installed-dev ## the tests that take minutes
+slow: $(VENV)/installed-dev ## the tests that take minutes, those on Ray included
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[distributed]'
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-dev ## format, lint, types, import contracts, spelling

@@ -6,22 +6,26 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
-from deltaclip.features.data.sharding import local_rank, read_shard
+from deltaclip.features.data.sharding import Shard, local_rank, read_shard
 from deltaclip.features.data.views import check_decode, parse_views
 from deltaclip.features.extraction.job import Extraction, Work
+from deltaclip.features.extraction.on_ray import run_on_ray
 from deltaclip.features.extraction.pace import bottleneck, share_words
+from deltaclip.features.store.joined import open_shards
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.sets import read_mark, whole_path
+from deltaclip.features.store.sets import read_mark, set_size, whole_path
 from deltaclip.features.store.store import FeatureStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from deltaclip.features.settings import ExtractConfig
 
 FAILURES_SHOWN = 10
@@ -127,6 +131,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     out = config.out or default_cache(config.data, config.backbone, config.pretrained)
     if out.is_dir():
         raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    if config.ray:
+        return _extract_on_ray(config, out, started=started)
     shard, named_by = read_shard(config.shard, os.environ) if config.shard else (None, "")
     if named_by:
         print(f"shard {shard}, by {named_by}", file=sys.stderr)  # noqa: T201 - now, not after the hours that follow
@@ -134,6 +140,57 @@ def extract(config: ExtractConfig) -> ExtractResult:
     done, path = extraction.run(shard)
     with FeatureStore.open(path) as store:
         return _result(store, done, path, notes=extraction.manifest.notes, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _MakeShards:
+    """What an actor of Ray keeps: the table and, once loaded, the backbone."""
+
+    config: ExtractConfig
+    out: Path
+    count: int
+
+    def __call__(self) -> Callable[[int], dict[str, Any]]:
+        extraction = _extraction(self.config, self.out)
+
+        def work(number: int) -> dict[str, Any]:
+            try:
+                done, _ = extraction.run(Shard(number, self.count))
+            except UserError as error:
+                return {"error": [error.message, str(error.place or ""), error.remedy or ""]}
+            return {"new_images": done.new_images, "new_texts": done.new_texts}
+
+        return work
+
+
+def _extract_on_ray(config: ExtractConfig, out: Path, *, started: float) -> ExtractResult:
+    """Make all shards in a pool of actors; what lies there, finished or begun, goes on."""
+    assert config.ray is not None
+    count = config.ray_shards or set_size(out) or 4 * config.ray_workers
+    workers = min(config.ray_workers, count)
+    extraction = _extraction(config, out)  # here too: what is wrong with the input is said before Ray starts
+    print(f"{count} shards of {out}, {workers} workers", file=sys.stderr)  # noqa: T201 - before the work
+    said = run_on_ray(
+        _MakeShards(_everywhere(config), out.resolve(), count),
+        range(1, count + 1),
+        address=config.ray,
+        workers=workers,
+        use_gpus=config.device != "cpu",
+    )
+    seconds = time.monotonic() - started
+    done = Work(encode_seconds=seconds)
+    for part in said:
+        done.new_images, done.new_texts = done.new_images + part["new_images"], done.new_texts + part["new_texts"]
+    with open_shards([Shard(number, count).path(out) for number in range(1, count + 1)]) as store:
+        return _result(store, done, out, notes=extraction.manifest.notes, seconds=seconds, shards=count)
+
+
+def _everywhere(config: ExtractConfig) -> ExtractConfig:
+    """Return the settings with paths that mean the same in every folder."""
+    name, colon, folder = config.data.rpartition(":")
+    data = f"{name}{colon}{Path(folder).resolve()}" if Path(folder).exists() else config.data
+    root = config.image_root.resolve() if config.image_root else None
+    return replace(config, data=data, image_root=root, ray=None, ray_workers=2, ray_shards=None)
 
 
 def _extraction(config: ExtractConfig, out: Path) -> Extraction:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltaclip.base.device import Precision, PrecisionChoice
+from deltaclip.base.errors import UserError
 from deltaclip.base.settings import check_settings, setting
 from deltaclip.features.data.decoding import Decode
 
@@ -43,9 +44,21 @@ class ExtractConfig:
         None,
         help="I/N: only part I, from 1, of N, into a file of its own; auto: as torchrun or srun number the process.",
     )
+    ray: str | None = setting(
+        None, help="Extract in shards on Ray: local, auto or the address of a cluster (extra distributed)."
+    )
+    ray_workers: int = setting(2, help="With --ray: processes with a model each, one for every GPU.", ge=1)
+    ray_shards: int | None = setting(
+        None, help="With --ray: number of shards; default that of those that are there, else 4 for each worker.", ge=1
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.ray and self.shard:
+            raise UserError("--ray makes all shards", place="--shard", remedy="give one of the two")
+        if not self.ray and (self.ray_shards is not None or self.ray_workers != 2):
+            place = "--ray-shards" if self.ray_shards is not None else "--ray-workers"
+            raise UserError("has no effect without --ray", place=place, remedy="give --ray local, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

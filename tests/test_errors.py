@@ -52,6 +52,8 @@ def place(tmp_path_factory, demo_folder, demo_cache, tiny_backbone):
     (folder / "one_group.csv").write_text("\n".join(lines) + "\n")
     common = ["--backbone", tiny_backbone, "--allow-outside", "--out", str(folder / "one_group.h5")]
     assert run("extract", str(folder / "one_group.csv"), *common) == 0
+    one_of_two = ["--shard", "1/2", "--out", str(folder / "set.h5"), "--backbone", tiny_backbone]
+    assert run("extract", str(folder / "good.csv"), *one_of_two) == 0
     shutil.copyfile(demo_cache, folder / "demo.h5")
     assert run("train", str(folder / "demo.h5"), "--epochs", "1", "--out", str(folder / "run")) == 0
     other = folder / "run_of_another_backbone"
@@ -182,6 +184,19 @@ TABLE = [
         "extract {at}/good.csv --shard auto",
         "--shard: auto finds no shard in the environment (looked for RANK and WORLD_SIZE; "
         "SLURM_PROCID and SLURM_NTASKS); give I/N",
+    ),
+    ("extract {at}/good.csv --shard 1/2 --ray local", "--shard: --ray makes all shards; give one of the two"),
+    (
+        "extract {at}/good.csv --ray-workers 3",
+        "--ray-workers: has no effect without --ray; give --ray local, or leave it out",
+    ),
+    (
+        "extract {at}/good.csv --ray-shards 3",
+        "--ray-shards: has no effect without --ray; give --ray local, or leave it out",
+    ),
+    (
+        "train {at}/set.h5",
+        "{at}/set.shard-2-of-2.h5: shard 2/2 is missing; make it by the same `deltaclip extract` with --shard 2/2",
     ),
     # Training.
     ("train {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),

@@ -57,7 +57,7 @@ def open_shards(paths: Sequence[Path]) -> FeatureStore:
         lay_out(file, plan, layouts, dtype=np.dtype(np.float32))
         write_attributes(file, plan, request=first.header["request"], facts=first.facts)
         file.attrs.modify("complete", np.uint8(1))
-        vectors = {("texts", CENTER): _join(file, stores, "texts", CENTER)}
+        vectors: dict[tuple[Kind, str], Joined] = {("texts", CENTER): _join(file, stores, "texts", CENTER)}
         vectors |= {("images", view): _join(file, stores, "images", view) for view in layouts}
         return FeatureStore(whole_path(paths[0]), file, vectors=vectors, opened=opened.pop_all())
 

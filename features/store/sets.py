@@ -108,7 +108,7 @@ def find_shards(whole: Path) -> dict[int, list[Path]]:
 
 
 def find_set(path: Path) -> list[Path] | None:
-    """Return the shards that `path` stands for: a pattern (`x.shard-*-of-4.h5`), or a cache of which only shards lie there.
+    """Return the shards that `path` stands for: a pattern (`x.shard-*-of-4.h5`), or a cache that lies there in shards.
 
     Returns:
         None where `path` is a file, or nothing of that name is there.
@@ -128,6 +128,21 @@ def find_set(path: Path) -> list[Path] | None:
         remedy = f"name one set: {next(iter(sets.values()))[0].name.partition('.shard-')[0]}.shard-*-of-N{path.suffix}"
         raise UserError(f"there are shards of several sets ({found})", place=path, remedy=remedy)
     return next(iter(sets.values()), None)
+
+
+def set_size(whole: Path) -> int | None:
+    """Return of how many shards those that lie there, finished or begun, are; None where there is none.
+
+    Raises:
+        UserError: they are of several sets.
+    """
+    begun = {path.with_name(path.name.removesuffix(".part")) for path in whole.parent.glob("*.shard-*-of-*")}
+    names = [name for path in begun if (name := _NAME.fullmatch(path.name)) and whole_path(path) == whole]
+    counts = sorted({int(name["count"]) for name in names})
+    if len(counts) > 1:
+        found = " and ".join(f"1/{count}" for count in counts)
+        raise UserError(f"there are shards of several sets ({found})", place=whole, remedy="give --ray-shards")
+    return counts[0] if counts else None
 
 
 def find_sibling(whole: Path, shard: Shard) -> FeatureStore | None:

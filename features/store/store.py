@@ -50,7 +50,7 @@ class FeatureStore:
         vectors: Mapping[tuple[Kind, str], Any] = MappingProxyType({}),
         opened: ExitStack | None = None,
     ) -> None:
-        """Read `file`; embeddings come from `vectors` where they lie elsewhere, and `opened` is closed with the file."""
+        """Read `file`, but embeddings from `vectors` where they lie elsewhere; `opened` is closed with the file."""
         self.path, self._file, self._vectors, self._opened = path, file, vectors, opened
 
     @classmethod

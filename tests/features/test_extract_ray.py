@@ -1,0 +1,81 @@
+"""Extraction on a local cluster of Ray, one of whose workers is killed: the result is that of one process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deltaclip.features.store.schema import DONE
+from deltaclip.features.store.store import FeatureStore
+from deltaclip.tests.features.killing import read_rows, write_rows
+from deltaclip.tests.features.test_extract_shards import check_equal, merged, run
+
+pytestmark = pytest.mark.slow
+COUNT = 3
+
+
+def writer_of(part):
+    """Return the process that has a file open."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if any(os.path.realpath(file) == str(part) for file in (entry / "fd").iterdir()):
+                    return int(entry.name)
+            except OSError:  # it has ended, or is another user's
+                continue
+    return None
+
+
+def begun(folder):
+    """Return a shard in the making that holds at least two images and not all, None where there is none."""
+    for part in folder.glob("*.part"):
+        try:
+            with FeatureStore.open(part, unfinished=True) as store:
+                done, total = int((store.status() == DONE).sum()), len(store.status())
+        except OSError:  # it was finished meanwhile
+            continue
+        if 2 <= done < total - 3:
+            return part
+    return None
+
+
+def test_a_killed_worker_changes_nothing(demo_folder, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="no ray: pip install 'deltaclip[distributed]', as `make slow` does")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    shutil.copytree(demo_folder / "images", tmp_path / "images", copy_function=os.link)
+    write_rows(tmp_path, read_rows(demo_folder)[:120])
+    run(tmp_path, tmp_path / "whole.h5", batch_size=1)
+    folder = tmp_path / "cache"
+    command = [sys.executable, "-m", "deltaclip", "extract", str(tmp_path / "demo.csv"), "--out", str(folder / "c.h5")]
+    options = [
+        "--precision",
+        "fp32",
+        "--batch-size",
+        "1",
+        "--ray",
+        "local",
+        "--ray-workers",
+        "2",
+        "--ray-shards",
+        str(COUNT),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen([*command, *options], stdout=log, stderr=subprocess.STDOUT)
+        killed = None
+        while killed is None and child.poll() is None:
+            time.sleep(0.001)
+            if (part := begun(folder)) and (killed := writer_of(part)):
+                os.kill(killed, signal.SIGKILL)
+        assert child.wait() == 0, (tmp_path / "log").read_text()
+    assert killed is not None
+    assert "in 3 shards that read as one" in (tmp_path / "log").read_text()
+    shards = sorted(folder.iterdir())
+    assert [path.name for path in shards] == [f"c.shard-{number}-of-3.h5" for number in (1, 2, 3)]
+    check_equal(merged(shards, tmp_path / "all.h5"), tmp_path / "whole.h5")
