@@ -6,11 +6,12 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.settings import option_name
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.sharding import Shard, local_rank, read_shard
@@ -131,6 +132,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     out = config.out or default_cache(config.data, config.backbone, config.pretrained)
     if out.is_dir():
         raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    _check_ray(config)
     if config.ray:
         return _extract_on_ray(config, out, started=started)
     shard, named_by = read_shard(config.shard, os.environ) if config.shard else (None, "")
@@ -140,6 +142,16 @@ def extract(config: ExtractConfig) -> ExtractResult:
     done, path = extraction.run(shard)
     with FeatureStore.open(path) as store:
         return _result(store, done, path, notes=extraction.manifest.notes, seconds=time.monotonic() - started)
+
+
+def _check_ray(config: ExtractConfig) -> None:
+    if config.ray and config.shard:
+        raise UserError("--ray makes all shards", place="--shard", remedy="give one of the two")
+    if not config.ray:
+        for field in fields(config):
+            if field.name in {"ray_workers", "ray_shards"} and getattr(config, field.name) != field.default:
+                place = option_name(field.name)
+                raise UserError("has no effect without --ray", place=place, remedy="give --ray local, or leave it out")
 
 
 @dataclass(frozen=True)

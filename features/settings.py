@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from deltaclip.base.device import Precision, PrecisionChoice
-from deltaclip.base.errors import UserError
 from deltaclip.base.settings import check_settings, setting
 from deltaclip.features.data.decoding import Decode
 
@@ -54,11 +53,6 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.ray and self.shard:
-            raise UserError("--ray makes all shards", place="--shard", remedy="give one of the two")
-        if not self.ray and (self.ray_shards is not None or self.ray_workers != 2):
-            place = "--ray-shards" if self.ray_shards is not None else "--ray-workers"
-            raise UserError("has no effect without --ray", place=place, remedy="give --ray local, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
