@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+DELAY_S = 0.5  # what is done sooner needs no bar
+
+
 class Progress:
     """Counts `total` things on stderr; quiet when stderr is not a terminal, so logs stay readable."""
 
@@ -28,7 +31,7 @@ class Progress:
                 else {"ncols": 80, "nrows": 20}
             )
             # leave=None: a bar inside another one goes when it is full.
-            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.1, leave=None, **width)
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.1, leave=None, delay=DELAY_S, **width)
 
     def __enter__(self) -> Progress:
         return self

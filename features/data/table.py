@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.lazy import LazySequence
+from deltaclip.base.progress import Progress
 from deltaclip.features.data.xlsx import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 SHARED_TEXTS = 65_536  # texts that are looked at for an equal one
@@ -90,8 +91,8 @@ def _read_delimited(path: Path, delimiter: str, names: Sequence[str]) -> Table:
     rows: list[list[str]] = []
     reader, share = None, sharing()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+        with path.open(newline="", encoding="utf-8-sig") as file, _reading(path) as progress:
+            reader = csv.reader(_watched(file, progress), delimiter=delimiter, strict=True)
             start = 1
             for row in reader:
                 if row:  # a blank line is no row
@@ -106,6 +107,17 @@ def _read_delimited(path: Path, delimiter: str, names: Sequence[str]) -> Table:
             f"broken CSV ({error})", place=where, remedy="quote fields that hold commas or quotes"
         ) from error
     return _from_rows(path, rows, lines, without_header=names, line_word="line")
+
+
+def _reading(path: Path) -> Progress:
+    return Progress(path.stat().st_size, f"reading {path.name}", unit="characters")
+
+
+def _watched(lines: Iterable[str], progress: Progress) -> Iterator[str]:
+    """Yield lines, counting their characters: about as many as the file has bytes."""
+    for line in lines:
+        progress.advance(len(line))
+        yield line
 
 
 def _from_rows(
@@ -132,8 +144,8 @@ def _read_jsonl(path: Path) -> Table:
     records: list[dict[str, Any]] = []
     lines: list[int] = []
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, start=1):
+        with path.open(encoding="utf-8-sig") as file, _reading(path) as progress:
+            for line, text in enumerate(_watched(file, progress), start=1):
                 if text.strip():
                     records.append(_json_object(text, f"{path}, line {line}"))
                     lines.append(line)

@@ -13,6 +13,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import require_space, whole_folder
+from deltaclip.base.progress import Progress
 from deltaclip.features.data.embeddings import ABOUT, IMAGES_NPY, TABLE, TENSORS, TEXTS_NPY
 from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, NUMBER_COLUMNS
@@ -93,8 +94,11 @@ def _write_vectors(folder: Path, layout: Layout, images: Indexed, texts: Indexed
         path.parent.mkdir(exist_ok=True)
         shape = (len(entries), vectors.shape[1])
         file = np.lib.format.open_memmap(path, mode="w+", dtype=vectors.dtype, shape=shape)
-        for start in range(0, len(entries), COPY_ROWS):  # a million rows of one prompt are not a million in memory
-            file[start : start + COPY_ROWS] = vectors[entries[start : start + COPY_ROWS]]
+        with Progress(len(entries), f"writing {path.name}", unit="rows") as progress:
+            for start in range(0, len(entries), COPY_ROWS):  # a million rows of one prompt are not a million in memory
+                block = entries[start : start + COPY_ROWS]
+                file[start : start + COPY_ROWS] = vectors[block]
+                progress.advance(len(block))
         file.flush()
 
 

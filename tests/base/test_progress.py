@@ -7,6 +7,8 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import time
 from deltaclip.base.progress import Progress
@@ -18,9 +20,20 @@ print("done")
 """
 
 
-def test_a_terminal_sees_rate_time_left_and_note():
+READING = """
+import sys
+from pathlib import Path
+from deltaclip.base import progress
+from deltaclip.features.data.table import read_table
+progress.DELAY_S = 0
+print(len(read_table(Path(sys.argv[1])).lines))
+"""
+
+
+def on_a_terminal(*arguments):
+    """Run a program whose stderr is a terminal; return what it prints and what the terminal shows."""
     ours, theirs = pty.openpty()
-    run = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=theirs)
+    run = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     seen = b""
     while True:
@@ -33,12 +46,31 @@ def test_a_terminal_sees_rate_time_left_and_note():
         seen += part
     os.close(ours)
     out, _ = run.communicate(timeout=60)
-    assert (run.returncode, out) == (0, b"done\n")
-    shown = seen.decode()
+    assert run.returncode == 0, seen
+    return out, seen.decode()
+
+
+def test_a_terminal_sees_rate_time_left_and_note():
+    out, shown = on_a_terminal(PROGRAM)
+    assert out == b"done\n"
     assert "checking" in shown
     assert "files/s" in shown
     assert "SROCC 0.5" in shown
     assert "<00:" in shown  # time left
+
+
+def test_what_is_done_at_once_has_no_bar():
+    assert on_a_terminal(PROGRAM.replace("0.02", "0")) == (b"done\n", "")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_table_is_read_with_a_bar(tmp_path, name):
+    path, line = tmp_path / name, 'a.png,"a, b"\n' if name.endswith("csv") else '{"image": "a.png", "prompt": "b"}\n'
+    path.write_text(("image,prompt\n" if name.endswith("csv") else "") + line * 3, encoding="utf-8")
+    out, shown = on_a_terminal(READING, str(path))
+    assert out == b"3\n"
+    assert f"reading {name}" in shown
+    assert "characters/s" in shown
 
 
 def test_a_pipe_sees_nothing():
