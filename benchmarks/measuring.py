@@ -13,13 +13,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table; `goal` in words, `met` None where the row is only shown."""
+    """One line of the table.
+
+    `value` is None where this machine cannot measure it, for the reason in `note`; `goal` stands in words, `met` is
+    None where the row is only shown; `ceiling_share` says how much of what the machine can do at most was reached.
+    """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     goal: str = ""
     met: bool | None = None
+    ceiling_share: float | None = None
+    note: str = ""
+
+    def line(self) -> str:
+        """Return the row as a line of the table."""
+        value = "-" if self.value is None else f"{self.value:.4g}"
+        verdict = {None: "", True: "met", False: "NOT MET"}[self.met]
+        share = "" if self.ceiling_share is None else f"{100 * self.ceiling_share:.0f} %"
+        return f"{self.name:70}{value:>10} {self.unit:10}{self.goal:18}{verdict:9}{share:>6}  {self.note}".rstrip()
+
+
+def at_least(goal: float, *, name: str, value: float, unit: str, **more: object) -> Row:
+    """Return a row whose value must reach a goal."""
+    return Row(name=name, value=value, unit=unit, goal=f"at least {goal:g}", met=value >= goal, **more)  # type: ignore[arg-type]
+
+
+def at_most(goal: float, *, name: str, value: float, unit: str, **more: object) -> Row:
+    """Return a row whose value must not pass a goal."""
+    return Row(name=name, value=value, unit=unit, goal=f"at most {goal:g}", met=value <= goal, **more)  # type: ignore[arg-type]
+
+
+def not_measured(name: str, goal: str, note: str) -> Row:
+    """Return a row of the goals that this machine cannot measure, and so does not meet."""
+    return Row(name=name, value=None, unit="", goal=goal, met=False, note=note)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -29,7 +57,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def paired_ratio(a: Callable[[], object], b: Callable[[], object], *, repeats: int = 5) -> float:
+def paired_ratio(a: Callable[[], object], b: Callable[[], object], *, repeats: int = 9) -> float:
     """Return the median over repeats of time(a) / time(b), after one warm-up of each, in alternating order."""
     a(), b()
     ratios = []

@@ -1,0 +1,94 @@
+"""The bench itself: rows, verdicts, parts that are missing, files of the soak; figures are measured, not tested."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+from PIL import Image
+
+from benchmarks import run
+from benchmarks.measuring import Row, at_least, at_most, not_measured
+from benchmarks.models import drawn_jpegs, drawn_prompts
+from benchmarks.soak import with_comment, write_files
+
+ROOT = Path(run.__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("row", "met", "goal"),
+    [
+        (at_least(0.8, name="a", value=0.8, unit="x"), True, "at least 0.8"),
+        (at_least(0.8, name="a", value=0.79, unit="x"), False, "at least 0.8"),
+        (at_most(2, name="a", value=2.0, unit="s"), True, "at most 2"),
+        (at_most(2, name="a", value=2.01, unit="s"), False, "at most 2"),
+        (at_most(2, name="a", value=float("nan"), unit="s"), False, "at most 2"),
+        (not_measured("a", "at most 2", "no GPU"), False, "at most 2"),
+    ],
+)
+def test_verdicts(row, met, goal):
+    assert (row.met, row.goal) == (met, goal)
+    assert ("NOT MET" in row.line()) is not met
+
+
+def test_a_line_says_all():
+    row = Row(name="speed", value=12.3456, unit="x", goal="at least 4", met=True, ceiling_share=0.5, note="decode 3 %")
+    assert " ".join(row.line().split()) == "speed 12.35 x at least 4 met 50 % decode 3 %"
+    missing = not_measured("speed", "at least 4", "no GPU")
+    assert " ".join(missing.line().split()) == "speed - at least 4 NOT MET no GPU"
+
+
+def test_a_part_that_is_not_there_is_a_goal_that_is_not_met(monkeypatch):
+    monkeypatch.setitem(run.GOALS, "teleport", ("teleportation", "at most 1"))
+    (row,) = run.measured("teleport")
+    assert (row.name, row.value, row.met) == ("teleportation", None, False)
+
+
+def test_every_part_exists_or_has_a_goal():
+    for part in run.PARTS:
+        assert (ROOT / "benchmarks" / f"{part}.py").exists() or part in run.GOALS
+
+
+def test_prompts_are_distinct_and_as_long_as_peoples():
+    prompts = drawn_prompts(200)
+    assert len(set(prompts)) == 200
+    lengths = [len(open_clip.tokenizer.SimpleTokenizer().encode(prompt)) + 2 for prompt in prompts]
+    assert 5 <= min(lengths) < 12
+    assert 20 < max(lengths) < 32
+
+
+def test_a_comment_changes_the_bytes_alone(tmp_path):
+    (content,) = drawn_jpegs(1, side=64)
+    other = with_comment(content, "copy 7")
+    assert other != content
+    images = [Image.open(io.BytesIO(part)) for part in (content, other)]
+    np.testing.assert_array_equal(*(np.asarray(image) for image in images))
+    assert images[1].info["comment"] == b"copy 7"
+    assert write_files(tmp_path, 5, tmp_path / "nowhere") == "5 drawn pictures repeated"
+    assert len({path.read_bytes() for path in tmp_path.glob("*.jpg")}) == 5
+
+
+def test_the_command(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.run", "--only"]
+    wrong = subprocess.run([*command, "nothing"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "unknown: nothing" in wrong.stderr
+    code = "from benchmarks import run, machine; machine.measure = lambda: []; run.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--only", "machine"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "0 of 0 goals met" in done.stdout
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["rows"] == []
+    assert written["machine"]["cores"] >= 1
