@@ -13,6 +13,7 @@ from deltaclip.pipeline.settings import (
     DemoConfig,
     EvaluateConfig,
     ExportConfig,
+    FinetuneConfig,
     PredictConfig,
     ReportConfig,
     ServeConfig,
@@ -51,6 +52,14 @@ def train(config: TrainConfig) -> StageResult:
 def sweep(config: SweepConfig) -> StageResult:
     """Train many settings at once; the best becomes a run."""
     from deltaclip.pipeline.sweep import sweep as stage
+
+    return stage(config)
+
+
+@command(FinetuneConfig, example="deltaclip finetune cache/demo_tiny.h5 --freeze-layers 3 --epochs 5")
+def finetune(config: FinetuneConfig) -> StageResult:
+    """Train heads and the later blocks of CLIP on the images."""
+    from deltaclip.pipeline.finetune import finetune as stage
 
     return stage(config)
 

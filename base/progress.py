@@ -17,11 +17,11 @@ DELAY_S = 0.5  # what is done sooner needs no bar
 
 
 class Progress:
-    """Counts `total` things on stderr; quiet when stderr is not a terminal, so logs stay readable."""
+    """Counts `total` things on stderr; quiet when stderr is not a terminal, so logs stay readable, or not `shown`."""
 
-    def __init__(self, total: int, what: str, *, unit: str) -> None:
+    def __init__(self, total: int, what: str, *, unit: str, shown: bool = True) -> None:
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
             # A terminal that does not know its width says 0, and tqdm would then print nothing.

@@ -21,6 +21,7 @@ from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_of_run
 from deltaclip.pipeline.run.tables import metrics_table
+from deltaclip.pipeline.run.tuned_scores import tuned_scores
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import EvaluateConfig
@@ -28,20 +29,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """Metrics of a run on a cache; `heads` says which heads of a run with repeats were scored."""
+    """Metrics of a run on a cache; `heads` says which heads of a run with repeats were scored.
+
+    `scores` says where those of a run with a changed backbone come from.
+    """
 
     run: Path
     cache: Path
     metrics: dict[str, Any]
     heads: str = ""
+    scores: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics in the shape of `metrics.json`, with run and cache."""
-        return {**self.metrics, "run": str(self.run), "cache": str(self.cache)}
+        origin = {"scores": self.scores} if self.scores else {}
+        return {**self.metrics, "run": str(self.run), "cache": str(self.cache), **origin}
 
     def summary(self) -> str:
         """Return the metrics table."""
-        return f"{self.run} on {self.cache}{self.heads}\n{metrics_table(self.metrics)}"
+        origin = f": {self.scores}" if self.scores else ""
+        return f"{self.run} on {self.cache}{self.heads}{origin}\n{metrics_table(self.metrics)}"
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -52,6 +59,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """
     check_outside(config.out, [config.run])
     run = open_run(config.run)
+    if config.image_root and not run.is_tuned:
+        remedy = "leave it out: the run scores embeddings, not images"
+        raise UserError("would not be used", place="--image-root", remedy=remedy)
     cache = config.cache or Path(run.config["cache"]["path"])
     with open_cache(cache) as store:
         check_request(
@@ -66,8 +76,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         lacking = f"has no {' or '.join(trained)} labels to compare with"
         raise UserError(lacking, place=cache, remedy="use `deltaclip predict` for scores alone")
     split = split_of_run(run, rows)
-    columns = kernels.kernel_terms(rows.view(), rows.prompts()) if kernels else None
-    scores = score(run.heads, rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH))
+    if run.is_tuned:
+        scores, origin = tuned_scores(run, rows, image_root=config.image_root)
+    else:
+        columns = kernels.kernel_terms(rows.view(), rows.prompts()) if kernels else None
+        scores, origin = score(run.heads, rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)), ""
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
     metrics = measure(rows, scores, split, labels=trained, scales=scales)
     if kernels and split.train.size:
@@ -80,4 +93,4 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     seeds = run.metrics["split"]["seeds"]
     heads = f", the heads of the first of {len(seeds)} repeats, split seed {seeds[0]}" if len(seeds) > 1 else ""
-    return EvaluateResult(run=config.run, cache=cache, metrics=metrics, heads=heads)
+    return EvaluateResult(run=config.run, cache=cache, metrics=metrics, heads=heads, scores=origin)

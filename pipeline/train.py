@@ -20,9 +20,9 @@ from deltaclip.pipeline.run.folder import free_run_path
 from deltaclip.pipeline.run.learning import learn
 from deltaclip.pipeline.run.preset import apply_preset
 from deltaclip.pipeline.run.repeats import combine, repeat_configs
+from deltaclip.pipeline.run.result import result_json, result_words
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.tables import metrics_table
 from deltaclip.pipeline.run.targets import loss_weights
 from deltaclip.pipeline.run.tensorboard import EpochLog, live_events, require_tensorboard
 from deltaclip.pipeline.scoring.splits import repeat_seeds
@@ -46,25 +46,11 @@ class TrainResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics in the shape of `metrics.json`, with the run and its times."""
-        about = {
-            "run": str(self.run),
-            "best_epoch": self.best_epoch,
-            "scales": {"quality": self.scales[0], "consistency": self.scales[1]},
-            "fit_seconds": self.fit_seconds,
-            "seconds": self.seconds,
-        }
-        return {**self.metrics, **about}
+        return result_json(self)
 
     def summary(self) -> str:
         """Return the metrics table and where the run lies."""
-        q, c = self.scales
-        scales = f", scales q {q:.3f} c {c:.3f}" if q is not None and c is not None else ""
-        times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
-        best = " ".join(f"{label[0]} {self.best_epoch[label]}" for label in self.metrics["test"])
-        seeds = self.metrics["split"]["seeds"]
-        kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
-        where = f"run: {self.run} ({kept}best epoch {best}{scales}, {times})"
-        return f"{metrics_table(self.metrics)}\n\n{where}"
+        return result_words(self)
 
 
 def train(config: TrainConfig) -> TrainResult:

@@ -94,7 +94,7 @@ def test_options_in_the_readme_exist(readme):
     }
     for line in readme.splitlines():
         if re.search(
-            r"\bdeltaclip (extract|train|sweep|ablate|evaluate|compare|predict|report|demo|inspect|import|"
+            r"\bdeltaclip (extract|train|sweep|finetune|ablate|evaluate|compare|predict|report|demo|inspect|import|"
             r"export|serve)\b",
             line,
         ):

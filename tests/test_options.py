@@ -29,6 +29,7 @@ from deltaclip.pipeline.settings import (
     DemoConfig,
     EvaluateConfig,
     ExportConfig,
+    FinetuneConfig,
     PredictConfig,
     ReportConfig,
     ServeConfig,
@@ -42,12 +43,14 @@ STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictC
 STAGES |= {"report": ReportConfig, "demo": DemoConfig}
 STAGES |= {"import": ImportConfig, "data check": CheckConfig}
 STAGES |= {"export": ExportConfig, "serve": ServeConfig}
+STAGES |= {"finetune": FinetuneConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"data check": {"data": "demo"}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
 REQUIRED |= {"report": {}, "demo": {}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
+REQUIRED |= {"finetune": {"cache": Path("c.h5")}}
 REQUIRED |= {"import": {"source": Path("e"), "out": Path("c.h5"), "backbone": "ViT-B-32", "precision": "fp16"}}
 
 REQUIRED |= {"export": {"run": Path("r"), "out": Path("m.onnx")}, "serve": {"run": Path("r")}}

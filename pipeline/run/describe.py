@@ -5,7 +5,7 @@ Spec section 3: printed before training and stored in the run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.settings import option_name
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
@@ -29,14 +29,24 @@ _BASES = {
 LARGE_SCALE = 0.5  # beyond, the correction is no longer small: spec section 2
 
 
-def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list[str]:
+class ModeWords(NamedTuple):
+    """What of a description differs between modes: the learning rates, and lines on what is frozen."""
+
+    rates: str
+    freezing: list[str]
+
+
+def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights, *, mode: ModeWords | None = None) -> list[str]:
     """Return the configuration of a training, one line a topic.
 
     Args:
         config: settings of the stage.
         rows: the cache.
         weights: loss weights that are in force.
+        mode: of a training that is not of heads alone.
     """
+    frozen = ["freezing      image tower: all frozen; text tower: all frozen (cached embeddings)"]
+    mode = mode or ModeWords(f"{config.lr:g}", frozen)
     clip = f"gradients clipped to {config.max_grad_norm:g}" if config.max_grad_norm else "gradients not clipped"
     data = "" if config.split_seed == config.seed else f", data seed {config.split_seed}"
     stop = f", stops after {config.patience} epochs without gain" if config.patience else ""
@@ -45,13 +55,13 @@ def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list
         f"embeddings    {rows.facts['backbone']}, {rows.facts['precision']}, D = {rows.dim}",
         f"epochs        {config.epochs}, batch {config.batch_size}, seed {config.seed}{data}{stop}",
         *_about_repeats(config),
-        f"learning rate {config.lr:g}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
+        f"learning rate {mode.rates}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
         f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c)"
         + (f" + {weights.exp:g} mse(explanation)" if weights.exp else "; no explanations"),
         *_about_rationale(config, rows, weights),
         *_about_stds(config, rows),
-        "freezing      image tower: all frozen; text tower: all frozen (cached embeddings)",
+        *mode.freezing,
         *_formulas(config),
     ]
 
@@ -114,9 +124,20 @@ def _direct_formulas(config: TrainConfig) -> list[str]:
 
 def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
+    found = [*rate_warnings("--lr", config.lr, LR_RANGE), *settings_warnings(config, rows, split)]
+    return [f"warning: {line}" for line in found]
+
+
+def rate_warnings(option: str, rate: float, sane: tuple[float, float]) -> list[str]:
+    """Return a line where a learning rate is out of its range."""
+    if sane[0] <= rate <= sane[1]:
+        return []
+    return [f"{option} {rate:g} is outside {sane[0]:g} to {sane[1]:g}, the sane range of this mode"]
+
+
+def settings_warnings(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
+    """Return what `warnings_of` says of all but learning rates, in any mode."""
     found = []
-    if not LR_RANGE[0] <= config.lr <= LR_RANGE[1]:
-        found.append(f"--lr {config.lr:g} is outside {LR_RANGE[0]:g} to {LR_RANGE[1]:g}, the sane range of this mode")
     for head in ("q", "c"):
         scale = getattr(config, f"residual_scale_{head}")
         if config.residual_learning and scale > LARGE_SCALE:
@@ -143,7 +164,7 @@ def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]
     learned = trained_labels(rows, split.train, (config.w_q, config.w_c))
     idle = [label for label in LABELS if label not in (*missing, *learned)]
     found += [f"no training row weighs for {label}: that head is not trained and has no scores" for label in idle]
-    return [f"warning: {line}" for line in found]
+    return found
 
 
 def _about_loss(config: TrainConfig, rows: CacheRows) -> list[str]:

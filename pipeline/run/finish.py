@@ -42,9 +42,16 @@ class Finished:
     events: Path | None = None
 
 
-def judge(rows: CacheRows, split: Split, weights: LossWeights, learned: Learned) -> Finished:
-    """Score every row and compute the metrics, those of the test rows too."""
-    scores = score(learned.heads, rows.batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH))
+def judge(
+    rows: CacheRows, split: Split, weights: LossWeights, learned: Learned, *, embedded: CacheRows | None = None
+) -> Finished:
+    """Score every row and compute the metrics, those of the test rows too.
+
+    `embedded` are the rows with the embeddings of a tuned backbone; floors are those of `rows`.
+    """
+    scores = score(
+        learned.heads, (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
+    )
     labels = trained_labels(rows, split.train, weights[:2])
     metrics = measure(rows, scores, split, labels=labels, scales=learned.scales)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)
@@ -76,9 +83,9 @@ def save_run(
         name: of the directory, without `--out`.
         others: further repeats of the same training.
         tables: columns of further tables by file name.
-        about: further JSON values of `config.json`.
+        about: further JSON values of `config.json`, or such that stand in place of those of `train`.
     """
-    learned, mode = done.learned, run_mode(config)
+    learned, mode = done.learned, about.get("mode", run_mode(config))
     further = {f"predictions_{one.split.seeds[0]}.csv": _predictions(rows, one) for one in others}
     contents = RunContents(
         mode=mode,
@@ -105,6 +112,7 @@ def save_run(
         predictions=_predictions(rows, done),
         tables={**further, **(tables or {})},
         folders={EVENTS: done.events} if done.events else {},
+        tuned=learned.tuned,
     )
     return write_run(config.out, name, contents)
 

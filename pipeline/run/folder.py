@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_folder
-from deltaclip.pipeline.run.checkpoint import load_heads, save_heads
+from deltaclip.pipeline.model.spec import HeadSpec
+from deltaclip.pipeline.run.checkpoint import load_heads, load_tuned, save_heads
 from deltaclip.pipeline.run.predictions import write_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
-    from deltaclip.pipeline.model.spec import HeadSpec
+    from deltaclip.pipeline.run.checkpoint import TunedBackbone
 
+FULL_MODEL = "open_clip"  # folder of a run with the whole model, where that was wanted
 LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", "safetensors")
 
 
@@ -34,7 +36,8 @@ LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", 
 class RunContents:
     """All that goes into a run directory; `history` and `predictions` are columns of tables.
 
-    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets.
+    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets, and
+    `tuned` what training changed of the backbone.
     """
 
     mode: str
@@ -46,6 +49,7 @@ class RunContents:
     predictions: dict[str, Any]
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
+    tuned: TunedBackbone | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,20 @@ class RunFolder:
     """A finished run: its heads in evaluation mode and what was recorded."""
 
     path: Path
+    checkpoint: Path
     heads: nn.Module
+    spec: HeadSpec
     config: dict[str, Any]
     metrics: dict[str, Any]
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the run changed its backbone, so that embeddings of a cache are not those that its heads know."""
+        return self.config.get("stage") == "finetune"
+
+    def tuned_tensors(self) -> dict[str, Tensor]:
+        """Return what the run changed of its backbone, by the names in its model."""
+        return load_tuned(self.checkpoint)
 
     @property
     def split(self) -> dict[str, Any]:
@@ -119,7 +134,10 @@ def _write_run(path: Path, contents: RunContents) -> None:
             "request": contents.config["request"],
             "mode": contents.mode,
         }
-        save_heads(folder / f"{contents.mode}_best.safetensors", contents.heads, contents.spec, about)
+        checkpoint = folder / f"{contents.mode}_best.safetensors"
+        save_heads(checkpoint, contents.heads, contents.spec, about, tuned=contents.tuned)
+        if contents.tuned and contents.tuned.write_full:
+            contents.tuned.write_full(folder / FULL_MODEL, contents.tuned.tensors)
         write_table(folder / "history.csv", contents.history)
         write_table(folder / "predictions.csv", contents.predictions)
         for name, columns in contents.tables.items():
@@ -145,10 +163,12 @@ def open_run(path: Path) -> RunFolder:
             place=path,
             remedy="give a directory made by `deltaclip train`",
         )
-    heads, _ = load_heads(checkpoints[0])
+    heads, header = load_heads(checkpoints[0])
     return RunFolder(
         path=path,
+        checkpoint=checkpoints[0],
         heads=heads,
+        spec=HeadSpec.from_json(header["spec"]),
         config=_read_json(path / "config.json"),
         metrics=_read_json(path / "metrics.json"),
     )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deltaclip.pipeline.model.heads import KernelShape
+    from deltaclip.pipeline.run.checkpoint import TunedBackbone
     from deltaclip.pipeline.run.rows import Batches, CacheRows
     from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 class Learned:
     """Heads that have learned, with the weights of their best epoch; `calibration` is None for a plain start.
 
-    `columns` are further fields of `Batch` that the heads need of the cache's rows, (N,) each.
+    `columns` are further fields of `Batch` that the heads need of the cache's rows, (N,) each. `tuned` is what training
+    changed of the backbone, None where it was frozen.
     """
 
     spec: HeadSpec
@@ -50,6 +52,7 @@ class Learned:
     calibration: dict[str, Any] | None
     fitted: FitResult
     columns: dict[str, Tensor] = field(default_factory=dict)
+    tuned: TunedBackbone | None = None
 
     @property
     def scales(self) -> tuple[float | None, float | None]:
@@ -115,7 +118,7 @@ def learn(
 
 def _each_epoch(progress: Progress, log: Callable[[EpochRow], None] | None) -> Callable[[EpochRow], None]:
     def take(row: EpochRow) -> None:
-        progress.advance(note=_epoch_note(row))
+        progress.advance(note=epoch_note(row))
         if log is not None:
             log(row)
 
@@ -187,7 +190,8 @@ def validation(predicted: Mapping[str, NDArray[np.floating]], labels: Mapping[st
     return Validation(mains, figures)
 
 
-def _epoch_note(row: EpochRow) -> str:
+def epoch_note(row: EpochRow) -> str:
+    """Return loss and validation figures of an epoch, for a progress bar."""
     names = {"val_quality_srocc": "q", "val_consistency_srocc": "c"}
     shown = [f"{letter} {row.figures[name]:.3f}" for name, letter in names.items() if name in row.figures]
     return f"loss {row.train_loss:.4f}, SROCC {' '.join(shown)}" if shown else f"loss {row.train_loss:.4f}"

@@ -1,20 +1,20 @@
 """A preset applied to the settings of a training: what it sets, what was given and wins, what does not apply.
 
-Knows settings of `train` and the table of presets. Must not know rows or heads. Spec section 3.
+Knows settings of `train` and `finetune` and the table of presets. Must not know rows or heads. Spec section 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from deltaclip.base.settings import option_name
-from deltaclip.pipeline.training.presets import PRESETS, choose_preset
-
-if TYPE_CHECKING:
-    from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.settings import FinetuneConfig, LearningSettings
+from deltaclip.pipeline.training.presets import PRESETS, Preset, choose_preset
 
 SCALES = ("residual_scale_q", "residual_scale_c")
+FREEZING = ("freeze_layers", "partial_freeze", "freeze_clip")  # options that say how much stays frozen
+Config = TypeVar("Config", bound=LearningSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class AppliedPreset:
         return [*lines, f"              not used here: {self.unused}"] if self.unused else lines
 
 
-def apply_preset(config: TrainConfig, *, num_rows: int) -> tuple[TrainConfig, AppliedPreset | None]:
+def apply_preset(config: Config, *, num_rows: int) -> tuple[Config, AppliedPreset | None]:
     """Return the settings with the preset in place, and what it did; None without a preset.
 
     An option that was given wins, also where it was given its default.
@@ -54,20 +54,36 @@ def apply_preset(config: TrainConfig, *, num_rows: int) -> tuple[TrainConfig, Ap
         return config, None
     name, reason = choose_preset(config.preset, num_rows=num_rows)
     preset = PRESETS[name]
-    fitting = {key: value for key, value in preset.heads.items() if config.residual_learning or key not in SCALES}
-    applied = {key: value for key, value in fitting.items() if key not in config.given}
-    unused = []
-    if len(fitting) < len(preset.heads):
-        unused.append("scales: direct heads have none")
-    if preset.backbone_lr is not None:
-        what = f"freezing {preset.freeze:.0%} of CLIP, learning rate {preset.backbone_lr:g}"
-        unused.append(f"{what}: the backbone is frozen, and heads learn at {config.lr:g}")
+    part = _tuning_part(preset) if isinstance(config, FinetuneConfig) else _frozen_part(preset, config.lr)
+    without = set() if config.residual_learning else preset.heads.keys() & set(SCALES)
+    fitting = {key: value for key, value in part[0].items() if key not in without}
+    unused = [*(["scales: direct heads have none"] if without else []), *part[1]]
+    given = {key for key in fitting if key in config.given}
+    if "freeze_layers" in fitting and config.given & set(FREEZING):
+        given.add("freeze_layers")
+    applied = {key: value for key, value in fitting.items() if key not in given}
     about = AppliedPreset(
         name=name,
         audience=preset.audience,
         reason=reason,
         applied=applied,
-        given=tuple(key for key in fitting if key in config.given),
+        given=tuple(key for key in fitting if key in given),
         unused="; ".join(unused),
     )
     return replace(config, **applied), about
+
+
+def _frozen_part(preset: Preset, lr: float) -> tuple[dict[str, Any], list[str]]:
+    """Return what a preset sets of `train`, and what has no place there."""
+    if preset.backbone_lr is None:
+        return dict(preset.heads), []
+    what = f"freezing {preset.freeze:.0%} of CLIP, learning rate {preset.backbone_lr:g}"
+    return dict(preset.heads), [f"{what}: the backbone is frozen, and heads learn at {lr:g}"]
+
+
+def _tuning_part(preset: Preset) -> tuple[dict[str, Any], list[str]]:
+    """Return what a preset sets of `finetune`, and what has no place there."""
+    fitting = {"head_lr" if key == "lr" else key: value for key, value in preset.heads.items()}
+    if preset.backbone_lr is None:
+        return fitting, ["freezing all of CLIP: that is what `train` does"]
+    return fitting | {"lr": preset.backbone_lr, "freeze_layers": preset.freeze}, []

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deltaclip.pipeline.scoring.splits import repeat_seeds
+from deltaclip.pipeline.settings import LearningSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deltaclip.pipeline.settings import TrainConfig
+Config = TypeVar("Config", bound=LearningSettings)
 
 
-def repeat_configs(config: TrainConfig) -> list[TrainConfig]:
+def repeat_configs(config: Config) -> list[Config]:
     """Return the settings of each repeat: both seeds count up, so that any repeat can be trained alone.
 
     Raises:

@@ -146,18 +146,21 @@ def view_there(path: Path, view: str) -> str | None:
         return view
 
 
-def load_rows(path: Path, device: str, *, view: str | None = None) -> CacheRows:
+def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bool = False) -> CacheRows:
     """Read a cache: its embeddings into memory if they take at most `MEMORY_BYTES`, else when they are needed.
 
-    The vectors of a view besides `center`, if one is named, are read into memory, and all others with them. A file that
-    stays open is the one that was checked here, also when another takes its name.
+    The vectors of a view besides `center`, if one is named, are read into memory, and all others with them; so is
+    everything where `in_memory` says so. A file that stays open is the one that was checked here, also when another
+    takes its name.
 
     Raises:
         UserError: see `FeatureStore.open`; or images lack the view.
     """
     with contextlib.ExitStack() as opened:
         store = opened.enter_context(open_cache(path))
-        in_memory = view is not None or store.size_bytes("images") + store.size_bytes("texts") <= MEMORY_BYTES
+        in_memory = (
+            in_memory or view is not None or store.size_bytes("images") + store.size_bytes("texts") <= MEMORY_BYTES
+        )
         vectors = {} if view is None else {"x_IF": store.embeddings("images", view=view)}
         if in_memory:
             vectors |= {"v_ID": store.embeddings("images"), "t_TD": store.embeddings("texts")}

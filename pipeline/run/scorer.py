@@ -17,19 +17,17 @@ from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import default_workers, image_batches
-from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.encode_texts import text_batches
-from deltaclip.features.backbone.load import load_backbone, request_facts
 from deltaclip.features.backbone.views import file_opener, make_views
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.schema import ViewLayout
-from deltaclip.features.store.takeover import differences
 from deltaclip.features.store.writer import STORED_DTYPE
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.pairing import pair
 from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
+from deltaclip.pipeline.run.recorded_backbone import Recorded, load_recorded, put_tuned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,22 +102,16 @@ class Scorer:
             message = f"was trained on imported embeddings: nothing says which weights of {facts['backbone']} made them"
             remedy = "extract the images with `deltaclip extract` and train on that cache"
             raise UserError(message, place=run, remedy=remedy)
-        source = find_weights(
-            backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"]
-        )
-        decode = request.get("decode", "exact")
-        found = request_facts(source, request["precision"], quick_gelu=request["quick_gelu_asked"], decode=decode)
-        if wrong := differences(request, found):
-            remedy = "give --backbone and --pretrained of the run's own backbone"
-            raise UserError(f"was trained on another backbone: {'; '.join(wrong)}", place=run, remedy=remedy)
         chosen = choose_device(device)
-        loaded = load_backbone(
-            source,
+        loaded = load_recorded(
+            Recorded(facts, request, place=run, what="was trained on"),
             device=chosen,
-            precision=precision or request["precision"],
-            quick_gelu=request["quick_gelu_asked"],
-            decode=decode,
+            backbone=backbone,
+            pretrained=pretrained,
+            precision=precision or ("fp32" if folder.is_tuned else None),  # in which weights were tuned
         )
+        if folder.is_tuned:
+            put_tuned(loaded, folder)
         return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
 
     def score(self, images: Any, prompts: Any, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:

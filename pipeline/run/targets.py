@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deltaclip.pipeline.run.rows import CacheRows
-    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.settings import LearningSettings, TrainConfig
 
 
 class LossWeights(NamedTuple):
@@ -32,7 +32,7 @@ class LossWeights(NamedTuple):
     exp: float = 0.0
 
 
-def loss_weights(config: TrainConfig, rows: CacheRows) -> LossWeights:
+def loss_weights(config: LearningSettings, rows: CacheRows) -> LossWeights:
     """Return the weights that are in force: a label that no row has cannot weigh anything.
 
     Raises:

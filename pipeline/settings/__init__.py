@@ -3,7 +3,9 @@
 Apart from the stages so that the command line can show help without importing numpy or torch.
 """
 
-from deltaclip.pipeline.settings.heads import MAX_SEED, AblateConfig, BaseInit, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings.finetune import FinetuneConfig
+from deltaclip.pipeline.settings.heads import AblateConfig, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings.learning import MAX_SEED, BaseInit, LearningSettings
 from deltaclip.pipeline.settings.report import DemoConfig, ReportConfig
 from deltaclip.pipeline.settings.runs import CompareConfig, EvaluateConfig, PredictConfig
 from deltaclip.pipeline.settings.sharing import ExportConfig, ServeConfig
@@ -16,6 +18,8 @@ __all__ = [
     "DemoConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FinetuneConfig",
+    "LearningSettings",
     "PredictConfig",
     "ReportConfig",
     "ServeConfig",

@@ -7,101 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 from deltaclip.base.settings import check_settings, setting
-
-BaseInit = Literal["calibrated", "identity", "kernel"]
-MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
+from deltaclip.pipeline.settings.learning import MAX_SEED, LearningSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(LearningSettings):
     """Settings of `train`: heads on cached embeddings, the backbone frozen."""
 
-    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
-    out: Path | None = setting(None, help="Run directory to make; default runs/CACHE_MODE, numbered if taken.")
-    residual_learning: bool = setting(True, help="Bounded corrections of a base, or direct heads (for ablation).")
-    two_branch: bool = setting(
-        False, help="Direct heads: average consistency with a sigmoid of the cosine whose two numbers are learned."
-    )
-    refinement: bool = setting(
-        False, help="Direct heads: a small transformer over image, prompt and coarse consistency corrects the latter."
-    )
-    base_init: BaseInit = setting(
-        "calibrated",
-        help="Bases: linear and fitted in closed form, plain, or kernel ridge on a view of the cache (--view).",
-    )
     view: str = setting("stages", help="View that --base-init kernel reads; give it to `extract --views`.")
-    scale_mode: Literal["fixed", "learned", "curriculum"] = setting(
-        "fixed",
-        help="Scales of the corrections: as given, learned within a bound, or ramped up over the epochs.",
-    )
-    residual_scale_q: float = setting(
-        0.2, help="Largest correction of quality; 0.1 for little data, 0.3 to 0.5 for much.", ge=0, le=1
-    )
-    residual_scale_c: float = setting(0.2, help="Largest correction of consistency.", ge=0, le=1)
-    loss: Literal["mse", "huber", "plcc", "rank", "fidelity"] = setting(
-        "mse", help="Loss of both heads; plcc, rank and fidelity compare the rows of a batch."
-    )
-    std_weighting: bool = setting(False, help="Weigh rows by how far raters agreed: 1 / (label SD^2 + 0.01), mean 1.")
-    w_q: float = setting(0.5, help="Weight of the quality loss.", ge=0)
-    w_c: float = setting(0.5, help="Weight of the consistency loss.", ge=0)
-    use_explanations: bool = setting(
-        False, help="Also learn to predict the embedding of the explanation, where the data has one."
-    )
-    w_exp: float = setting(0.1, help="Weight of the explanation loss.", ge=0)
-    preset: Literal["quick", "small", "balanced", "auto"] | None = setting(
-        None,
-        help="Epochs, batch and scales for a first look, little data, much data, or by the number of training rows; "
-        "an option that is given wins.",
-    )
-    epochs: int = setting(20, help="Passes over the training rows.", ge=1)
-    batch_size: int = setting(64, help="Rows per step.", ge=1)
-    lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", help="Learning rate after the warm-up.")
-    warmup_ratio: float = setting(0.05, help="Share of the steps in which the learning rate rises.", ge=0, le=1)
-    weight_decay: float = setting(1e-4, help="AdamW weight decay; none on biases, norms and scales.", ge=0)
-    max_grad_norm: float = setting(1.0, help="Gradients are clipped to this norm; 0 never clips.", ge=0)
-    dropout: float = setting(0.1, help="Dropout in the heads.", ge=0, lt=1)
-    patience: int = setting(
-        0, help="Stop after this many epochs without a better validation score; 0 never stops early.", ge=0
-    )
-    split: Literal["grouped", "random", "column"] = setting(
-        "grouped",
-        help="grouped keeps all images of a prompt on one side; random leaks prompts; column reads the cache's split.",
-    )
-    fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
-    seed: int = setting(
-        42, help="Seed of the initial weights and of dropout; and of what --data-seed sets.", ge=0, le=MAX_SEED
-    )
-    data_seed: int | None = setting(
-        None, help="Seed of the split and of the order of rows; default --seed.", ge=0, le=MAX_SEED
-    )
-    repeats: int = setting(
-        1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1
-    )
     tensorboard: bool = setting(False, help="Write curves for TensorBoard, into the run at the end.")
-    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
-
-    def __new__(cls, **given: Any) -> Self:
-        """Remember which settings were given: a preset changes the others alone."""
-        config = super().__new__(cls)
-        object.__setattr__(config, "_given", frozenset(given))
-        return config
-
-    @property
-    def given(self) -> frozenset[str]:
-        """Names of the settings that were given, also those that were given their default."""
-        return frozenset(self.__dict__["_given"])
-
-    @property
-    def split_seed(self) -> int:
-        """Seed of the split and of the order of rows, in force."""
-        return self.seed if self.data_seed is None else self.data_seed
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,9 @@ class EvaluateConfig:
         None,
         help="Cache to score; default the run's own, with the run's split. In another one every row is test.",
     )
+    image_root: Path | None = setting(
+        None, help="For a run of `finetune`: folder of the images; default the one that the cache recorded."
+    )
     out: Path | None = setting(None, help="Also write the metrics to this JSON file.")
 
     def __post_init__(self) -> None:

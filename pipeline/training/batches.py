@@ -57,10 +57,14 @@ class MemoryBatches:
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Return every row once, in an order drawn from (seed, epoch)."""
+        for rows_B in self.order(epoch):
+            yield self.take(rows_B)
+
+    def order(self, epoch: int) -> tuple[Tensor, ...]:
+        """Return the numbers of the rows of each batch of an epoch."""
         order_N = np.random.default_rng((self.seed, epoch)).permutation(len(self.q_N))
         # Equal parts: a last batch of one row would have the weight of a full one.
-        for rows_B in torch.from_numpy(order_N).to(self.q_N.device).tensor_split(self.steps_per_epoch):
-            yield self.take(rows_B)
+        return torch.from_numpy(order_N).to(self.q_N.device).tensor_split(self.steps_per_epoch)
 
     def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
         """Return every row once as it lies, in blocks: for calibration and for scoring."""

@@ -21,6 +21,7 @@ from deltaclip.pipeline.model.scores import HEADS, head_of, run_heads
 from deltaclip.pipeline.training.choice import BestEpoch
 from deltaclip.pipeline.training.optimizer import AdamW
 from deltaclip.pipeline.training.schedule import Schedule, curriculum_fraction, lr_factor
+from deltaclip.pipeline.training.step_losses import StepLosses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.model.losses import Objective
     from deltaclip.pipeline.training.batches import TrainBatches
-
-# Reading a loss waits for the device, so losses are kept as tensors and read together: at the end of each
-# epoch, and within long ones after this many steps, so that a diverged run does not go on for an hour.
-_STEPS_PER_CHECK = 256
+    from deltaclip.pipeline.training.step_losses import NotFinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,21 +193,18 @@ class _Loop:
         if isinstance(self.heads, ResidualHeads) and self.heads.scale_mode == "curriculum":
             self.heads.set_scale_fraction(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
         self.heads.train()
-        total, num_read, unread = 0.0, 0, []
+        losses = StepLosses()
         for batch in self.train_batches(epoch):
             loss = self.objective(run_heads(self.heads, batch), batch)
             torch.autograd.backward(loss)
             self._update()
-            unread.append(loss.detach())
-            if len(unread) == _STEPS_PER_CHECK:
-                total += self._read(unread, epoch, num_read)
-                num_read, unread = num_read + len(unread), []
-        if unread:
-            total += self._read(unread, epoch, num_read)
-        num_read += len(unread)
-        if not num_read:
+            if wrong := losses.add(loss):
+                raise self._diverged(wrong, epoch)
+        if wrong := losses.read():
+            raise self._diverged(wrong, epoch)
+        if not losses.values:
             raise ValueError(f"epoch {epoch} has no batch")
-        return total / num_read
+        return losses.mean()
 
     def _update(self) -> None:
         plan = self.plan
@@ -222,18 +217,11 @@ class _Loop:
         self.optimizer.step(self.lr)
         self.step += 1
 
-    def _read(self, losses: list[Tensor], epoch: int, num_before: int) -> float:
-        values = torch.stack(losses).tolist()
-        for index, value in enumerate(values):
-            if not math.isfinite(value):
-                raise self._diverged(value, epoch, num_before + index + 1)
-        return math.fsum(values)
-
-    def _diverged(self, loss: float, epoch: int, step: int) -> UserError:
-        message = f"the training loss is {loss} at epoch {epoch}, step {step}"
+    def _diverged(self, wrong: NotFinite, epoch: int) -> UserError:
+        message = f"the training loss is {wrong.loss} at epoch {epoch}, step {wrong.step}"
         # An epoch gives the same batches again, so the batch that failed can be looked at: is it the data or
         # the rate?
-        for batch in islice(self.train_batches(epoch), step - 1, step):
+        for batch in islice(self.train_batches(epoch), wrong.step - 1, wrong.step):
             if not (torch.isfinite(batch.v_BD).all() and torch.isfinite(batch.t_BD).all()):
                 return UserError(
                     f"{message}, where an embedding is not finite",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.extract import extract
+from deltaclip.features.scenes.render import render_demo
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import train
@@ -26,6 +27,21 @@ def demo_run(tmp_path_factory, demo_cache) -> Path:
     """Run directory of the default heads on the demo cache; never written to by a test."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     return train(TrainConfig(cache=demo_cache, out=out, epochs=EPOCHS)).run
+
+
+@pytest.fixture(scope="session")
+def few_folder(tmp_path_factory) -> Path:
+    """Folder with demo.csv and images/: 12 prompts, 4 images each, for what trains towers."""
+    folder = tmp_path_factory.mktemp("few") / "set"
+    render_demo(folder, seed=1, num_prompts=12, images_per_prompt=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_cache(tmp_path_factory, few_folder, tiny_backbone) -> Path:
+    """Return the cache of these few images; never written to by a test."""
+    out = tmp_path_factory.mktemp("few_cache") / "few.h5"
+    return extract(ExtractConfig(data=str(few_folder / "demo.csv"), out=out, backbone=tiny_backbone)).cache
 
 
 @pytest.fixture

@@ -1,0 +1,84 @@
+"""STAGE finetune: heads and the later blocks of CLIP on the images of a cache. Spec sections 3, 5, 8 and 9.
+
+As `train`, but embeddings change: the frozen part of each tower is run once, its activations are cached, and every
+epoch runs only what trains. With repeats, all of that but the frozen part once per seed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.pipeline.run.folder import free_run_path
+from deltaclip.pipeline.run.preset import apply_preset
+from deltaclip.pipeline.run.processes import joined_processes
+from deltaclip.pipeline.run.repeats import combine
+from deltaclip.pipeline.run.result import result_json, result_words
+from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.run.sides import split_cache
+from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.run.tuning_job import TuningJob
+from deltaclip.pipeline.scoring.splits import repeat_seeds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.pipeline.settings import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """A finished run; of repeats, the metrics are those of all, epoch and scales those of the first."""
+
+    run: Path
+    metrics: dict[str, Any]
+    best_epoch: dict[str, int]
+    scales: tuple[float | None, float | None]
+    fit_seconds: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics in the shape of `metrics.json`, with the run and its times."""
+        return result_json(self)
+
+    def summary(self) -> str:
+        """Return the metrics table and where the run lies."""
+        return result_words(self)
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Fine-tune CLIP with heads and write a run directory; goes on where an interrupted run of this command was.
+
+    Raises:
+        UserError: as `train`; or images are missing or have changed, the backbone is not that of the cache or cannot be
+            cut, the disk has no room for the activations.
+    """
+    started = time.monotonic()
+    if config.out is not None:
+        free_run_path(config.out, "")  # refused now if taken, not after the training
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    rows = load_rows(config.cache, "cpu", in_memory=True)
+    weights = loss_weights(config, rows)
+    seeds = repeat_seeds(config.split_seed, config.repeats)
+    splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
+    config, preset = apply_preset(config, num_rows=splits[0].train.size)
+    with joined_processes(device) as (processes, device):
+        job = TuningJob(config, rows, splits, weights, device=device, precision=precision, processes=processes)
+        if processes.is_first:
+            for line in (*job.warnings, *(preset.lines() if preset else ()), *job.description):
+                print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+        repeats = job.learn()
+        run = job.save(repeats, preset=preset.to_json() if preset else None)
+    done = repeats[0]
+    return FinetuneResult(
+        run=run,
+        metrics=combine([one.metrics for one in repeats]),
+        best_epoch=done.learned.fitted.best_epoch,
+        scales=done.learned.scales,
+        fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
+        seconds=round(time.monotonic() - started, 3),
+    )

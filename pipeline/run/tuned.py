@@ -1,0 +1,160 @@
+"""Heads and towers of CLIP as one model that trains: rows to embeddings to scores to a loss.
+
+Knows towers, their inputs and heads. Must not know settings, files or run directories. Spec section 3.
+
+Shapes: B rows of a part, E distinct entries among them, D width, I distinct images, T distinct texts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from deltaclip.pipeline.model.scores import Batch, run_heads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from deltaclip.features.backbone.towers import CutTower
+    from deltaclip.pipeline.model.losses import Objective
+    from deltaclip.pipeline.run.processes import Processes
+    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.tower_inputs import TowerInputs
+
+EVAL_BATCH = 64  # entries a forward pass without gradients
+
+
+class Entries(NamedTuple):
+    """The distinct entries of some rows, what goes into the tower for each, and which of them every row has."""
+
+    x: Tensor
+    index_B: Tensor
+    token_ids: Tensor | None = None
+
+
+class TunePart(NamedTuple):
+    """Rows of a step: all of them as `batch`, and of those that this process embeds (`mine`) the towers' inputs.
+
+    Embeddings of the batch are those of the cache, and stay for a tower that is frozen (`texts` None).
+    """
+
+    batch: Batch
+    images: Entries
+    texts: Entries | None
+    mine: slice
+
+    def __len__(self) -> int:
+        return len(self.batch.q_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSide:
+    """A tower with its inputs; `tokens_TL` are the token ids of all texts, for a text tower."""
+
+    tower: CutTower
+    inputs: TowerInputs
+    tokens_TL: Tensor | None = None
+
+    def entries(self, entry_B: NDArray[np.int64], epoch: int | None) -> Entries:
+        """Return what goes into the tower for rows of these entries, each entry once."""
+        distinct, index_B = np.unique(entry_B, return_inverse=True)
+        tokens = None if self.tokens_TL is None else self.tokens_TL[torch.from_numpy(distinct)].long()
+        return Entries(self.inputs.read(distinct, epoch), torch.from_numpy(index_B), tokens)
+
+    def features(self, entries: Entries) -> Tensor:
+        """Return features (E, D) of distinct entries, not normalised."""
+        x = entries.x if self.inputs.at_boundary else self.tower.to_boundary(entries.x)
+        return self.tower.from_boundary(x, entries.token_ids)
+
+
+class TunedModel:
+    """Heads, and the towers below them; a text side of None is frozen, its embeddings are those of the cache."""
+
+    def __init__(
+        self,
+        heads: nn.Module,
+        image: TowerSide,
+        text: TowerSide | None,
+        *,
+        objective: Objective,
+        processes: Processes,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.heads, self.image, self.text = heads, image, text
+        self.objective, self.processes, self.autocast = objective, processes, autocast
+        self.device = next(heads.parameters()).device
+
+    @property
+    def towers(self) -> list[CutTower]:
+        """The towers of which something trains."""
+        return [self.image.tower, *([self.text.tower] if self.text else [])]
+
+    def loss(self, part: TunePart) -> Tensor:
+        """Return the loss over all rows of a part; gradients reach the towers through the rows of this process."""
+        batch, device = part.batch, self.device
+        v_BD = self._embedded(self.image, part.images, part.mine, len(part))
+        t_BD = batch.t_BD if self.text is None else self._embedded(self.text, part.texts, part.mine, len(part))
+        columns = {name: column.to(device) for name, column in batch._asdict().items() if column is not None}
+        moved = Batch(**(columns | {"v_BD": v_BD, "t_BD": t_BD.to(device)}))
+        return self.objective(run_heads(self.heads, moved), moved)
+
+    def share_gradients(self) -> None:
+        """Sum the towers' gradients over processes, each of which has those of its own rows; heads have all already."""
+        towers = [p for tower in self.towers for p in tower.named_trainable().values()]
+        self.processes.sum_gradients(towers)
+        self.processes.mean_gradients(list(self.heads.parameters()))
+
+    def embed(self, rows: CacheRows, chosen: NDArray[np.int64]) -> CacheRows:
+        """Return the cache with the embeddings that the towers give now, for the images and prompts of some rows.
+
+        Vectors of other entries are those of the cache; in float32, on the device of the heads.
+        """
+        assert rows.v_ID is not None
+        assert rows.t_TD is not None
+        v_ID = self._embed_entries(self.image, rows.v_ID, rows.rows.image[chosen])
+        t_TD = rows.t_TD.to(self.device)
+        if self.text is not None:
+            t_TD = self._embed_entries(self.text, t_TD, rows.rows.prompt[chosen])
+        return replace(rows, v_ID=v_ID, t_TD=t_TD, device=self.device)
+
+    def _embed_entries(self, side: TowerSide, cached: Tensor, entry_N: NDArray[np.int64]) -> Tensor:
+        distinct = np.unique(entry_N)
+        found = torch.zeros((len(distinct), cached.shape[1]), device=self.device)
+        mine = self.processes.share(len(distinct))
+        for start in range(mine.start, mine.stop, EVAL_BATCH):
+            block = slice(start, min(start + EVAL_BATCH, mine.stop))
+            entries = side.entries(distinct[block], None)
+            with torch.no_grad(), self._in_precision():
+                found[block] = unit(side.features(entries))
+        vectors = cached.to(self.device, torch.float32, copy=True)
+        vectors[torch.from_numpy(distinct).to(self.device)] = self.processes.joined(found)
+        return vectors
+
+    def _embedded(self, side: TowerSide, entries: Entries | None, mine: slice, num_rows: int) -> Tensor:
+        assert entries is not None
+        with self._in_precision():
+            features_ED = side.features(entries)
+        unit_BD = unit(features_ED)[entries.index_B.to(features_ED.device)]
+        return self.processes.whole(unit_BD, mine, num_rows)
+
+    def _in_precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+
+
+def unit(features_ED: Tensor) -> Tensor:
+    """Return features of unit length, normalised in float32 whatever the towers compute in."""
+    return F.normalize(features_ED.float(), dim=-1)
+
+
+def backbone_tensors(towers: Iterable[CutTower]) -> dict[str, Tensor]:
+    """Return the trainable tensors of towers by their names in the model, as they are now."""
+    return {name: p.detach() for tower in towers for name, p in tower.named_trainable().items()}

@@ -1,0 +1,274 @@
+"""Fine-tuning end to end on a few drawn images: what trains, what is written, and who can use it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.backbone.load import load_backbone
+from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.finetune import finetune
+from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.settings import EvaluateConfig, FinetuneConfig, TrainConfig
+from deltaclip.pipeline.train import train
+from deltaclip.pipeline.training.resume import StateFile
+from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json
+
+# Higher rates than anybody would take, so that two epochs of a few steps move everything.
+QUICK = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory, few_cache):
+    """Return a run with both towers partly frozen, and the whole model beside; never written to by a test."""
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    return finetune(
+        FinetuneConfig(cache=few_cache, out=out, freeze_layers=4, freeze_text_layers=3, save_full=True, **QUICK)
+    )
+
+
+@pytest.fixture
+def tune_few(tmp_path, few_cache):
+    def run(**settings):
+        out = tmp_path / f"tuned{len(list(tmp_path.glob('tuned*')))}"
+        return finetune(FinetuneConfig(**{"cache": few_cache, "out": out, **QUICK, **settings}))
+
+    return run
+
+
+def refused(run, **settings):
+    with pytest.raises(UserError) as error:
+        run(**settings)
+    return str(error.value)
+
+
+def loss_of(result):
+    return numbers(read_csv(result.run / "history.csv"), "train_loss")
+
+
+def test_the_run_has_what_train_writes(tuned):
+    names = {entry.name for entry in tuned.run.iterdir()}
+    assert names == {
+        *("config.json", "history.csv", "metrics.json", "predictions.csv", "open_clip"),
+        "residual_partial_freeze_4L_best.safetensors",
+    }
+    assert not list(tuned.run.parent.glob(".*"))  # neither state nor lock is left
+    metrics = read_json(tuned.run / "metrics.json")
+    assert metrics.keys() == {"split", "test", "val", "train", "floors", "per_source", "diagnostics"}
+    assert "srocc_ci" in metrics["test"]["quality"]
+    config = read_json(tuned.run / "config.json")
+    assert (config["stage"], config["mode"]) == ("finetune", "residual_partial_freeze_4L")
+    assert config["frozen"] == {"image": 4, "text": 3}
+    assert config["settings"]["freeze_layers"] == 4
+    words = "\n".join(config["description"])
+    assert "image tower: 4 of 6 blocks frozen, embeddings too; " in words
+    assert "text tower: 3 of " in words
+    assert "q = clamp(sigmoid(w . v + b0)" in words
+    assert len(read_csv(tuned.run / "history.csv")) == 2
+
+
+def test_the_checkpoint_holds_what_trains_and_no_more(tuned):
+    with safe_open(tuned.run / "residual_partial_freeze_4L_best.safetensors", "pt") as file:
+        names = {name for name in file.keys() if name.startswith("backbone.")}  # noqa: SIM118 - no dict
+        header = json.loads(file.metadata()["deltaclip"])
+    blocks = {
+        int(name.split(".resblocks.")[1].split(".")[0]) for name in names if "visual" in name and "resblocks" in name
+    }
+    assert blocks == {4, 5}
+    assert not [name for name in names if "conv1" in name or "token_embedding" in name]
+    assert "backbone.visual.proj" in names
+    assert len(header["request"]["weights_sha256"]) == 64
+
+
+def test_towers_moved_and_what_is_frozen_did_not(tuned):
+    source = find_weights("tiny", None)
+    before = load_backbone(source, device="cpu", precision="fp32").model.state_dict()
+    after = Scorer.load(tuned.run, device="cpu").backbone.model.state_dict()
+    changed = open_run(tuned.run).tuned_tensors().keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == (name not in changed), name
+
+
+def test_predict_scores_what_the_run_recorded(tuned, few_folder):
+    rows = read_csv(tuned.run / "predictions.csv")[:12]
+    scorer = Scorer.load(tuned.run, device="cpu")
+    found = scorer.score([few_folder / row["image"] for row in rows], [row["prompt"] for row in rows])
+    np.testing.assert_allclose(found.scores.q, numbers(rows, "q"), atol=2e-5)
+    np.testing.assert_allclose(found.scores.c, numbers(rows, "c"), atol=2e-5)
+
+
+def test_evaluate_takes_recorded_scores_on_its_own_cache_and_scores_images_elsewhere(tuned, tmp_path, few_cache):
+    own = evaluate(EvaluateConfig(run=tuned.run))
+    assert own.scores == "the scores that the run recorded"
+    # The table has six digits of each score.
+    assert own.metrics["test"]["quality"]["srocc"] == pytest.approx(tuned.metrics["test"]["quality"]["srocc"], abs=1e-4)
+    moved = tmp_path / "elsewhere" / "moved.h5"
+    moved.parent.mkdir()
+    shutil.copyfile(few_cache, moved)
+    assert evaluate(EvaluateConfig(run=tuned.run, cache=moved)).scores == own.scores
+
+
+def test_the_whole_model_is_one_of_open_clip(tuned, few_folder):
+    import open_clip
+    from PIL import Image
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tuned.run / 'open_clip'}")
+    model.eval()
+    ours = Scorer.load(tuned.run, device="cpu").backbone
+    image = preprocess(Image.open(next((few_folder / "images").glob("*.png"))).convert("RGB"))[None]
+    tokens = ours.tokenizer(["a red circle"], context_length=ours.context_length)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(image), ours.model.encode_image(image))
+        torch.testing.assert_close(model.encode_text(tokens), ours.model.encode_text(tokens))
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"freeze_layers": 0.75, "residual_learning": False}, "direct_partial_freeze_5L"),
+        ({"partial_freeze": False, "freeze_text_layers": 4}, "residual_full"),
+    ],
+)
+def test_modes_have_names_of_their_own(tune_few, settings, mode):
+    result = tune_few(epochs=1, **settings)
+    assert [path.name for path in result.run.glob("*_best*")] == [f"{mode}_best.safetensors"]
+
+
+def test_heads_of_a_run_are_heads_trained_first(tune_few, tmp_path, few_cache):
+    alike = {"base_init": "identity", "batch_size": 8}  # a calibrated base is hard to beat in three epochs
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=3, lr=3e-3, device="cpu", **alike))
+    started, first, plain = (
+        loss_of(tune_few(epochs=1, head_lr=3e-3, base_init="identity", **settings))
+        for settings in ({"init_heads": heads.run}, {"head_epochs": 3}, {})
+    )
+    assert max(heads.best_epoch.values()) > 0
+    np.testing.assert_array_equal(started, first)
+    assert not np.isclose(plain, first).any()
+
+
+def test_heads_that_do_not_belong_are_refused_by_name(tune_few, tuned, tmp_path, few_cache):
+    assert refused(tune_few, init_heads=tuned.run) == (
+        f"{tuned.run}: its heads belong to the tower that it changed; give a run of `deltaclip train`"
+    )
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
+    assert refused(tune_few, init_heads=heads, residual_scale_q=0.1) == (
+        f"{heads}: its heads have scale_q 0.2, the settings ask for 0.1; give --residual-scale-q as that run had it, "
+        "or train heads anew"
+    )
+    assert "has seen" in refused(tune_few, init_heads=heads, seed=7)
+
+
+def test_images_that_are_gone_or_have_changed_are_named(tune_few, tmp_path, few_cache, few_folder):
+    folder = tmp_path / "copy"
+    shutil.copytree(few_folder, folder)
+    image = next(iter(sorted((folder / "images").iterdir())))
+    image.write_bytes(sorted((folder / "images").iterdir())[1].read_bytes())
+    assert f"{image}: cannot be read (changed while" in refused(tune_few, image_root=folder, freeze_layers=0)
+    image.unlink()
+    assert refused(tune_few, image_root=folder) == (
+        f"{folder}: 1 of 48 images are not there, the first: {image.name}; "
+        "give --image-root FOLDER of the images that were extracted"
+    )
+
+
+def test_repeats_keep_the_first(tune_few):
+    result = tune_few(epochs=1, repeats=2)
+    single = tune_few(epochs=1)
+    assert result.metrics["test"]["quality"]["srocc"]["values"][0] == single.metrics["test"]["quality"]["srocc"]
+    first, other = (open_run(one.run).tuned_tensors() for one in (result, single))
+    assert all(torch.equal(first[name], other[name]) for name in first)
+    assert (result.run / "predictions_43.csv").is_file()
+
+
+def test_presets_freeze_and_an_option_wins(tune_few, capsys):
+    result = tune_few(preset="small", epochs=1, batch_size=16)
+    settings = read_json(result.run / "config.json")["settings"]
+    assert (settings["freeze_layers"], settings["lr"], settings["residual_scale_q"]) == (0.83, 1e-3, 0.1)
+    assert "preset        small (for under 1,000 rows): " in capsys.readouterr().err
+    assert result.run.joinpath("residual_partial_freeze_5L_best.safetensors").is_file()
+
+
+@pytest.mark.parametrize("settings", [{"freeze_text_layers": 2}, {"augment": "views", "crops": 1}])
+def test_cached_activations_give_the_losses_of_the_whole_towers(tune_few, settings):
+    """fp32: both ways compute the same numbers, in batches of other sizes; over 20 steps they stay within 1e-4."""
+    steps = {"epochs": 5, "batch_size": 9, "freeze_layers": 4, **settings}  # 4 steps an epoch
+    cached, plain = (loss_of(tune_few(boundary_cache=cache, **steps)) for cache in (True, False))
+    assert len(cached) == 5
+    np.testing.assert_allclose(cached, plain, atol=1e-4)
+    assert abs(plain[0] - plain[-1]) > 1e-2  # it is a training that moves
+
+
+def test_activations_are_computed_once_and_said_before(tune_few, few_cache, capsys):
+    settings = {"epochs": 1, "freeze_layers": 2, "augment": "views", "crops": 1}
+    tune_few(**settings)
+    said = capsys.readouterr().err
+    assert "boundary      48 images x 3 views after block 2: " in said
+    files = sorted(few_cache.parent.glob("few.boundary-image-2-*"))
+    assert [path.name for path in files] == [
+        f"few.boundary-image-2-{view}-fp32.h5" for view in ("center", "crop-1", "flip")
+    ]
+    written = [path.stat().st_mtime_ns for path in files]
+    tune_few(**settings)
+    assert "boundary " not in capsys.readouterr().err
+    assert [path.stat().st_mtime_ns for path in files] == written
+
+
+def test_a_killed_command_goes_on_bit_for_bit(tune_few, tmp_path, few_cache):
+    """A real process, killed by SIGKILL once it has saved a state within an epoch."""
+    out = tmp_path / "killed" / "run"
+    command = [sys.executable, "-m", "deltaclip", "finetune", str(few_cache), "--out", str(out), "--epochs", "10"]
+    command += ["--batch-size", "4", "--lr", "1e-3", "--precision", "fp32", "--device", "cpu", "--save-minutes", "1e-9"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(2400):
+            if states := list(out.parent.glob(".run.*.resume/42.safetensors")):
+                break
+            assert process.poll() is None, "it ended before it had saved anything"
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    taken = int(StateFile(states[0]).load()[1]["step"])
+    assert 0 < taken < 10 * 9
+    settings = {"epochs": 10, "batch_size": 4, "save_minutes": 0.0}
+    resumed, whole = (
+        finetune(FinetuneConfig(**{"cache": few_cache, "out": out, **QUICK, **settings})),
+        tune_few(**settings),
+    )
+    np.testing.assert_array_equal(loss_of(resumed), loss_of(whole))
+    first, other = (open_run(one.run) for one in (resumed, whole))
+    assert first.metrics == other.metrics
+    ours, theirs = first.tuned_tensors(), other.tuned_tensors()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not list(out.parent.glob(".*"))
+
+
+def test_augmentations_change_what_is_trained_on_and_repeat(tune_few):
+    plain = loss_of(tune_few(epochs=1, boundary_cache=False))
+    found = {name: loss_of(tune_few(epochs=1, boundary_cache=False, augment=name)) for name in ("views", "crops")}
+    assert not np.isclose(found["views"], plain).any()
+    assert not np.isclose(found["crops"], found["views"]).any()
+    np.testing.assert_array_equal(loss_of(tune_few(epochs=1, boundary_cache=False, augment="crops")), found["crops"])
+
+
+def test_checkpointing_and_parts_change_memory_not_losses(tune_few):
+    plain = loss_of(tune_few(dropout=0.0))
+    np.testing.assert_allclose(loss_of(tune_few(dropout=0.0, checkpointing=True)), plain, rtol=1e-5)
+    np.testing.assert_allclose(loss_of(tune_few(dropout=0.0, batch_size=4, accumulate=2)), plain, rtol=1e-4)
+
+
+def test_rates_are_felt(tune_few):
+    plain = loss_of(tune_few())
+    for settings in ({"lr": 1e-4}, {"head_lr": 1e-4}, {"layer_decay": 0.3}, {"precision": "bf16"}):
+        assert not np.array_equal(loss_of(tune_few(**settings)), plain), settings
