@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.manifest import TEXT_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -112,21 +113,20 @@ def part_of(manifest: Manifest, shard: Shard) -> tuple[Manifest, Part]:
     """Return the rows of a manifest that are the shard's, in their order; there may be none."""
     mine = [row for row, name in enumerate(manifest.images) if shard_of(name, shard.count) == shard.number]
     part = Part(shard=shard, table=_digest(manifest), num_rows=len(manifest), position=np.array(mine, dtype=np.int64))
-    values: dict[str, Any] = {name: [column[row] for row in mine] for name, column in _columns(manifest).items()}
+    values: dict[str, Any] = {}
+    for name in TEXT_FIELDS:
+        column = getattr(manifest, name)
+        values[name] = [column[row] for row in mine]
     values["labels"] = {name: column[part.position] for name, column in manifest.labels.items()}
     return dataclasses.replace(manifest, **values), part
-
-
-def _columns(manifest: Manifest) -> dict[str, Sequence[str]]:
-    values = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
-    return {name: value for name, value in values.items() if isinstance(value, list)}
 
 
 def _digest(manifest: Manifest) -> str:
     """Return the SHA-256 of all that goes into a cache; where the files lie is not of it."""
     state = hashlib.sha256(json.dumps([manifest.name, len(manifest)]).encode())
-    for name, column in sorted(_columns(manifest).items()):
-        for start in range(0, len(column) if name != "places" else 0, BLOCK_ROWS):
+    for name in sorted({*TEXT_FIELDS} - {"places"}):
+        column = getattr(manifest, name)
+        for start in range(0, len(column), BLOCK_ROWS):
             state.update(json.dumps([name, column[start : start + BLOCK_ROWS]]).encode())
     for name, label in sorted(manifest.labels.items()):
         state.update(name.encode() + label.astype(np.float32).tobytes())

@@ -288,3 +288,17 @@ def test_which_shards_a_name_stands_for(shards, tmp_path):
     (tmp_path / "c.shard-2-of-3.h5").unlink()
     with pytest.raises(UserError, match=r"c\.shard-2-of-3\.h5: shard 2/3 is missing; make it by the same"):
         open_cache(tmp_path / "c.shard-*-of-3.h5")
+
+
+def test_a_strict_extraction_names_the_line_of_the_table(table, tmp_path):
+    rows = read_rows(table)
+    line = 2 + next(n for n, row in enumerate(rows) if row["image"] == "images/no.png")
+    shard = f"{shard_of('images/no.png', COUNT)}/{COUNT}"
+    shutil.copytree(table, tmp_path / "t", copy_function=os.link)
+    (tmp_path / "t" / "images" / "no.png").unlink()
+    with pytest.raises(UserError) as caught:
+        run(tmp_path / "t", tmp_path / "c.h5", shard=shard, on_error="fail")
+    assert str(caught.value) == (
+        f"{tmp_path}/t/demo.csv, line {line}: image 'images/no.png': no such file; "
+        "repair or remove it, or give --on-error skip"
+    )

@@ -29,6 +29,7 @@ def test_every_row_is_in_one_shard_and_rows_of_one_name_in_the_same(names, count
     assert sorted(positions.tolist()) == list(range(len(names)))
     for mine, part in parts:
         assert mine.images == [names[row] for row in part.position]
+        assert len(mine.places) == len(mine)
         assert mine.prompts == [f"p{row % 3}" for row in part.position]
         np.testing.assert_array_equal(mine.labels["quality"], part.position / 100)
         assert (np.diff(part.position) > 0).all()  # in the order of the table
