@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deltaclip.base.errors import UserError
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.tests.features.killing import read_rows, write_rows
@@ -39,7 +40,7 @@ def begun(folder):
         try:
             with FeatureStore.open(part, unfinished=True) as store:
                 done, total = int((store.status() == DONE).sum()), len(store.status())
-        except OSError:  # it was finished meanwhile
+        except (OSError, UserError):  # it was finished meanwhile
             continue
         if 2 <= done < total - 3:
             return part
