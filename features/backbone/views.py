@@ -181,9 +181,11 @@ def _encode_batch(
     return EncodedBatch(len(batch.entries), found, batch.failed, batch.passing, busy_s)
 
 
-def file_opener(backbone: Backbone) -> Callable[[bytes], Image.Image]:
+def file_opener(backbone: Backbone, *, max_pixels: int | None = None) -> Callable[[bytes], Image.Image]:
     """Return what makes an RGB image of a file's bytes, in the way that the backbone decodes."""
-    return functools.partial(open_decoded, decode=backbone.decode, short_side=max(input_size(backbone)))
+    return functools.partial(
+        open_decoded, decode=backbone.decode, short_side=max(input_size(backbone)), max_pixels=max_pixels
+    )
 
 
 def _stages_view(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Decode = Literal["exact", "fast", "draft"]
 
 
-def open_decoded(content: bytes, *, decode: Decode, short_side: int) -> Image.Image:
+def open_decoded(content: bytes, *, decode: Decode, short_side: int, max_pixels: int | None = None) -> Image.Image:
     """Decode an image to upright RGB.
 
     Args:
@@ -23,10 +23,15 @@ def open_decoded(content: bytes, *, decode: Decode, short_side: int) -> Image.Im
         decode: `draft` reads a JPEG at the smallest of 1, 1/2, 1/4, 1/8 of its size that keeps `short_side`; the others
             read all of it, with the same decoder.
         short_side: of what the model is given.
+        max_pixels: of the file; None takes the limit of `images`.
 
     Raises:
         UnreadableImage: as `images.open_image`.
     """
-    from deltaclip.features.data.images import open_image
+    from deltaclip.features.data.images import MAX_PIXELS, open_image
 
-    return open_image(content, short_side=short_side if decode == "draft" else None)
+    return open_image(
+        content,
+        short_side=short_side if decode == "draft" else None,
+        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+    )

@@ -87,7 +87,7 @@ class Limited:
         if self.limits.hosts is not None and host not in self.limits.hosts:
             raise _Refusal(403, f"host {host!r} is not served: ask by {' or '.join(sorted(self.limits.hosts))}")
         declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self.limits.request_bytes:
+        if len(declared) > 15 or not declared.isdigit() or int(declared) > self.limits.request_bytes:
             raise self._too_large()
 
     def _too_large(self) -> _Refusal:

@@ -12,7 +12,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.features.backbone.batches import default_workers
-from deltaclip.features.data.images import UnreadableImage, open_image, read_image_bytes
+from deltaclip.features.backbone.views import file_opener
+from deltaclip.features.data.images import UnreadableImage, read_image_bytes
 from deltaclip.pipeline.serving.batcher import MicroBatcher
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Service:
         queue_size: int,
     ) -> None:
         self.scorer, self.root = scorer, root
-        self.max_pixels, self.max_bytes, self.max_prompt_chars = max_pixels, max_bytes, max_prompt_chars
+        self.max_bytes, self.max_prompt_chars = max_bytes, max_prompt_chars
+        self._open = file_opener(scorer.backbone, max_pixels=max_pixels)
         self.queue_size = queue_size
         self.batcher: MicroBatcher[_Ready, dict[str, float | bool | None]] = MicroBatcher(
             self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size
@@ -97,7 +99,7 @@ class Service:
             content = self._read(pair.image) if isinstance(pair.image, str) else pair.image
             if not content:
                 return Refused("image: empty file")
-            image = open_image(content, max_pixels=self.max_pixels)
+            image = self._open(content)
             # The image itself ends here: what waits in the queue is as small as the model's input.
             return _Ready(self.scorer.crops(image), pair.prompt)
         except UnreadableImage as reason:

@@ -267,6 +267,7 @@ def test_hostile_batches(client, fields, sentence):
 HEAD = b"POST /score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; boundary=b\r\n"
 RAW = {
     "huge declared length": (HEAD + b"content-length: 99999999999\r\n\r\n", 413, b"the request is over 1 MB"),
+    "a length of 5,000 digits": (HEAD + b"content-length: " + b"9" * 5000 + b"\r\n\r\n", 400, b""),
     "negative length": (HEAD + b"content-length: -5\r\n\r\n", 400, b""),
     "chunks over the limit": (
         HEAD + b"transfer-encoding: chunked\r\n\r\n" + (b"10000\r\n" + bytes(65536) + b"\r\n") * 20,
@@ -384,6 +385,33 @@ def test_a_batch_size_of_one_scores_each_by_itself(start, picture):
     assert health["scored"] == health["batches"] == 16
 
 
+def test_a_first_image_waits_for_others(start, picture):
+    client = start(batch_size=4, batch_wait_ms=1000)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: client.post("/score", ("image", picture), ("prompt", "x")), range(3)))
+    _, health = client.ask("GET", "/healthz")
+    assert (health["scored"], health["batches"]) == (3, 1)
+
+
+def test_an_answer_that_takes_too_long_is_503(start, picture):
+    client = start(batch_wait_ms=1000, timeout_s=0.3)
+    status, found = client.post("/score", ("image", picture), ("prompt", "x"))
+    assert (status, found) == (503, {"error": "no answer within 0.3 s: try again later"})
+    assert client.ask("GET", "/healthz")[0] == 200
+
+
+def test_prompts_may_be_bounded_shorter(start, picture):
+    sentence = "prompt: has 6 characters, at most 5 are taken"
+    client = start(max_prompt_chars=5)
+    assert client.post("/score", ("image", picture), ("prompt", "a blue")) == (422, {"error": sentence})
+    assert client.post("/score", ("image", picture), ("prompt", "a red"))[0] == 200
+
+
+def test_an_open_address_answers_to_any_name(start):
+    answer = start(host="0.0.0.0").ask("GET", "/healthz", headers={"host": "scores.example"})  # noqa: S104 - meant
+    assert answer[0] == 200
+
+
 def test_many_idle_connections_leave_room(client, picture):
     with contextlib.ExitStack() as held:
         for _ in range(200):
@@ -420,6 +448,15 @@ def test_the_command_says_its_address_and_ends_gracefully(demo_run, picture, sig
     result = json.loads(out)
     assert result["address"] == found[2]
     assert result["answers"] == {"200": 1, "404": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [({"backbone": "local-dir:none"}, "none"), ({"pretrained": "none.pt"}, "none.pt"), ({"device": "cpux"}, "cpux")],
+)
+def test_where_the_backbone_lies_and_the_device_are_taken(demo_run, settings, place):
+    with pytest.raises(UserError, match=place):
+        serve(ServeConfig(run=demo_run, port=0, **settings))
 
 
 def test_what_cannot_be_served_is_one_line(demo_run, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +78,38 @@ def test_a_label_that_was_not_learned_is_nan(scorer, pairs):
 
 def test_it_loads_a_run_by_its_name(demo_run):
     assert DeltaclipMetric(str(demo_run)).scorer.labels == ("quality", "consistency")
+
+
+PROCESS = """
+import json, sys
+import torch.distributed as dist
+from deltaclip import DeltaclipMetric
+rank, store, run, images, prompts = int(sys.argv[1]), sys.argv[2], sys.argv[3], *map(json.loads, sys.argv[4:])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+metric = DeltaclipMetric(run)
+metric.update(images, prompts)
+found = metric.compute()
+print(json.dumps({"q": float(found["q"]), "c": float(found["c"])}))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_torch_distributed_agree_on_the_mean_of_all(scorer, pairs, demo_run, tmp_path):
+    images, prompts = pairs
+    sides = [(images[:1], prompts[:1]), (images[1:], prompts[1:])]  # unequal: a mean of means would show
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "store"), str(demo_run)),
+                *(json.dumps([str(part) for part in side]) for side in sides[rank]),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=200)[0].splitlines()[-1]) for process in running)
+    assert first == second
+    expected = scorer.score(images, prompts)
+    assert first == pytest.approx({"q": expected.q.mean(), "c": expected.c.mean()}, abs=5e-3)  # bf16, other batches
