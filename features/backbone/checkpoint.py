@@ -70,6 +70,9 @@ def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
         UserError: unknown name or tag (with the nearest), missing file, no weights named, no network.
     """
     if backbone == "tiny":
+        if pretrained:
+            remedy = "leave --pretrained out: tiny is bundled with its weights"
+            raise UserError(f"{pretrained!r} would be ignored", place="--pretrained", remedy=remedy)
         return replace(_in_folder(f"{LOCAL_DIR}{TINY}"), name=backbone)
     if backbone.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained:

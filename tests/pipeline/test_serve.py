@@ -452,7 +452,11 @@ def test_the_command_says_its_address_and_ends_gracefully(demo_run, picture, sig
 
 @pytest.mark.parametrize(
     ("settings", "place"),
-    [({"backbone": "local-dir:none"}, "none"), ({"pretrained": "none.pt"}, "none.pt"), ({"device": "cpux"}, "cpux")],
+    [
+        ({"backbone": "local-dir:none"}, "none"),
+        ({"backbone": "ViT-B-32", "pretrained": "none.pt"}, "none.pt"),
+        ({"device": "cpux"}, "cpux"),
+    ],
 )
 def test_where_the_backbone_lies_and_the_device_are_taken(demo_run, settings, place):
     with pytest.raises(UserError, match=place):
