@@ -24,7 +24,7 @@ def clock(monkeypatch):
     [
         (lambda size: 1 + size / 10, 64),  # a fixed cost a batch
         (lambda size: size, 8),  # none: the smallest
-        (lambda size: size * (3 if size > 16 else 1) + 1, 16),  # large ones fall out of the cache
+        (lambda size: size * (3 if size > 16 else 1) + 1, 8),  # large ones fall out of the cache
         (lambda size: size * (1.04 if size < 64 else 1), 8),  # four percent are not worth eight times the memory
     ],
 )
