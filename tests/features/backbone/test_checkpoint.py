@@ -111,6 +111,8 @@ def test_refusals_of_folders(folder):
     assert refused(f"local-dir:{folder}/none") == f"{folder}/none: no such folder; {remedy}"
     ignored = "--pretrained: 'openai' would be ignored; leave --pretrained out: local-dir: names the weights already"
     assert refused(f"local-dir:{folder}", "openai") == ignored
+    ignored = "--pretrained: 'openai' would be ignored; leave --pretrained out: tiny is bundled with its weights"
+    assert refused("tiny", "openai") == ignored
 
 
 @pytest.mark.parametrize(
