@@ -96,6 +96,11 @@ def check_onnx(
     """
     import onnxruntime
 
+    drawn = [draw(rows) for rows in CHECKED_ROWS]
+    with torch.no_grad():
+        expected = [graph(**inputs) for inputs in drawn]
+        # Before onnxruntime has threads of its own, which wait actively for a while and would take torch's cores.
+        torch_s = _median_seconds(lambda: graph(**drawn[-1]))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
@@ -104,19 +109,15 @@ def check_onnx(
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"onnxruntime does not take the exported model ({detail})", place="export") from error
     largest = dict.fromkeys(outputs, 0.0)
-    for rows in CHECKED_ROWS:
-        inputs = draw(rows)
+    fed: dict[str, Any] = {}
+    for inputs, of_torch in zip(drawn, expected, strict=True):
         fed = {name: value.numpy() for name, value in inputs.items()}
-        with torch.no_grad():
-            expected = graph(**inputs)
-        for name, there, here in zip(outputs, expected, session.run(list(outputs), fed), strict=True):
+        for name, there, here in zip(outputs, of_torch, session.run(list(outputs), fed), strict=True):
             largest[name] = max(largest[name], float(np.abs(there.numpy() - here).max()))
     # Written so that NaN fails too.
     if wrong := {name: value for name, value in largest.items() if not value <= TOLERANCE}:
         message = f"onnxruntime differs from torch by {wrong}, over {TOLERANCE:g}"
         raise UserError(message, place="export", remedy="nothing was written; update onnxruntime and torch")
-    with torch.no_grad():
-        torch_s = _median_seconds(lambda: graph(**inputs))
     onnx_s = _median_seconds(lambda: session.run(list(outputs), fed))
     return largest, Speed(CHECKED_ROWS[-1] / torch_s, CHECKED_ROWS[-1] / onnx_s)
 
