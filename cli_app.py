@@ -56,7 +56,8 @@ def command(
 ) -> Callable[[Callable[[Any], StageResult]], Callable[[Any], StageResult]]:
     """Register a stage: its settings become options, its result is printed, its errors become one line.
 
-    A result with an `exit_code` other than 0 has found what the caller should stop at. The command has the name of the
+    A result with an `exit_code` other than 0 has found what the caller should stop at; one that `is_silent`, of a
+    process that is not the first, is not printed. The command has the name of the
     stage, or `name`, which may be of two words: a group and the command in it.
     """
 
@@ -70,7 +71,8 @@ def command(
                 if debug:
                     traceback.print_exc()
                 _fail(error)
-            typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
+            if not getattr(result, "is_silent", False):
+                typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
             if code := getattr(result, "exit_code", 0):
                 raise typer.Exit(code)
 

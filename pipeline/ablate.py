@@ -1,7 +1,7 @@
 """STAGE ablate: floors, baselines, direct and residual heads, and residual heads with each part off, in one table.
 
 All variants see the same grouped splits, one per repeat; whatever is chosen is chosen on training or validation rows.
-CLIP stays frozen in all of them. Spec sections 2, 5 and 8.
+CLIP stays frozen in all of them but those of `--finetune`. Spec sections 2, 3, 5 and 8.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from deltaclip.pipeline.run.repeats import combine, repeat_configs
 from deltaclip.pipeline.run.rows import load_rows, view_there
 from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.run.tuned_variants import TUNED_VARIANTS, announce_tuned, predict_tuned
 from deltaclip.pipeline.run.variants import VARIANTS, predict_variants, variants_of
 from deltaclip.pipeline.settings import TrainConfig
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import AblateConfig
 
-WORDS = {one.name: one.words for one in VARIANTS}
+WORDS = {one.name: one.words for one in (*VARIANTS, *TUNED_VARIANTS)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,18 @@ def ablate(config: AblateConfig) -> AblateResult:
     configs = repeat_configs(common)
     rows = load_rows(config.cache, choose_device(config.device), view=view_there(config.cache, config.view))
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=one.split_seed) for one in configs]
-    _check_against(config.against, rows, config.view)
+    _check_against(config, rows)
     labels = _labels(common, rows, splits)
+    if config.finetune:
+        announce_tuned(config, splits)
     predicted = []
-    with Progress(len(configs) * len(variants_of(rows)), "ablating", unit="variants") as progress:
+    num_variants = len(variants_of(rows)) + (len(TUNED_VARIANTS) if config.finetune else 0)
+    with Progress(len(configs) * num_variants, "ablating", unit="variants") as progress:
         for one, split in zip(configs, splits, strict=True):
             predicted.append(predict_variants(one, rows, split, labels, on_variant=progress.advance))
+        if config.finetune:
+            tuned = predict_tuned(config, splits, labels, on_variant=progress.advance)
+            predicted = [each | more for each, more in zip(predicted, tuned, strict=True)]
     combined = combine([{"split": split.to_json(), "diagnostics": []} for split in splits])
     result = AblateResult(
         folder=free_run_path(config.out, name),
@@ -107,10 +114,16 @@ def ablate(config: AblateConfig) -> AblateResult:
     return result
 
 
-def _check_against(against: str, rows: CacheRows, view: str) -> None:
-    if against not in {one.name for one in variants_of(rows)}:
+def _check_against(config: AblateConfig, rows: CacheRows) -> None:
+    against, view = config.against, config.view
+    if against in {one.name for one in TUNED_VARIANTS}:
+        if not config.finetune:
+            raise UserError(f"{against!r} trains CLIP", place="--against", remedy="add --finetune")
+    elif against not in {one.name for one in variants_of(rows)}:
         message = f"{against!r} needs the view {view!r}, which the cache does not have"
         raise UserError(message, place="--against", remedy=f"give --views {view} to `deltaclip extract`")
+    if config.image_root and not config.finetune:
+        raise UserError("would not be used", place="--image-root", remedy="add --finetune")
 
 
 def _train_config(config: AblateConfig) -> TrainConfig:
@@ -141,7 +154,8 @@ def _write(result: AblateResult, config: AblateConfig, common: TrainConfig, rows
         "stage": "ablate",
         "settings": settings_to_json(config),
         "common": settings_to_json(common),
-        "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in variants_of(rows)},
+        "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in variants_of(rows)}
+        | ({one.name: dict(one.overrides) for one in TUNED_VARIANTS} if config.finetune else {}),
         "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
         "backbone": rows.facts,
         **surroundings(),

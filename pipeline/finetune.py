@@ -39,6 +39,7 @@ class FinetuneResult:
     scales: tuple[float | None, float | None]
     fit_seconds: float
     seconds: float
+    is_silent: bool = False  # of a process that is not the first
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics in the shape of `metrics.json`, with the run and its times."""
@@ -81,4 +82,5 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         scales=done.learned.scales,
         fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
         seconds=round(time.monotonic() - started, 3),
+        is_silent=not processes.is_first,
     )

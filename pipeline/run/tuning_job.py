@@ -186,7 +186,7 @@ class TuningJob:
         )
 
     def _repeat(self, config: FinetuneConfig, split: Split, stage: Stage, *, what: str) -> Finished:
-        state = StateFile(self.work / f"{config.split_seed}.safetensors")
+        state = StateFile(self.work / f"{config.split_seed}.safetensors", writes=self.processes.is_first)
         if state.path.exists() and self.processes.is_first:
             print(f"{what}: goes on from {state.path}", file=sys.stderr)  # noqa: T201 - a person wants to know
         learned, model = tune_towers(config, self.rows, split, self.weights, stage=stage, state=state, what=what)
@@ -225,9 +225,13 @@ class TuningJob:
             precision=self.precision,
             **about,
         )
-        shutil.rmtree(self.work, ignore_errors=True)
+        self.forget()
         self.processes.wait()
         return run
+
+    def forget(self) -> None:
+        """Remove the state that led to the result."""
+        shutil.rmtree(self.work, ignore_errors=True)
 
 
 def run_mode(config: FinetuneConfig, frozen_blocks: int) -> str:

@@ -73,6 +73,12 @@ class AblateConfig:
     out: Path | None = setting(None, help="Folder to make; default runs/CACHE_ablate, numbered if taken.")
     against: str = setting("residual", help="The variant that differences are taken against.")
     view: str = setting("stages", help="View of the kernel base, compared too where the cache has it.")
+    finetune: bool = setting(
+        False, help="Also fine-tune CLIP, with 75 % of it frozen and with none, as `finetune` does: minutes to hours."
+    )
+    image_root: Path | None = setting(
+        None, help="For --finetune: folder of the images; default the one that the cache recorded."
+    )
     repeats: int = setting(5, help="Splits, with seeds --seed, --seed + 1, ..., the same for all variants.", ge=1)
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)

@@ -23,15 +23,20 @@ _KEY = "deltaclip_state"
 
 
 class StateFile:
-    """A file with the state of one training; `save` replaces it as a whole, so a kill leaves the one before."""
+    """A file with the state of one training; `save` replaces it as a whole, so a kill leaves the one before.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Of several processes with one state, the one that `writes` saves it, and all load it.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Write tensors and JSON values, and the state of the generators of random numbers."""
         from safetensors.torch import save_file
 
+        if not self.writes:
+            return
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in (*tensors.items(), *_generators())}
         with whole_file(self.path) as temporary:
             save_file(state, temporary, metadata={_KEY: json.dumps(values)})

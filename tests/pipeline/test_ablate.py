@@ -296,7 +296,7 @@ def test_a_thinned_baseline_says_so(ablate_demo, monkeypatch):
         (
             {"against": "zzz"},
             "--against: 'zzz' is no variant; known: no-image, cosine, ridge, svr, direct, direct-two-branch, residual, "
-            "identity-base, no-correction, no-dropout, ridge-view, kernel, kernel-only",
+            "identity-base, no-correction, no-dropout, ridge-view, kernel, kernel-only, partial-freeze, full",
         ),
         ({"repeats": 0}, "--repeats: 0 is out of range; give a value at least 1"),
         (

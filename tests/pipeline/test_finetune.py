@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,12 @@ from safetensors import safe_open
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.load import load_backbone
+from deltaclip.pipeline.ablate import ablate
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.finetune import finetune
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.scorer import Scorer
-from deltaclip.pipeline.settings import EvaluateConfig, FinetuneConfig, TrainConfig
+from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, TrainConfig
 from deltaclip.pipeline.train import train
 from deltaclip.pipeline.training.resume import StateFile
 from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json
@@ -272,3 +274,54 @@ def test_rates_are_felt(tune_few):
     plain = loss_of(tune_few())
     for settings in ({"lr": 1e-4}, {"head_lr": 1e-4}, {"layer_decay": 0.3}, {"precision": "bf16"}):
         assert not np.array_equal(loss_of(tune_few(**settings)), plain), settings
+
+
+def test_ablate_compares_frozen_partial_and_full(tmp_path, few_cache, capsys, tune_few):
+    out = tmp_path / "ablation"
+    settings = {"cache": few_cache, "repeats": 1, "epochs": 1, "device": "cpu"}
+    result = ablate(AblateConfig(out=out, finetune=True, against="partial-freeze", **settings))
+    assert "finetune      2 trainings x 1 epochs x 36 rows: 72 images forward and back" in capsys.readouterr().err
+    assert {"residual", "partial-freeze", "full"} <= result.compared.keys()
+    partial = tune_few(epochs=1, batch_size=32, lr=3e-5, precision="auto").metrics["test"]["quality"]["srocc"]
+    found = result.compared["partial-freeze"]["quality"]["test"]["srocc"]["mean"]
+    assert found == pytest.approx(partial)
+    assert result.compared["full"]["quality"]["difference"]["mean"] is not None
+    assert read_json(out / "config.json")["variants"]["full"] == {"freeze_layers": 0.0}
+    assert not list(few_cache.parent.glob(".*resume*"))
+    assert refused(lambda **given: ablate(AblateConfig(**settings, **given)), against="full") == (
+        "--against: 'full' trains CLIP; add --finetune"
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_same_batch(tune_few, tmp_path, few_cache):
+    """Under torchrun, gloo: rows are shared out, embeddings and gradients exchanged; a loss that compares rows too."""
+    settings = {"epochs": 2, "batch_size": 8, "loss": "plcc", "freeze_layers": 4, "freeze_text_layers": 3, "lr": 3e-4}
+    alone = tune_few(**settings)
+    out = tmp_path / "two" / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "deltaclip",
+    ]
+    command += ["finetune", str(few_cache), "--out", str(out), "--device", "cpu", "--precision", "fp32"]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.stdout.count("split: grouped") == 1
+    assert done.stderr.count("2 processes") == 1
+    np.testing.assert_allclose(numbers(read_csv(out / "history.csv"), "train_loss"), loss_of(alone), atol=1e-5)
+    for name in ("q", "c"):
+        ours, theirs = (numbers(read_csv(run / "predictions.csv"), name) for run in (out, alone.run))
+        # A correlation does not know an offset: its gradient is rounding, which Adam takes for a direction.
+        inside = (theirs > 0.01) & (theirs < 0.99)
+        difference = (ours - theirs)[inside]
+        np.testing.assert_allclose(difference, np.median(difference), atol=1e-4)
+    assert not list(out.parent.glob(".*"))
