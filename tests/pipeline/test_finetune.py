@@ -18,6 +18,9 @@ from safetensors import safe_open
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.load import load_backbone
+from deltaclip.features.backbone.save_model import save_model
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.ablate import ablate
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.finetune import finetune
@@ -26,7 +29,7 @@ from deltaclip.pipeline.run.scorer import Scorer
 from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, TrainConfig
 from deltaclip.pipeline.train import train
 from deltaclip.pipeline.training.resume import StateFile
-from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json
+from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
 
 # Higher rates than anybody would take, so that two epochs of a few steps move everything.
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "precision": "fp32", "device": "cpu"}
@@ -111,7 +114,7 @@ def test_predict_scores_what_the_run_recorded(tuned, few_folder):
     np.testing.assert_allclose(found.scores.c, numbers(rows, "c"), atol=2e-5)
 
 
-def test_evaluate_takes_recorded_scores_on_its_own_cache_and_scores_images_elsewhere(tuned, tmp_path, few_cache):
+def test_evaluate_takes_recorded_scores_or_scores_images(tuned, tmp_path, few_cache, few_folder):
     own = evaluate(EvaluateConfig(run=tuned.run))
     assert own.scores == "the scores that the run recorded"
     # The table has six digits of each score.
@@ -120,6 +123,15 @@ def test_evaluate_takes_recorded_scores_on_its_own_cache_and_scores_images_elsew
     moved.parent.mkdir()
     shutil.copyfile(few_cache, moved)
     assert evaluate(EvaluateConfig(run=tuned.run, cache=moved)).scores == own.scores
+    sides = {row["image"]: row["split"] for row in read_csv(tuned.run / "predictions.csv")}
+    rows = [row for row in read_csv(few_folder / "demo.csv") if sides[row["image"]] == "test"]
+    write_csv(tmp_path / "part.csv", rows)
+    part = tmp_path / "part.h5"
+    extract(ExtractConfig(data=str(tmp_path / "part.csv"), out=part, backbone="tiny", image_root=few_folder))
+    anew = evaluate(EvaluateConfig(run=tuned.run, cache=part))
+    assert anew.scores == "scored from the images with the run's own tower"
+    for label, found in anew.metrics["test"].items():
+        assert found["srocc"] == pytest.approx(tuned.metrics["test"][label]["srocc"], abs=1e-4)
 
 
 def test_the_whole_model_is_one_of_open_clip(tuned, few_folder):
@@ -325,3 +337,26 @@ def test_two_processes_are_one_with_the_same_batch(tune_few, tmp_path, few_cache
         difference = (ours - theirs)[inside]
         np.testing.assert_allclose(difference, np.median(difference), atol=1e-4)
     assert not list(out.parent.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_whole_model_of_a_known_name_is_loaded_by_it(tmp_path):
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    made = open_clip.create_model("ViT-S-32-alt")
+    save_file({name: tensor.clone() for name, tensor in made.state_dict().items()}, tmp_path / "weights.safetensors")
+    backbone = load_backbone(
+        find_weights("ViT-S-32-alt", str(tmp_path / "weights.safetensors")), device="cpu", precision="fp32"
+    )
+    with torch.no_grad():
+        backbone.model.visual.proj.mul_(2)
+    save_model(backbone, tmp_path / "open_clip")
+    path = tmp_path / "open_clip" / "open_clip_model.safetensors"
+    pixels, ids = torch.rand(2, 3, 224, 224), backbone.tokenizer(["a cat", "two dogs"])
+    for name, tag in (("ViT-S-32-alt", str(path)), (f"local-dir:{path.parent}", None)):
+        model = open_clip.create_model(name, pretrained=tag).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model.encode_image(pixels), backbone.model.encode_image(pixels))
+            torch.testing.assert_close(model.encode_text(ids), backbone.model.encode_text(ids))
