@@ -32,7 +32,9 @@ def mode_words(
     again = ", activations computed again" if config.checkpointing else ""
     step = f", {config.accumulate} batches a step" if config.accumulate > 1 else ""
     several = f", {processes.size} processes" if processes.size > 1 else ""
-    activations = "cached once" if config.boundary_cache else "computed again in every step"
+    activations = "run once, activations kept" if config.boundary_cache else "run again in every step"
+    if not image.frozen_blocks:
+        activations = "none of the image tower"
     return ModeWords(
         rates=f"{config.lr:g} (CLIP{decay}), {config.head_lr:g} (heads)",
         freezing=[
@@ -70,6 +72,4 @@ def tune_warnings(config: FinetuneConfig, rows: CacheRows, split: Split) -> list
         unused = ("head_epochs", "base_init", "dropout")
         changed = [name for name in unused if getattr(config, name) != getattr(type(config), name)]
         found += [f"{option_name(name)} is not used: the heads are those of --init-heads" for name in changed]
-    if config.boundary_cache and config.trains_all:
-        found.append("the boundary cache is not used: nothing of the image tower is frozen")
     return [f"warning: {line}" for line in found]

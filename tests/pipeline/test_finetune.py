@@ -80,6 +80,7 @@ def test_the_run_has_what_train_writes(tuned):
     words = "\n".join(config["description"])
     assert "image tower: 4 of 6 blocks frozen, embeddings too; " in words
     assert "text tower: 3 of " in words
+    assert "frozen part   run once, activations kept; training images: as they are" in words
     assert "q = clamp(sigmoid(w . v + b0)" in words
     assert len(read_csv(tuned.run / "history.csv")) == 2
 
