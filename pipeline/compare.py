@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.progress import Progress
 from deltaclip.pipeline.run.comparing import Round, compare_label, read_round, source_of_spread
 from deltaclip.pipeline.run.folder import check_outside, open_run
 from deltaclip.pipeline.run.rows import LABELS
@@ -51,12 +52,15 @@ def compare(config: CompareConfig) -> CompareResult:
     labels = [label for label in LABELS if all(label in one.labels for one in rounds)]
     if not labels:
         raise UserError("no label was trained in all runs", place="RUNS", remedy="give runs that share one")
+    # The bootstrap of a large test side takes seconds for each label and run.
+    with Progress(len(labels) * len(config.runs), "comparing", unit="intervals") as progress:
+        compared = {label: compare_label(rounds, label, advance=progress.advance) for label in labels}
     comparison = {
         "runs": [str(path) for path in config.runs],
         "seeds": seeds,
         "over": source_of_spread(rounds),
         "rows": [len(one.keys) for one in rounds],
-        "labels": {label: compare_label(rounds, label) for label in labels},
+        "labels": compared,
         "warnings": _warnings(config.runs, rounds, seeds),
     }
     if config.out:

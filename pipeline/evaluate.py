@@ -80,7 +80,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         scores, origin = tuned_scores(run, rows, image_root=config.image_root)
     else:
         columns = kernels.kernel_terms(rows.view(), rows.prompts()) if kernels else None
-        scores, origin = score(run.heads, rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)), ""
+        batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)
+        scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
     metrics = measure(rows, scores, split, labels=trained, scales=scales)
     if kernels and split.train.size:

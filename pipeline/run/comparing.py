@@ -25,7 +25,7 @@ from deltaclip.pipeline.scoring.metrics import agreement, json_number
 from deltaclip.pipeline.scoring.paired_t import mean_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -91,11 +91,13 @@ def source_of_spread(rounds: Sequence[Round]) -> str:
     return "weights" if all(test == tests[0] for test in tests) else "splits"
 
 
-def compare_label(rounds: Sequence[Round], label: str) -> list[dict[str, Any]]:
+def compare_label(
+    rounds: Sequence[Round], label: str, *, advance: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
     """Return the figures of every run, in order, each but the first with its difference from the first.
 
     One round: SROCC with its interval, and the paired bootstrap, both over groups. Several: each figure over rounds,
-    and the t-interval of the mean difference.
+    and the t-interval of the mean difference. `advance` is called after each run.
     """
     compared: list[dict[str, Any]] = []
     numbers = range(len(rounds[0].scores))
@@ -111,17 +113,17 @@ def compare_label(rounds: Sequence[Round], label: str) -> list[dict[str, Any]]:
             differences = [a.srocc - b.srocc for a, b in zip(found[number], found[0], strict=True)]
             entry["difference"] = _over_rounds(rounds, differences) if number else None
         compared.append(entry)
+        advance()
     return compared
 
 
 def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
     scores, labels, groups = one.scores[number][label], one.labels[label], one.group_N
     interval = srocc_interval(scores, labels, seed=0, groups=groups)
-    difference = paired_difference(scores, one.scores[0][label], labels, seed=0, groups=groups)
-    return {
-        "srocc_ci": [json_number(bound) for bound in interval],
-        "difference": difference.to_json() if number else None,
-    }
+    difference = None
+    if number:
+        difference = paired_difference(scores, one.scores[0][label], labels, seed=0, groups=groups).to_json()
+    return {"srocc_ci": [json_number(bound) for bound in interval], "difference": difference}
 
 
 def _over_rounds(rounds: Sequence[Round], differences: Sequence[float]) -> dict[str, Any]:

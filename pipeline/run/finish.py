@@ -43,15 +43,21 @@ class Finished:
 
 
 def judge(
-    rows: CacheRows, split: Split, weights: LossWeights, learned: Learned, *, embedded: CacheRows | None = None
+    rows: CacheRows,
+    split: Split,
+    weights: LossWeights,
+    learned: Learned,
+    *,
+    embedded: CacheRows | None = None,
+    shown: bool = True,
 ) -> Finished:
     """Score every row and compute the metrics, those of the test rows too.
 
-    `embedded` are the rows with the embeddings of a tuned backbone; floors are those of `rows`.
+    `embedded` are the rows with the embeddings of a tuned backbone; floors are those of `rows`. A bar is on the
+    terminal where it is to be `shown`.
     """
-    scores = score(
-        learned.heads, (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
-    )
+    batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
+    scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
     labels = trained_labels(rows, split.train, weights[:2])
     metrics = measure(rows, scores, split, labels=labels, scales=learned.scales)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)

@@ -14,6 +14,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.progress import Progress
 from deltaclip.pipeline.model.scores import score_rows
 
 if TYPE_CHECKING:
@@ -54,14 +55,19 @@ class Scores:
         return dict(self.__dict__)
 
 
-def score(heads: nn.Module, batches: Iterable[Batch]) -> Scores:
-    """Score batches in order; beside the scores, 24 bytes a row, one batch is in memory."""
+def score(heads: nn.Module, batches: Iterable[Batch], *, total: int = 0) -> Scores:
+    """Score batches in order; beside the scores, 24 bytes a row, one batch is in memory.
+
+    `total` is the number of rows that a bar on a terminal counts to; 0 shows none.
+    """
     # One growing buffer a column: thousands of small arrays between the activations of their batches would keep the
     # memory of these from being used again (measured: 400 bytes a row instead of 24).
     columns: dict[str, bytearray] = {}
-    for batch in batches:
-        for name, values in _columns(score_rows(heads, [batch])).items():
-            columns.setdefault(name, bytearray()).extend(values.tobytes())
+    with Progress(total, "scoring", unit="rows", shown=total > 0) as progress:
+        for batch in batches:
+            for name, values in _columns(score_rows(heads, [batch])).items():
+                columns.setdefault(name, bytearray()).extend(values.tobytes())
+            progress.advance(len(batch.v_BD))
     return Scores(**{name: np.frombuffer(content, dtype=np.float32) for name, content in columns.items()})
 
 

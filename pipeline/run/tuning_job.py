@@ -193,7 +193,8 @@ class TuningJob:
         write_full = self._write_full if config.save_full else None
         learned = replace(learned, tuned=TunedBackbone(tensors=self._copied(), write_full=write_full))
         everything = np.arange(len(self.rows.rows))
-        return judge(self.rows, split, self.weights, learned, embedded=model.embed(self.rows, everything))
+        embedded = model.embed(self.rows, everything)
+        return judge(self.rows, split, self.weights, learned, embedded=embedded, shown=self.processes.is_first)
 
     def _write_full(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         self._put_back(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -27,6 +28,23 @@ from deltaclip.base import progress
 from deltaclip.features.data.table import read_table
 progress.DELAY_S = 0
 print(len(read_table(Path(sys.argv[1])).lines))
+"""
+
+
+EVALUATING = """
+import sys
+from pathlib import Path
+from deltaclip.base import progress
+from deltaclip.pipeline.compare import compare
+from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.settings import CompareConfig, EvaluateConfig, TrainConfig
+from deltaclip.pipeline.train import train
+progress.DELAY_S = 0
+run = train(TrainConfig(cache=Path(sys.argv[1]), out=Path(sys.argv[2]), epochs=1)).run
+print("trained", file=sys.stderr)
+evaluate(EvaluateConfig(run=run))
+print("evaluated", file=sys.stderr)
+compare(CompareConfig(runs=[run, run]))
 """
 
 
@@ -71,6 +89,15 @@ def test_a_table_is_read_with_a_bar(tmp_path, name):
     assert out == b"3\n"
     assert f"reading {name}" in shown
     assert "characters/s" in shown
+
+
+def test_rows_are_scored_and_runs_compared_with_a_bar(demo_cache, tmp_path):
+    out, shown = on_a_terminal(EVALUATING, str(demo_cache), str(tmp_path / "run"))
+    assert out == b""
+    trained, evaluated, compared = re.split("trained\\r\\n|evaluated\\r\\n", shown)
+    for part in (trained, evaluated):
+        assert re.search(r"scoring: 100%.* 240/240 .*rows/s", part), part
+    assert re.search(r"comparing: 100%.* 4/4 .*intervals/s", compared), compared
 
 
 def test_a_pipe_sees_nothing():
