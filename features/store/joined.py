@@ -7,6 +7,7 @@ memory, about 300 bytes a row; vectors stay in the shards and are read, and chec
 from __future__ import annotations
 
 import contextlib
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def open_shards(paths: Sequence[Path]) -> FeatureStore:
         stores = [opened.enter_context(FeatureStore.open(path)) for path in paths]
         views, first = common_views(stores), stores[0]
         plan = merged_plan(stores)
-        file = opened.enter_context(h5py.File("shards", "w", driver="core", backing_store=False))
+        file = opened.enter_context(_file_in_memory())
         # Of no width: what they hold stays where it is.
         layouts = {CENTER: ViewLayout(width=0, recipe=RECIPES[CENTER])}
         layouts |= {name: ViewLayout(width=0, recipe=layout.recipe) for name, layout in views.items()}
@@ -60,6 +61,11 @@ def open_shards(paths: Sequence[Path]) -> FeatureStore:
         vectors: dict[tuple[Kind, str], Joined] = {("texts", CENTER): _join(file, stores, "texts", CENTER)}
         vectors |= {("images", view): _join(file, stores, "images", view) for view in layouts}
         return FeatureStore(whole_path(paths[0]), file, vectors=vectors, opened=opened.pop_all())
+
+
+def _file_in_memory() -> h5py.File:
+    # HDF5 tells open files apart by their names, those in memory too: two sets may be open at once.
+    return h5py.File(f"shards-{uuid.uuid4()}", "w", driver="core", backing_store=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,6 +246,12 @@ def test_shards_read_as_one(shards, whole):
             np.testing.assert_allclose(one.norms(), other.norms(), atol=2e-6)
 
 
+def test_two_sets_of_shards_are_open_at_once(shards, tmp_path):
+    copied(shards, tmp_path)
+    with open_cache(shards[0].with_name("c.h5")) as one, open_cache(tmp_path / "c.h5") as other:
+        np.testing.assert_array_equal(one.embeddings("images"), other.embeddings("images"))
+
+
 def test_inspect_reads_shards_as_one(shards, whole, tmp_path):
     (report,) = inspect_cache(InspectConfig(caches=[shards[0].with_name("c.h5")], verify=True)).reports
     (wanted,) = inspect_cache(InspectConfig(caches=[whole])).reports
