@@ -68,12 +68,12 @@ class Encoder:
     backbone: Backbone | None = None
 
     def load(self, precision: PrecisionChoice) -> Backbone:
-        """Return the backbone, loaded at the first call.
+        """Return the backbone, loaded at the first call and where the one that is there has another precision.
 
         Raises:
             UserError: the weights do not fit, or there is no such device.
         """
-        if self.backbone is None:
+        if self.backbone is None or precision not in {"auto", self.backbone.precision}:
             from deltaclip.features.backbone.choose import load_in_best_precision
 
             self.backbone, reason = load_in_best_precision(
@@ -214,8 +214,9 @@ class Encoder:
             paths = [self.image_root / self.probe[place] for place in _spread(len(self.probe))]
             contents = hash_images(paths, self.root)
             return [ImageFile(n, paths[n], c.sha256) for n, c in enumerate(contents) if c.sha256]
-        readable = [entry for entry, reason in enumerate(self.plan.image_reasons) if not reason]
-        return self._files([readable[place] for place in _spread(len(readable))])
+        reasons = self.plan.image_reasons
+        readable = np.flatnonzero(np.fromiter((not reason for reason in reasons), dtype=bool, count=len(reasons)))
+        return self._files(readable[_spread(len(readable))])
 
     def _probe(self, backbone: Backbone) -> torch.Tensor | None:
         from deltaclip.features.backbone.pixels import center_crops

@@ -150,7 +150,7 @@ class _Job:
         facts, layouts = self._previous_facts(), views_left(self.out, {})
         if facts is None:
             backbone = encoder.load(self.precision)
-            facts = backbone.facts
+            facts = dict(backbone.facts)  # the next shard takes the backbone over, not what was measured on this one
             if self.work.batch_size is None and (measured := encoder.measured_batch_size(backbone)):
                 facts["batch_size"] = measured  # a run that resumes cuts the same batches
         precision = facts["precision"]

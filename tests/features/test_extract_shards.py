@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.data.sharding import Shard, shard_of
-from deltaclip.features.extract import extract
+from deltaclip.features.extract import _extraction, extract
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
 from deltaclip.features.store.joined import open_cache
@@ -181,6 +182,17 @@ def test_a_shard_that_would_not_fit_is_not_begun(table, shards, tmp_path):
     )
     # What `auto` comes to is then not for this process to say.
     assert run(table, tmp_path / "c.h5", shard="2/3", precision="auto").facts["precision"] == "fp32"
+
+
+def test_a_backbone_of_another_precision_is_not_taken_over(table, tmp_path):
+    run(table, tmp_path / "c.h5", shard="1/3")
+    config = ExtractConfig(data=str(table / "demo.csv"), out=tmp_path / "c.h5", device="cpu")
+    work = _extraction(config, tmp_path / "c.h5")
+    work.backbone = load_backbone(work.source, device="cpu", precision="bf16")  # as an actor has it from another shard
+    work.run(Shard(2, 3))
+    assert work.backbone.precision == "fp32"
+    with FeatureStore.open(tmp_path / "c.shard-2-of-3.h5") as store:
+        assert store.facts["precision"] == store.header["request"]["precision"] == "fp32"
 
 
 def test_a_shard_without_rows(demo_folder, tmp_path):
