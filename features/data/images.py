@@ -109,6 +109,15 @@ def open_image(content: bytes, *, short_side: int | None = None, max_pixels: int
         raise UnreadableImage(f"broken image data ({error})") from error
 
 
+def is_image(path: Path, root: Path | None) -> bool:
+    """Tell whether a file can be read as an image; `root` as in `read_image_bytes`."""
+    try:
+        open_image(read_image_bytes(path, root))
+    except UnreadableImage:
+        return False
+    return True
+
+
 def from_memory(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
     """Return an image in memory as `open_image` returns it from its file.
 

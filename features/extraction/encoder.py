@@ -211,12 +211,12 @@ class Encoder:
 
     def _probe_files(self) -> Sequence[ImageFile]:
         if self.probe:
-            paths = [self.image_root / self.probe[place] for place in _spread(len(self.probe))]
+            paths = [self.image_root / self.probe[place] for place in spread(len(self.probe))]
             contents = hash_images(paths, self.root)
             return [ImageFile(n, paths[n], c.sha256) for n, c in enumerate(contents) if c.sha256]
         reasons = self.plan.image_reasons
         readable = np.flatnonzero(np.fromiter((not reason for reason in reasons), dtype=bool, count=len(reasons)))
-        return self._files(readable[_spread(len(readable))])
+        return self._files(readable[spread(len(readable))])
 
     def _probe(self, backbone: Backbone) -> torch.Tensor | None:
         from deltaclip.features.backbone.pixels import center_crops
@@ -237,5 +237,6 @@ class Encoder:
         return next(batches).pixels_B3HW
 
 
-def _spread(num_items: int) -> list[int]:
+def spread(num_items: int) -> list[int]:
+    """Return the places of a few items, evenly spread from the first to the last."""
     return [int(place) for place in np.linspace(0, num_items - 1, min(PROBE_IMAGES, num_items)).astype(int)]

@@ -13,9 +13,10 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.lazy import LazySequence
 from deltaclip.features.data.content import hash_images
+from deltaclip.features.data.images import is_image
 from deltaclip.features.data.sharding import part_of
 from deltaclip.features.data.views import RECIPES
-from deltaclip.features.extraction.encoder import Encoder
+from deltaclip.features.extraction.encoder import Encoder, spread
 from deltaclip.features.extraction.pace import DEFAULT_BATCH
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.sets import find_sibling
@@ -104,7 +105,7 @@ class _Job:
                 if content.reason:
                     raise _unreadable(manifest.images[row], content.reason, place=manifest.places[row])
         self.plan: Plan = make_plan(manifest, contents, part=part)
-        if contents and all(self.plan.image_reasons):
+        if contents and all(self.plan.image_reasons) and not self._others_are_images():
             raise self._nothing_readable(self.plan.image_reasons[0])
         self.precision = self._common_precision(part) if part else work.precision
 
@@ -119,6 +120,13 @@ class _Job:
             check_request(sibling, self._request(precision))
             check_recipes(sibling, {name: RECIPES[name] for name in self.work.views})
         return cast("PrecisionChoice", precision)
+
+    def _others_are_images(self) -> bool:
+        """Tell of a shard whether others of the table can be read: its own few may well all be broken."""
+        whole = self.work.manifest
+        return self.plan.part is not None and any(
+            is_image(whole.image_path(row), self.root) for row in spread(len(whole))
+        )
 
     def _nothing_readable(self, reason: str) -> UserError:
         remedy = f"check the paths or give --image-root (now {self.manifest.image_root})"
@@ -168,7 +176,7 @@ class _Job:
                 done.encode_seconds = time.monotonic() - started
                 done.stages, done.workers = encoder.shares, encoder.workers
                 done.batch_size = encoder.batch_size
-            if self.plan.num_images and not writer.has_images():
+            if self.plan.num_images and not writer.has_images() and not self._others_are_images():
                 reason = writer.first_reason()
                 writer.discard()
                 raise self._nothing_readable(reason)

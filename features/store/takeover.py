@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import publish
 from deltaclip.features.data.views import CENTER, OF_TOWER
-from deltaclip.features.store.schema import MISSING_KEY
+from deltaclip.features.store.schema import DONE, MISSING_KEY
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.writer import StoreWriter, draft_path, part_path
 
@@ -145,13 +145,13 @@ def check_request(
 
 
 def check_data(store: FeatureStore, plan: Plan) -> None:
-    """Refuse to replace a cache that holds not one image of `plan`: it is another data set's.
+    """Refuse to replace a cache that has embeddings and not one image of `plan`: it is another data set's.
 
     Raises:
         UserError: with the name and size of that data set.
     """
     here = {key.tobytes() for key in plan.image_keys} - {MISSING_KEY}
-    if not plan.num_images or not store.num_rows:  # a shard may have no rows
+    if not plan.num_images or not (store.status() == DONE).any():  # a shard may have no rows, or none that is usable
         return
     if not any(key.tobytes() in here for key in store.keys("images")):
         message = f"holds another data set ({store.dataset['name']}, {store.num_rows:,} rows)"

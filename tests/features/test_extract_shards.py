@@ -208,6 +208,33 @@ def test_a_shard_without_rows(demo_folder, tmp_path):
     check_equal(merged([results[n].cache for n in (1, 2)], tmp_path / "all.h5"), tmp_path / "whole.h5")
 
 
+def test_a_shard_whose_images_are_all_broken(demo_folder, tmp_path):
+    shutil.copytree(demo_folder / "images", tmp_path / "images")
+    rows = read_rows(demo_folder)[:6]
+    write_rows(tmp_path, rows)
+    images = {row["image"]: (tmp_path / row["image"]).read_bytes() for row in rows}
+    assert {shard_of(name, 2) for name in images} == {1, 2}
+    broken = [name for name in images if shard_of(name, 2) == 1]
+    for is_empty in (True, False):  # cannot be hashed; can be, and is no image
+        for name in broken:
+            (tmp_path / name).write_bytes(b"" if is_empty else name.encode())
+        result = run(tmp_path, tmp_path / "c.h5", shard="1/2")
+        assert (result.usable_rows, sorted(name for name, _ in result.failed)) == (0, sorted(broken))
+    assert run(tmp_path, tmp_path / "c.h5", shard="2/2").usable_rows == len(images) - len(broken)
+    run(tmp_path, tmp_path / "whole.h5")
+    check_equal(
+        merged([tmp_path / "c.shard-1-of-2.h5", tmp_path / "c.shard-2-of-2.h5"], tmp_path / "all.h5"),
+        tmp_path / "whole.h5",
+    )
+    for name in broken:
+        (tmp_path / name).write_bytes(images[name])
+    assert run(tmp_path, tmp_path / "c.h5", shard="1/2").new_images == len(broken)
+    for name in images:
+        (tmp_path / name).write_bytes(name.encode())
+    with pytest.raises(UserError, match=f"none of the {len(broken)} images can be read"):
+        run(tmp_path, tmp_path / "other.h5", shard="1/2")
+
+
 def test_a_killed_shard_goes_on(table, shards, tmp_path):
     command = [sys.executable, "-m", "deltaclip", "extract", str(table / "demo.csv"), "--out", str(tmp_path / "c.h5")]
     child = subprocess.Popen([*command, "--shard", "1/3", "--batch-size", "1", "--precision", "fp32"])
