@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.settings import option_name
-from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.backbone.checkpoint import LOCAL_DIR, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.sharding import Shard, local_rank, read_shard
 from deltaclip.features.data.views import check_decode, parse_views
@@ -199,10 +199,23 @@ def _extract_on_ray(config: ExtractConfig, out: Path, *, started: float) -> Extr
 
 def _everywhere(config: ExtractConfig) -> ExtractConfig:
     """Return the settings with paths that mean the same in every folder."""
-    name, colon, folder = config.data.rpartition(":")
-    data = f"{name}{colon}{Path(folder).resolve()}" if Path(folder).exists() else config.data
-    root = config.image_root.resolve() if config.image_root else None
-    return replace(config, data=data, image_root=root, ray=None, ray_workers=2, ray_shards=None)
+    root, tag = config.image_root.resolve() if config.image_root else None, config.pretrained
+    return replace(
+        config,
+        data=config.data if config.data == "demo" else _resolved(config.data),
+        backbone=_resolved(config.backbone) if config.backbone.startswith(LOCAL_DIR) else config.backbone,
+        pretrained=_resolved(tag) if tag and Path(tag).is_file() else tag,
+        image_root=root,
+        ray=None,
+        ray_workers=2,
+        ray_shards=None,
+    )
+
+
+def _resolved(text: str) -> str:
+    """Return a path, or what has one behind a colon, with that path absolute; anything else as it is."""
+    name, colon, path = ("", "", text) if Path(text).exists() else text.partition(":")
+    return f"{name}{colon}{Path(path).resolve()}" if path and Path(path).exists() else text
 
 
 def _extraction(config: ExtractConfig, out: Path) -> Extraction:

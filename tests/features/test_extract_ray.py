@@ -13,13 +13,37 @@ from pathlib import Path
 import pytest
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.extract import _everywhere
+from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.tests.features.killing import read_rows, write_rows
 from deltaclip.tests.features.test_extract_shards import check_equal, merged, run
 
-pytestmark = pytest.mark.slow
 COUNT = 3
+
+
+def test_settings_that_mean_the_same_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "tiny", "openai", "set", "own", "ORG"):  # folders of these names change nothing
+        Path(name).mkdir()
+    Path("a:b.csv").touch()
+    Path("weights.pt").touch()
+    here = str(tmp_path)
+
+    def everywhere(**options):
+        found = _everywhere(ExtractConfig(ray="auto", ray_workers=5, **options))
+        assert (found.ray, found.ray_workers) == (None, 2)
+        return found
+
+    assert everywhere(data="demo").data == "demo"
+    assert everywhere(data="a:b.csv").data == f"{here}/a:b.csv"
+    assert everywhere(data="agiqa-3k:set").data == f"agiqa-3k:{here}/set"
+    assert everywhere(data="demo").backbone == "tiny"
+    assert everywhere(data="demo", backbone="hf-hub:ORG").backbone == "hf-hub:ORG"
+    assert everywhere(data="demo", backbone="local-dir:own").backbone == f"local-dir:{here}/own"
+    for pretrained, expected in (("openai", "openai"), ("weights.pt", f"{here}/weights.pt")):
+        assert everywhere(data="demo", backbone="ViT-B-32", pretrained=pretrained).pretrained == expected
 
 
 def writer_of(part):
@@ -47,6 +71,7 @@ def begun(folder):
     return None
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(demo_folder, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="no ray: pip install 'deltaclip[distributed]', as `make slow` does")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
