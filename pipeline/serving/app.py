@@ -110,7 +110,7 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         path: Annotated[str | None, Form(description="Instead of an upload: a path under the server's root.")] = None,
     ) -> Scores:
         """Score one image against a prompt."""
-        _check_utf8(request, [prompt, *([path] if path else [])])
+        _check_utf8(request, [prompt], [path] if path else [])
         if (image is None) == (path is None):
             raise Refused("give either image, a file, or path, a path under the server's root")
         content = await image.read() if image is not None else str(path)
@@ -127,7 +127,7 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         paths: Annotated[list[str] | None, Form(description="Instead of uploads: paths under the root.")] = None,
     ) -> BatchScores:
         """Score several images; one that cannot be read is an error of its own."""
-        _check_utf8(request, [*prompts, *(paths or [])])
+        _check_utf8(request, prompts, paths or [])
         if bool(images) == bool(paths):
             raise Refused("give either images, files, or paths, paths under the server's root")
         given: list[bytes | str] = [await image.read() for image in images or []] + list(paths or [])
@@ -148,13 +148,25 @@ def _pairs(images: list[bytes | str], prompts: list[str], *, most: int) -> list[
     return [Pair(*pair) for pair in zip(images, texts, strict=True)]
 
 
-def _check_utf8(request: Request, texts: list[str]) -> None:
+def _check_utf8(request: Request, *fields: list[str]) -> None:
     # The parser reads what is not UTF-8 as Latin-1, or with replacement characters, and says nothing.
-    body = request.scope["deltaclip.body"]
-    multipart = request.headers.get("content-type", "").startswith("multipart/")
-    for text in texts:
-        if text.encode() not in body if multipart else "\ufffd" in text:
-            raise HTTPException(400, "text fields must be UTF-8")
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        are_text = all(_stand_in(request.scope["deltaclip.body"], texts) for texts in fields)
+    else:
+        are_text = not any("\ufffd" in text for texts in fields for text in texts)
+    if not are_text:
+        raise HTTPException(400, "text fields must be UTF-8")
+
+
+def _stand_in(body: bytes, texts: list[str]) -> bool:
+    """Tell whether texts stand in a body one after the other: one pass over it, however many they are."""
+    end = 0
+    for content in (text.encode() for text in texts):
+        start = body.find(content, end)
+        if start < 0:
+            return False
+        end = start + len(content)
+    return True
 
 
 def _answer_errors(app: FastAPI) -> None:

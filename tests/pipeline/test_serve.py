@@ -259,6 +259,16 @@ BATCHES = {
 }
 
 
+def test_one_of_many_prompts_in_no_utf8_is_found_and_equal_ones_are_not_mixed_up(client):
+    paths = [("paths", "sub/a.png")] * 3
+    fine = client.post("/score/batch", *paths, ("prompts", "\xe9"), ("prompts", "\xe9"), ("prompts", "x"))
+    assert (fine[0], len(fine[1]["results"])) == (200, 3)
+    assert fine[1]["results"][0] == fine[1]["results"][1]
+    # Read as Latin-1 the third is a text that stands in the body, but before the second.
+    wrong = client.post("/score/batch", *paths, ("prompts", "\xe9"), ("prompts", "x"), ("prompts", "\udce9"))
+    assert wrong == (400, {"error": "text fields must be UTF-8"})
+
+
 @pytest.mark.parametrize(("fields", "sentence"), BATCHES.values(), ids=BATCHES.keys())
 def test_hostile_batches(client, fields, sentence):
     assert client.post("/score/batch", *fields) == (422, {"error": sentence})
