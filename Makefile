@@ -11,7 +11,7 @@ BIN        := $(VENV)/bin
 last_part  = $(notdir $(lastword $(subst :, ,$(1))))
 NAME       := $(call last_part,$(DATA))_$(call last_part,$(BACKBONE))$(if $(PRETRAINED),_$(call last_part,$(PRETRAINED)))
 CACHE      ?= cache/$(NAME).h5
-THE_RUN    := $(or $(RUN),runs/$(NAME)_residual_frozen)
+THE_RUN    := $(or $(RUN),runs/$(basename $(notdir $(CACHE)))_residual_frozen)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup extract train report predict test slow lint format bench backbone clean

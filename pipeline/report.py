@@ -99,7 +99,9 @@ def newest_run(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = [path for path in folder.iterdir() if (path / "metrics.json").is_file()] if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()
+    # What a killed training left half written has a name that begins with a dot.
+    found = [path for path in there if not path.name.startswith(".") and (path / "metrics.json").is_file()]
     if not found:
         raise UserError("holds no run", place=folder, remedy="give RUN, or make one with `deltaclip train`")
     return max(found, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
