@@ -96,6 +96,13 @@ class Section:
         return bool(self.run.metrics["split"]["leaks_groups"])
 
     @property
+    def choice_words(self) -> str:
+        """Say by which rows epoch and setting were chosen."""
+        if tables.mean_of(self.run.metrics["split"]["rows"]["val"]):
+            return "Epoch and setting were chosen on validation rows, test rows were looked at once."
+        return "Without validation rows nothing was chosen: the last epoch was kept. Test rows were looked at once."
+
+    @property
     def first_repeat(self) -> str:
         """Say which repeat the rows and epochs are of, nothing for a single training."""
         seeds = self.run.metrics["split"]["seeds"]

@@ -237,6 +237,14 @@ def test_a_leak_is_said(train_demo, tmp_path):
     assert page.find("p", "leak")
 
 
+def test_what_was_not_chosen_is_not_said_to_be(demo_page, train_demo, tmp_path):
+    chosen = "Epoch and setting were chosen on validation rows"
+    assert chosen in demo_page.words
+    page = page_of(train_demo(fractions="0.8,0,0.2", epochs=1).run, tmp_path)
+    assert chosen not in page.words
+    assert "Without validation rows nothing was chosen: the last epoch was kept." in page.words
+
+
 def test_repeats_are_means_with_their_values(train_demo, tmp_path):
     run = train_demo(repeats=2, epochs=2).run
     metrics = read_json(run / "metrics.json")
@@ -356,7 +364,7 @@ def test_without_a_run_it_is_the_newest(demo_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^runs: holds no run; give RUN, or make one with `deltaclip train`$"):
         newest_run(Path("runs"))
-    for name in ("one", "two"):
+    for name in ("one", "two", ".three.killed.tmp"):
         shutil.copytree(demo_run, tmp_path / "runs" / name)
         (tmp_path / "runs" / name / "metrics.json").touch()
     (tmp_path / "runs" / "unfinished").mkdir()
