@@ -154,6 +154,7 @@ def _about(config: ExportConfig, folder: RunFolder) -> dict[str, Any]:
         "part": config.part,
         "labels": folder.config["labels"],
         "view": _view(folder),
+        "tuned": folder.is_tuned,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256_file(checkpoint),
         "backbone": {name: value for name, value in facts.items() if name != "precision"},

@@ -80,6 +80,7 @@ def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
     assert facts["backbone"]["preprocessing"]["size"] == [96, 96]
     assert facts["backbone"]["context_length"] == 77
     assert len(facts["backbone"]["weights_sha256"]) == len(facts["checkpoint_sha256"]) == 64
+    assert facts["tuned"] is False
     assert {entry.version for entry in onnx.load(out).opset_import if entry.domain == ""} == {23}
 
 
