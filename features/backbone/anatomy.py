@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from deltaclip.features.backbone.pixels import input_size
 from deltaclip.features.backbone.stages import find_blocks
 from deltaclip.features.backbone.twins import Enough, Given, stop_after, stop_before, twin_of
 
@@ -77,13 +78,6 @@ def probe_inputs(backbone: Backbone, kind: Kind, count: int) -> torch.Tensor:
         texts = ["a red circle above a blue square" + " and a green star" * number for number in range(count)]
         return backbone.tokenizer(texts, context_length=backbone.context_length)
     return torch.randn(count, 3, *input_size(backbone), generator=torch.Generator().manual_seed(0))
-
-
-def input_size(backbone: Backbone) -> tuple[int, int]:
-    """Return the (H, W) that an image tower takes."""
-    size = backbone.facts["preprocessing"]["size"]
-    height, width = size if isinstance(size, list) else (size, size)
-    return height, width
 
 
 def find_places(

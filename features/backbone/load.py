@@ -188,6 +188,7 @@ def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gel
         "backbone": source.name,
         "pretrained": source.pretrained,
         "weights_sha256": fingerprint(source.weights),
+        "config_sha256": source.identity()["config_sha256"],
         "quick_gelu": quick_gelu,
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()},
         "precision": precision,

@@ -44,6 +44,18 @@ def center_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
     return lambda image: _as_tensor(before(image)).contiguous()[None]
 
 
+def single_pixels(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
+    """Return what makes the model's input of one RGB image, float32 (3, H, W), resized as the backbone decodes.
+
+    Raises:
+        UserError: see `center_crops`.
+    """
+    if backbone.decode != "fast":
+        return backbone.preprocess
+    crops = center_crops(backbone)
+    return lambda image: normalise(backbone, crops(image))[0]
+
+
 def normalise(backbone: Backbone, pixels_K3HW: torch.Tensor) -> torch.Tensor:
     """Return float32 pixels on the device; what is float already was normalised by the backbone's transform.
 

@@ -15,6 +15,8 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers, image_batches
+from deltaclip.features.backbone.pixels import input_size, single_pixels
+from deltaclip.features.backbone.views import file_opener
 from deltaclip.features.data.boundary_views import boundary_recipe, view_pixels
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.store.boundary import BoundaryReader, BoundaryWriter, boundary_path
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from deltaclip.features.backbone.towers import CutTower
 
 BATCH = 64  # the best on a CPU (PEERS section 1, trap 2), and enough for a GPU
-FACTS = ("backbone", "weights_sha256", "quick_gelu", "preprocessing", "context_length")
+FACTS = ("backbone", "weights_sha256", "config_sha256", "quick_gelu", "preprocessing", "context_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def boundary_identity(backbone: Backbone, tower: CutTower, *, view: str, precisi
     """Return all that changes an entry of a boundary file but its content, as JSON values."""
     facts = {name: backbone.facts[name] for name in FACTS}
     cut = {"tower": tower.kind, "frozen_blocks": tower.frozen_blocks, "shape": list(tower.boundary_shape)}
-    recipe = boundary_recipe(view) if tower.kind == "image" else {}
+    recipe = boundary_recipe(view) | {"decode": backbone.decode} if tower.kind == "image" else {}
     return {**facts, **cut, "view": recipe, "precision": precision, "weights_in": backbone.precision}
 
 
@@ -91,20 +93,23 @@ def fill_boundary(
         UserError: an image cannot be read (the others are stored), another process writes the file, the disk is too
             small, or what is there is damaged or for something else.
     """
-    from deltaclip.features.backbone.anatomy import input_size
-
-    size = input_size(backbone)
+    size, preprocess = input_size(backbone), single_pixels(backbone)
 
     def prepare(file: ImageFile, image: Image.Image) -> torch.Tensor:
         assert file.sha256 is not None
-        return view_pixels(view, image, file.sha256, preprocess=backbone.preprocess, input_size=size)
+        return view_pixels(view, image, file.sha256, preprocess=preprocess, input_size=size)
 
     def batches(todo: NDArray[np.int64]) -> Iterator[tuple[list[int], torch.Tensor]]:
         import torch
 
         files = [ImageFile(entry, images.files[entry], images.keys[entry].tobytes()) for entry in todo.tolist()]
         decoded = image_batches(
-            files, prepare, root=images.root, batch_size=BATCH, workers=workers or default_workers()
+            files,
+            prepare,
+            root=images.root,
+            batch_size=BATCH,
+            workers=workers or default_workers(),
+            open_file=file_opener(backbone),
         )
         failed: list[tuple[int, str]] = []
         with contextlib.closing(decoded):

@@ -79,6 +79,7 @@ class PixelInputs:
     """Images decoded from their files whenever they are asked for: no cache, any augmentation."""
 
     files: Mapping[int, ImageFile]
+    open_file: Callable[[bytes], Any]
     preprocess: Callable[[Any], Tensor]
     input_size: tuple[int, int]
     augment: Augment
@@ -107,8 +108,9 @@ class PixelInputs:
             size = self.input_size
             return view_pixels(view_of[file.entry], image, file.sha256, preprocess=self.preprocess, input_size=size)
 
-        batches = image_batches(files, prepare, root=self.root, batch_size=len(files), workers=self.workers)
-        (batch,) = batches
+        (batch,) = image_batches(
+            files, prepare, root=self.root, batch_size=len(files), workers=self.workers, open_file=self.open_file
+        )
         if batch.failed:
             entry, reason = batch.failed[0]
             raise UserError(

@@ -15,8 +15,9 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import require_space
-from deltaclip.features.backbone.anatomy import input_size
 from deltaclip.features.backbone.batches import ImageFile
+from deltaclip.features.backbone.pixels import input_size, single_pixels
+from deltaclip.features.backbone.views import file_opener
 from deltaclip.features.data.boundary_views import FLIP
 from deltaclip.features.data.views import CENTER
 from deltaclip.features.extraction.boundary import (
@@ -110,7 +111,8 @@ class SideMaker:
             return TowerSide(tower=tower, inputs=self._image_boundaries(tower))
         inputs = PixelInputs(
             files=self.files.files,
-            preprocess=self.backbone.preprocess,
+            open_file=file_opener(self.backbone),
+            preprocess=single_pixels(self.backbone),
             input_size=input_size(self.backbone),
             augment=self.augment,
             views=self.views,

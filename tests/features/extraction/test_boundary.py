@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,9 +18,11 @@ from PIL import Image
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.features.backbone.batches import ImageFile
 from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.towers import cut_towers
+from deltaclip.features.backbone.views import encoded_batches, make_views
 from deltaclip.features.data.boundary_views import view_pixels
 from deltaclip.features.extraction import boundary
 from deltaclip.features.extraction.boundary import Images, boundary_identity, fill_boundary, fill_text_boundary
@@ -180,3 +184,46 @@ def test_killed_while_it_fills(tmp_path, cut, tiny_backbone, images):
     whole = fill_boundary(tmp_path / "whole.h5", backbone, image, images)
     found, expected = (BoundaryReader.open(path).read(range(20)) for path in (filled.path, whole.path))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_images_are_decoded_as_the_cache_says(tmp_path, tiny_backbone, images):
+    """What the frozen blocks are given is what the embeddings of a `fast` cache were made of, not `exact` pixels."""
+    source = find_weights(tiny_backbone, None)
+    backbones = {
+        decode: load_backbone(source, device="cpu", precision="fp32", decode=decode) for decode in ("exact", "fast")
+    }
+    towers = {
+        decode: cut_towers(backbone, freeze_layers=CUT, freeze_text_layers=2)[0]
+        for decode, backbone in backbones.items()
+    }
+    wanted, found = {}, {}
+    for decode, backbone in backbones.items():
+        files = [ImageFile(entry, file, None) for entry, file in enumerate(images.files)]
+        (batch,) = encoded_batches(
+            files,
+            make_views(backbone, ["center"], batch_size=20),
+            {"center": np.ones(20, dtype=bool)},
+            root=None,
+            batch_size=20,
+            workers=1,
+        )
+        wanted[decode] = torch.from_numpy(np.asarray(batch.found["center"].vector_BW))
+        filled = fill_boundary(tmp_path / f"{decode}.h5", backbone, towers[decode], images)
+        with torch.no_grad():
+            features = towers[decode].from_boundary(BoundaryReader.open(filled.path).read(range(20)))
+        found[decode] = torch.nn.functional.normalize(features, dim=-1)
+        torch.testing.assert_close(found[decode], wanted[decode], rtol=1e-4, atol=1e-5)
+    assert float((found["exact"] - found["fast"]).abs().max()) > 1e-4
+    shutil.copyfile(tmp_path / "exact.boundary-image-4-center-fp32.h5", filled.path)
+    assert "was made with another view" in refused(
+        lambda: fill_boundary(tmp_path / "fast.h5", backbones["fast"], towers["fast"], images)
+    )
+
+
+def test_another_configuration_of_the_same_weights_is_refused(tmp_path, cut, images):
+    backbone, image, _ = cut
+    fill_boundary(tmp_path / "c.h5", backbone, image, images)
+    other = replace(backbone, facts=backbone.facts | {"config_sha256": "other"})
+    assert "was made with another config_sha256" in refused(
+        lambda: fill_boundary(tmp_path / "c.h5", other, image, images)
+    )
