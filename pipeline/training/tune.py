@@ -149,7 +149,7 @@ class _Tuning:
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=plan.scale_loss)
         self.kept = {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
         self.best, self.history = BestEpoch(plan.patience), list[EpochRow]()
-        self.epoch, self.step, self.factor = 0, 0, 0.0
+        self.epoch, self.step = 0, 0
         self.losses, self.seconds = StepLosses(), 0.0
         self.saved_at = self.started = time.perf_counter()
 
@@ -188,18 +188,21 @@ class _Tuning:
             torch.autograd.backward(self.scaler.scale(loss))
             total = total + loss.detach()
         self.model.share_gradients()
-        plan, num_steps = self.plan, self.plan.epochs * self.batches.steps_per_epoch
+        plan, factor = self.plan, self._lr_factor(self.step)
         self.scaler.unscale_(self.optimizer)
         if plan.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, plan.max_grad_norm, foreach=True)
-        self.factor = lr_factor(self.step, num_steps=num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self.factor
+            group["lr"] = peak * factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._check(self.losses.add(total), epoch)
+
+    def _lr_factor(self, step: int) -> float:
+        plan, num_steps = self.plan, self.plan.epochs * self.batches.steps_per_epoch
+        return lr_factor(step, num_steps=num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule)
 
     def _check(self, wrong: NotFinite | None, epoch: int) -> None:
         if wrong:
@@ -216,7 +219,7 @@ class _Tuning:
             epoch=self.epoch,
             train_loss=train_loss,
             val_score=found.mean,
-            lr=self.plan.lr * self.factor,
+            lr=self.plan.lr * self._lr_factor(self.step - 1),
             scale_q=scale_q,
             scale_c=scale_c,
             seconds=self.seconds + time.perf_counter() - self.started,

@@ -160,6 +160,30 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path, stop_at):
     assert result.best_epoch == expected.best_epoch
 
 
+def test_killed_after_the_last_step_of_an_epoch_its_row_is_the_same(tmp_path):
+    """The state was saved within the epoch, and nothing of it is left but to judge and to record it."""
+    plan = TunePlan(**{**PLAN.__dict__, "save_seconds": 1e-9})
+
+    def validate(_model):
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+        return Validation({"quality": 0.1 * len(calls)})
+
+    calls = [1, 1, 1]
+    _, expected = train(plan=plan, validate=validate)
+    state = StateFile(tmp_path / "state.safetensors")
+    calls = []
+    with pytest.raises(InterruptedError):
+        train(plan=plan, state=state, validate=validate)
+    left = Steps()
+    _, result = train(left, plan=plan, state=state, validate=validate)
+    assert left.given == 12
+    assert [(row.lr, row.train_loss) for row in result.history] == [
+        (row.lr, row.train_loss) for row in expected.history
+    ]
+
+
 def test_without_saves_within_an_epoch_its_steps_are_taken_again(tmp_path):
     whole, expected = train()
     state, steps = StateFile(tmp_path / "state.safetensors"), Steps()
