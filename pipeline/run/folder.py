@@ -183,8 +183,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def surroundings() -> dict[str, Any]:
     """Return versions and git state, for `config.json`."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"versions": versions | {"python": platform.python_version()}, "git": _git_state()}
+    return {"versions": library_versions() | {"python": platform.python_version()}, "git": _git_state()}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what a result depends on, by the name of the package."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def _git_state() -> dict[str, Any] | None:

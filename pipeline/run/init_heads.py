@@ -80,12 +80,16 @@ def heads_of_run(config: FinetuneConfig, rows: CacheRows, splits: Sequence[Split
 
 
 def _check_rows(run: RunFolder, rows: CacheRows, splits: Sequence[Split], place: Path) -> None:
-    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", "split"))
-    seen = {(row["image"], row["prompt"]) for row in recorded if row["split"] != "test"}
+    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", "group", "split"))
+    learned_from = [row for row in recorded if row["split"] != "test"]
     text = rows.rows.text
     for split in splits:
-        known = sum((text["file"][row], text["prompt"][row]) in seen for row in split.test.tolist())
+        # A split that leaks no groups must not get a leak from the heads either, and groups outlast other file names.
+        columns = {"image": "file", "prompt": "prompt"} if split.leaks_groups else {"group": "group"}
+        seen = {tuple(row[name] for name in columns) for row in learned_from}
+        known = sum(tuple(text[name][row] for name in columns.values()) in seen for row in split.test.tolist())
         if known:
-            message = f"has seen {known:,} test rows of split seed {split.seeds[0]} in training"
+            what = "test rows" if split.leaks_groups else "test rows, or others of their groups,"
+            message = f"has seen {known:,} {what} of split seed {split.seeds[0]} in training"
             remedy = "give the --split, --fractions and seeds of that run"
             raise UserError(message, place=place, remedy=remedy)

@@ -60,6 +60,9 @@ def _stored(run: RunFolder, rows: CacheRows) -> Scores | None:
     if any(run.config["cache"][name] != rows.header[name] for name in ("request", "plan")):
         return None
     recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", *COLUMNS))
+    pairs = list(zip(rows.rows.text["file"], rows.rows.text["prompt"], strict=True))
+    if [(row["image"], row["prompt"]) for row in recorded] != pairs:
+        return None  # the same plan, but images that could not be read at the time can be read now
     return Scores(
         **{name: np.array([float(row[name] or "nan") for row in recorded], dtype=np.float32) for name in COLUMNS}
     )

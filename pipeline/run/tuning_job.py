@@ -27,7 +27,7 @@ from deltaclip.features.backbone.towers import cut_towers
 from deltaclip.pipeline.run.checkpoint import TunedBackbone
 from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.finish import judge, save_run
-from deltaclip.pipeline.run.folder import free_run_path
+from deltaclip.pipeline.run.folder import free_run_path, library_versions
 from deltaclip.pipeline.run.init_heads import heads_of_run
 from deltaclip.pipeline.run.recorded_backbone import Recorded, load_recorded
 from deltaclip.pipeline.run.repeats import repeat_configs
@@ -83,7 +83,7 @@ class TuningJob:
             raise UserError(
                 "holds imported embeddings: which weights made them is not known", place=rows.path, remedy=remedy
             )
-        if config.batch_size < 2 * config.accumulate * processes.size and processes.size > 1:
+        if config.batch_size < 2 * processes.size and processes.size > 1:
             remedy = f"give at least {2 * processes.size}"
             raise UserError(
                 f"{config.batch_size} rows are too few for {processes.size} processes",
@@ -127,8 +127,10 @@ class TuningJob:
         """Return a fingerprint of all that decides the result: the same command on the same data goes on."""
         settings = {name: value for name, value in settings_to_json(self.config).items() if name not in IDLE}
         init = None if self.started is None else self.started.fingerprint
-        known = [settings, self.rows.header, self.precision, self.processes.size, init, torch.__version__]
-        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        known = [settings, self.rows.header, self.precision, self.processes.size, init, library_versions()]
+        # A plan does not say which of its images could be read.
+        usable = self.rows.rows.image.tobytes()
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode() + usable).hexdigest()
 
     def learn(self) -> list[Finished]:
         """Train every repeat and judge it; of an interrupted run, only what is left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -183,6 +184,33 @@ def test_heads_that_do_not_belong_are_refused_by_name(tune_few, tuned, tmp_path,
         "or train heads anew"
     )
     assert "has seen" in refused(tune_few, init_heads=heads, seed=7)
+
+
+def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path, few_folder, few_cache):
+    """Heads of other images of the same prompts have seen no test row, but what a clean split keeps from them."""
+    rows = read_csv(few_folder / "demo.csv")
+    caches = {}
+    for name, half in (("even", rows[::2]), ("odd", rows[1::2])):
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(half)
+        data, out = str(tmp_path / f"{name}.csv"), tmp_path / f"{name}.h5"
+        caches[name] = extract(ExtractConfig(data=data, out=out, backbone="tiny", image_root=few_folder)).cache
+    heads = train(TrainConfig(cache=caches["even"], out=tmp_path / "heads", epochs=1, seed=7)).run
+    line = refused(tune_few, cache=caches["odd"], init_heads=heads)
+    assert "test rows, or others of their groups, of split seed 42 in training" in line
+    assert tune_few(cache=caches["odd"], init_heads=heads, seed=7, epochs=1, freeze_layers=5).run.is_dir()
+
+
+def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path):
+    """A cache of the same plan may by now have an image that could not be read when the run was made."""
+    run = tmp_path / "run"
+    shutil.copytree(tuned.run, run)
+    table = run / "predictions.csv"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join(lines[:-1]), encoding="utf-8")
+    assert evaluate(EvaluateConfig(run=run)).scores == "scored from the images with the run's own tower"
 
 
 def test_images_that_are_gone_or_have_changed_are_named(tune_few, tmp_path, few_cache, few_folder):
