@@ -172,6 +172,7 @@ def _epoch(scene: _Scene, *, boundary_cache: bool) -> Callable[[], object]:
         text=model.text,
         parts=1,
         processes=Processes(),
+        by_row=True,
     )
     return lambda: tune(model, steps, plan=PLAN)
 

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from deltaclip.pipeline.run.tuned import TunePart
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ STEPS_AHEAD = 2
 class SideBatches:
     """Steps over some rows of a cache: `memory` has all of a step's rows as one batch, which goes in so many `parts`.
 
-    `image_N`, `prompt_N` are the entries of the rows; `text` is None where the text tower is frozen.
+    `image_N`, `prompt_N` are the entries of the rows; `text` is None where the text tower is frozen. A loss that is
+    `by_row` (a mean over labelled rows) comes out as that of the whole step, whichever rows of a part lack a label.
     """
 
     memory: MemoryBatches
@@ -37,6 +40,7 @@ class SideBatches:
     text: TowerSide | None
     parts: int
     processes: Processes
+    by_row: bool
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,14 +63,25 @@ class SideBatches:
 
     def _step(self, rows_B: Tensor, epoch: int) -> list[TunePart]:
         parts = rows_B.tensor_split(min(self.parts, len(rows_B)))
-        return [self._part(part, epoch) for part in parts]
+        return [self._part(part, epoch, step_S=rows_B) for part in parts]
 
-    def _part(self, rows_B: Tensor, epoch: int) -> TunePart:
+    def _part(self, rows_B: Tensor, epoch: int, *, step_S: Tensor) -> TunePart:
         mine = self.processes.share(len(rows_B))
         own = rows_B.cpu().numpy()[mine]
         return TunePart(
-            batch=self.memory.take(rows_B),
+            batch=self.memory.take(rows_B)._replace(**(self._weights(rows_B, step_S) if self.by_row else {})),
             images=self.image.entries(self.image_N[own], epoch),
             texts=None if self.text is None else self.text.entries(self.prompt_N[own], epoch),
             mine=mine,
         )
+
+    def _weights(self, rows_B: Tensor, step_S: Tensor) -> dict[str, Tensor]:
+        """Return weights of labels that make of the mean over parts, by rows, that over the step's labelled rows."""
+        found = {}
+        for head, label_N in (("q", self.memory.q_N), ("c", self.memory.c_N)):
+            here, there = ((~label_N[rows].isnan()).float().mean() for rows in (rows_B, step_S))
+            if here != there:
+                given_N = self.memory.columns_N.get(f"{head}_weight_B")
+                weight_B = torch.ones_like(label_N[rows_B]) if given_N is None else given_N[rows_B]
+                found[f"{head}_weight_B"] = weight_B * (here / there)
+        return found

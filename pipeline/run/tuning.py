@@ -14,7 +14,7 @@ import torch
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.model.calibrate import calibrate_branch
 from deltaclip.pipeline.model.direct import DirectHeads
-from deltaclip.pipeline.model.losses import weighted_loss
+from deltaclip.pipeline.model.losses import BATCH_LOSSES, weighted_loss
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 from deltaclip.pipeline.run.bases import start_bases
 from deltaclip.pipeline.run.learning import Learned, epoch_note, head_spec, learn, validation
@@ -110,6 +110,7 @@ def tune_towers(
         text=stage.text,
         parts=config.accumulate,
         processes=stage.processes,
+        by_row=config.loss not in BATCH_LOSSES,
     )
     num_steps, notes = config.epochs * steps.steps_per_epoch, [""]
     with (
