@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
             return
         with temporary.open("w", newline="", encoding="utf-8") as file:
             if path.suffix.lower() == ".csv":
-                writer = csv.writer(file, lineterminator="\n")
+                writer = csv.writer(_LineFeeds(file))
                 writer.writerow(columns)
                 for rows in _row_blocks(columns):
                     writer.writerows(rows)
@@ -125,6 +125,16 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
                     file.writelines(
                         json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n" for row in rows
                     )
+
+
+class _LineFeeds:
+    """Ends the rows of a csv writer in LF; ended so by the writer itself, it would leave a CR in a cell unquoted."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
 def read_predictions(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

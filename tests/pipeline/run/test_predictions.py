@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
-from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score, write_table
+from deltaclip.pipeline.run.predictions import Scores, blank_untrained, read_blocks, score, write_table
 
 WORDS = ["plain", 'a "quoted", word', "two\nlines", "", "naïve – 图"]
 
@@ -45,6 +45,14 @@ def test_six_digits_of_every_size_are_kept(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "one.csv"
     write_table(path, {"value": np.array([value], dtype=np.float32)})
     assert float(path.read_text().splitlines()[1]) == pytest.approx(value, rel=1e-5, abs=0)
+
+
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\r\nb", 'a\n"b",', " a\r"])
+def test_texts_of_several_lines_come_back(tmp_path, text):
+    path = tmp_path / "p.csv"
+    write_table(path, {"image": np.array(["1.png", "2.png"], dtype=object), "prompt": [text, "b"], "q": [1.0, 2.0]})
+    assert list(read_blocks(path, ("image", "prompt"))) == [[["1.png", "2.png"], [text, "b"]]]
+    assert path.read_bytes().endswith(b"2.png,b,2.0\n")
 
 
 def test_columns_of_unequal_length_write_nothing(tmp_path):
