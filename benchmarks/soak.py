@@ -96,13 +96,15 @@ def watch(command: list[str], out: Path) -> tuple[list[dict[str, float]], dict[s
 
 
 def _done(part: Path) -> int | None:
+    from deltaclip.base.errors import UserError
     from deltaclip.features.store.schema import DONE
     from deltaclip.features.store.store import FeatureStore
 
-    if not part.exists():
+    try:
+        with FeatureStore.open(part, unfinished=True) as store:
+            return int((store.status() == DONE).sum())
+    except UserError:  # not begun, or it has its own name by now
         return None
-    with FeatureStore.open(part, unfinished=True) as store:
-        return int((store.status() == DONE).sum())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The shards of a table read as one cache, without copying a vector. Spec sections 6 and 10.
 
 Knows shards and the reader. Must not know who reads. Names, labels and the index of what lies where are put together in
-memory, about 300 bytes a row; vectors stay in the shards and are read, and checked, from there.
+memory, 0.7 KB a row; vectors stay in the shards and are read, and checked, from there.
 """
 
 from __future__ import annotations
