@@ -15,7 +15,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 LOCAL = "local"
 
@@ -33,7 +33,7 @@ def run_on_ray(
         make_worker: called once in every actor; it can be sent to another machine, and keeps what is costly to make.
         numbers: what to do.
         address: `local` starts Ray on this machine and stops it afterwards; else that of a cluster, or `auto`.
-        workers: actors.
+        workers: actors; fewer where the cluster has no room for so many.
         use_gpus: give each actor a GPU where the cluster has any.
 
     Raises:
@@ -50,8 +50,8 @@ def run_on_ray(
         reason = str(error).splitlines()[0]
         raise UserError(f"no cluster answers ({reason})", place="--ray", remedy="give local, or its address") from error
     try:
-        there = ray.cluster_resources()
-        num_gpus = 1 if use_gpus and there.get("GPU") else None
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        workers, num_cpus, num_gpus = share_of_actor(nodes, workers, use_gpus=use_gpus)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         said = ray.data.from_items([{"number": n} for n in numbers], override_num_blocks=len(numbers)).map_batches(
@@ -59,7 +59,7 @@ def run_on_ray(
             fn_constructor_args=(make_worker,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=max(1, int(there.get("CPU", 1)) // workers),
+            num_cpus=num_cpus,
             num_gpus=num_gpus,
         )
         found = []
@@ -75,6 +75,25 @@ def run_on_ray(
         more = f" ({len(wrong)} of {len(numbers)} shards failed)" if len(wrong) > 1 else ""
         raise UserError(message + more, place=place, remedy=remedy)
     return found
+
+
+def share_of_actor(
+    nodes: Sequence[Mapping[str, float]], workers: int, *, use_gpus: bool
+) -> tuple[int, int, int | None]:
+    """Return how many actors have room, and the processors and GPUs of each; one that fits no machine never starts.
+
+    Args:
+        nodes: by machine what it has; `CPU` and `GPU` count.
+        workers: how many are asked for.
+        use_gpus: give each a GPU where any machine has one.
+    """
+    with_gpus = [node for node in nodes if node.get("GPU")] if use_gpus else []
+    if with_gpus:
+        workers = min(workers, max(1, sum(int(node["GPU"]) for node in with_gpus)))
+    cpus = [int(node.get("CPU", 0)) for node in with_gpus or nodes]
+    workers = min(workers, max(1, sum(cpus)))
+    fitting = (share for share in range(max(cpus, default=1), 0, -1) if sum(n // share for n in cpus) >= workers)
+    return workers, next(fitting, 1), 1 if with_gpus else None
 
 
 class _Actor:

@@ -14,6 +14,7 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.extract import _everywhere
+from deltaclip.features.extraction.on_ray import share_of_actor
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.store import FeatureStore
@@ -69,6 +70,25 @@ def begun(folder):
         if 2 <= done < total - 3:
             return part
     return None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "use_gpus", "expected"),
+    [
+        ([{"CPU": 2}], 2, True, (2, 1, None)),
+        ([{"CPU": 9}], 2, True, (2, 4, None)),
+        ([{"CPU": 2}], 5, True, (2, 1, None)),
+        ([{"CPU": 8}] * 3, 2, True, (2, 8, None)),  # not 12: no machine has so many
+        ([{"CPU": 8}] * 3, 4, True, (4, 4, None)),
+        ([{"CPU": 8}, {"CPU": 4}, {}], 2, True, (2, 4, None)),
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 64}], 2, True, (1, 8, 1)),
+        ([{"CPU": 8, "GPU": 2}, {"CPU": 4, "GPU": 1}], 3, True, (3, 4, 1)),
+        ([{"CPU": 8, "GPU": 2}, {"CPU": 4, "GPU": 1}], 3, False, (3, 4, None)),
+        ([{}], 2, True, (1, 1, None)),
+    ],
+)
+def test_share_of_an_actor(nodes, workers, use_gpus, expected):
+    assert share_of_actor(nodes, workers, use_gpus=use_gpus) == expected
 
 
 @pytest.mark.slow
