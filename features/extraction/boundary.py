@@ -145,10 +145,14 @@ def fill_text_boundary(
             ids = backbone.tokenizer([texts[entry] for entry in entries], context_length=backbone.context_length)
             yield entries, ids
 
-    keys = np.array([list(text_key(text)) for text in texts], dtype=np.uint8)
     path = boundary_path(cache, tower.kind, tower.frozen_blocks, view=CENTER, precision=precision)
     identity = boundary_identity(backbone, tower, view=CENTER, precision=precision)
-    return _fill(path, tower, keys, batches, identity=identity)
+    return _fill(path, tower, text_keys(texts), batches, identity=identity)
+
+
+def text_keys(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Return the keys of texts in a boundary file, (E, 32) uint8."""
+    return np.array([list(text_key(text)) for text in texts], dtype=np.uint8)
 
 
 def _fill(

@@ -151,15 +151,18 @@ class BoundaryReader:
         self._x = np.memmap(path, dtype=x.dtype, mode="r", offset=x.id.get_offset(), shape=x.shape)
 
     @classmethod
-    def open(cls, path: Path, identity: dict[str, Any] | None = None) -> BoundaryReader:
+    def open(
+        cls, path: Path, identity: dict[str, Any] | None = None, *, keys: NDArray[np.uint8] | None = None
+    ) -> BoundaryReader:
         """Open a finished file.
 
         Args:
             path: the file.
             identity: what must have made it; None takes any.
+            keys: (E, 32) of the entries that it must hold, in this order; None takes any.
 
         Raises:
-            UserError: no such file, damaged, not finished, or made by something else.
+            UserError: no such file, damaged, not finished, or made by something else or of something else.
         """
         if not path.is_file():
             raise UserError("no such boundary file", place=path, remedy="fill it first")
@@ -170,6 +173,9 @@ class BoundaryReader:
                 raise UserError("is not complete", place=path, remedy=ANEW)
             if identity is not None:
                 _check_identity(file, identity, path)
+            if keys is not None and not np.array_equal(file["sha256"], keys):
+                remedy = "give the same command again: another one has filled it meanwhile"
+                raise UserError("holds other images or texts, or in another order", place=path, remedy=remedy)
             return cls(path, file)
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from deltaclip.features.extraction.boundary import (
     boundary_identity,
     fill_boundary,
     fill_text_boundary,
+    text_keys,
 )
 from deltaclip.features.store.boundary import BoundaryReader, boundary_bytes, boundary_path
 from deltaclip.features.store.joined import open_cache
@@ -34,6 +35,8 @@ from deltaclip.pipeline.run.tuned import TowerSide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
@@ -156,7 +159,7 @@ class SideMaker:
                 workers=self.workers,
             )
 
-        readers = {view: self._filled(tower, view, partial(fill, view)) for view in self.views}
+        readers = {view: self._filled(tower, view, partial(fill, view), images.keys) for view in self.views}
         return BoundaryInputs(readers=readers, entries=entries, seed=self.seed)
 
     def _text_boundary(self, tower: CutTower, texts: list[str]) -> BoundaryInputs:
@@ -167,16 +170,19 @@ class SideMaker:
         def fill() -> BoundaryFill:
             return fill_text_boundary(self.rows.path, self.backbone, tower, prompts, precision=self.precision)
 
-        return BoundaryInputs(readers={CENTER: self._filled(tower, CENTER, fill)}, entries=entries)
+        reader = self._filled(tower, CENTER, fill, text_keys(prompts))
+        return BoundaryInputs(readers={CENTER: reader}, entries=entries)
 
-    def _filled(self, tower: CutTower, view: str, fill: Callable[[], BoundaryFill]) -> BoundaryReader:
+    def _filled(
+        self, tower: CutTower, view: str, fill: Callable[[], BoundaryFill], keys: NDArray[np.uint8]
+    ) -> BoundaryReader:
         """Let the first process fill a file, and open it in all."""
         path = self._path(tower, view)
         if self.processes.is_first:
             fill()
         self.processes.wait()
         identity = boundary_identity(self.backbone, tower, view=view, precision=self.precision)
-        return BoundaryReader.open(path, identity)
+        return BoundaryReader.open(path, identity, keys=keys)  # read by position: it must be these
 
     def _announce(self, tower: CutTower, num_entries: int, views: Sequence[str]) -> None:
         """Say what the files that are missing will take, before the first is written, and that the disk has it."""

@@ -188,7 +188,8 @@ class TuningJob:
         )
 
     def _repeat(self, config: FinetuneConfig, split: Split, stage: Stage, *, what: str) -> Finished:
-        state = StateFile(self.work / f"{config.split_seed}.safetensors", writes=self.processes.is_first)
+        path = self.work / f"{config.split_seed}.safetensors"
+        state = StateFile(path, writes=self.processes.is_first, device=self.device)
         if state.path.exists() and self.processes.is_first:
             print(f"{what}: goes on from {state.path}", file=sys.stderr)  # noqa: T201 - a person wants to know
         learned, model = tune_towers(config, self.rows, split, self.weights, stage=stage, state=state, what=what)

@@ -25,11 +25,13 @@ _KEY = "deltaclip_state"
 class StateFile:
     """A file with the state of one training; `save` replaces it as a whole, so a kill leaves the one before.
 
-    Of several processes with one state, the one that `writes` saves it, and all load it.
+    Of several processes with one state, the one that `writes` saves it, and all load it. The generators of random
+    numbers are those of the CPU and of `device`.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, *, writes: bool = True, device: torch.device | None = None) -> None:
         self.path, self.writes = path, writes
+        self._gpu = device if device is not None and device.type == "cuda" else None
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Write tensors and JSON values, and the state of the generators of random numbers."""
@@ -37,7 +39,7 @@ class StateFile:
 
         if not self.writes:
             return
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in (*tensors.items(), *_generators())}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in (*tensors.items(), *self._generators())}
         with whole_file(self.path) as temporary:
             save_file(state, temporary, metadata={_KEY: json.dumps(values)})
 
@@ -61,13 +63,10 @@ class StateFile:
             raise UserError(f"cannot be resumed from ({detail})", place=self.path, remedy=remedy) from error
         torch.set_rng_state(tensors.pop("random.cpu"))
         cuda = tensors.pop("random.cuda", None)
-        if cuda is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(cuda)
+        if cuda is not None and self._gpu is not None:
+            torch.cuda.set_rng_state(cuda, self._gpu)
         return tensors, values
 
-
-def _generators() -> list[tuple[str, Tensor]]:
-    found = [("random.cpu", torch.get_rng_state())]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        found.append(("random.cuda", torch.cuda.get_rng_state()))
-    return found
+    def _generators(self) -> list[tuple[str, Tensor]]:
+        on_gpu = [] if self._gpu is None else [("random.cuda", torch.cuda.get_rng_state(self._gpu))]
+        return [("random.cpu", torch.get_rng_state()), *on_gpu]

@@ -39,7 +39,8 @@ def tuning_groups(
     """Return torch's parameter groups, every trainable parameter in exactly one; `lr` in them is the peak.
 
     A tower's parameter in block b of L learns at lr * layer_decay ** (L + 1 - b) (Clark et al., arXiv:2003.10555,
-    as in BEiT). In towers vectors and scalars do not decay: biases, norms, scales, class embeddings.
+    as in BEiT). In towers vectors and scalars do not decay, also those with axes of length 1: biases, norms, scales,
+    class embeddings.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in heads.named_parameters():
@@ -49,5 +50,5 @@ def tuning_groups(
     for tower in towers:
         for name, parameter in tower.named_trainable().items():
             rate = lr * layer_decay ** (tower.depth + 1 - tower.block_of(name))
-            groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+            groups.setdefault((rate, weight_decay if parameter.squeeze().ndim > 1 else 0.0), []).append(parameter)
     return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]

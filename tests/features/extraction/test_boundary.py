@@ -111,6 +111,9 @@ def test_only_new_images_are_run(tmp_path, cut, images, demo_folder):
     filled = fill_boundary(tmp_path / "c.h5", backbone, image, other_order)
     assert (filled.computed, filled.reused) == (8, 12)
     whole = fill_boundary(tmp_path / "whole.h5", backbone, image, images)
+    assert len(BoundaryReader.open(whole.path, keys=images.keys)) == 20
+    line = refused(lambda: BoundaryReader.open(filled.path, keys=images.keys))
+    assert line.startswith(f"{filled.path}: holds other images or texts, or in another order; ")
     found, expected = (BoundaryReader.open(path).read(range(20)) for path in (filled.path, whole.path))
     torch.testing.assert_close(found.flip(0), expected, rtol=1e-5, atol=1e-5)  # batches differ: the order of sums
 

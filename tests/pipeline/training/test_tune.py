@@ -257,12 +257,14 @@ def test_a_damaged_state_is_refused_by_name(tmp_path):
 
 def test_rates_fall_with_depth_and_vectors_do_not_decay():
     model = Model()
+    model.tower.blocks["block2"].register_parameter("cls_token", nn.Parameter(torch.zeros(1, 1, DIM)))  # as in timm
     groups = tuning_groups(model.heads, [model.tower], lr=1.0, head_lr=0.5, layer_decay=0.5, weight_decay=0.1)
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     blocks = model.tower.blocks
     assert rate[id(blocks["block3"].weight)] == (0.5, 0.1)
     assert rate[id(blocks["block2"].weight)] == (0.25, 0.1)
     assert rate[id(blocks["block2"].bias)] == (0.25, 0.0)
+    assert rate[id(blocks["block2"].cls_token)] == (0.25, 0.0)
     assert id(blocks["block1"].weight) not in rate
     assert rate[id(model.heads.q_base.weight)] == (0.5, 0.1)
     assert rate[id(model.heads.c_slope)] == (0.5, 0.0)
