@@ -19,6 +19,7 @@ from benchmarks.models import drawn_jpegs, vit_b_32
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.load import load_backbone
+from deltaclip.features.backbone.pixels import center_crops
 from deltaclip.features.extract import extract
 from deltaclip.features.extraction.pace import share_words
 from deltaclip.features.settings import ExtractConfig
@@ -56,7 +57,10 @@ def measure() -> list[Row]:
                 rates[decode].append(result.images_per_s or 0.0)
                 shares = result.stages if decode == "exact" else shares
             backbone = load_backbone(source, device=device, precision=result.facts["precision"])
-            pixels = torch.stack([preprocess(Image.open(file)) for file in files[:BATCH]])
+            crop = center_crops(
+                backbone
+            )  # 8 bits, as they go to the device: floats would take four times as long to copy
+            pixels = torch.cat([crop(Image.open(file).convert("RGB")) for file in files[:BATCH]])
             encode_images(backbone, pixels)
             forward = seconds(lambda b=backbone, p=pixels: [encode_images(b, p) for _ in range(IMAGES // BATCH)])
             rates["forward"].append(IMAGES / forward)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Work:
-    """What was computed; `encode_seconds` are without loading, `stages` the shares of time that each was busy."""
+    """What was computed; `encode_seconds` are those of the images, `stages` the shares of time that each was busy."""
 
     new_images: int = 0
     new_texts: int = 0
@@ -170,8 +170,9 @@ class _Job:
         done = Work()
         try:
             if writer.todo("texts").size or encoder.todo(writer):
-                backbone, started = encoder.load(precision), time.monotonic()
+                backbone = encoder.load(precision)
                 done.new_texts = encoder.encode_texts(writer, backbone)
+                started = time.monotonic()
                 done.new_images = encoder.encode_images(writer, backbone)
                 done.encode_seconds = time.monotonic() - started
                 done.stages, done.workers = encoder.shares, encoder.workers
