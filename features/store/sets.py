@@ -149,7 +149,11 @@ def find_sibling(whole: Path, shard: Shard) -> FeatureStore | None:
     """Open another shard of the same set, finished or not; None where there is none yet."""
     for number in range(1, shard.count + 1):
         path = Shard(number, shard.count).path(whole)
-        for there in (path, part_path(path)):
+        for there in (path, part_path(path), path):  # the last one if it was finished meanwhile
             if number != shard.number and there.exists():
-                return FeatureStore.open(there, unfinished=True)
+                try:
+                    return FeatureStore.open(there, unfinished=True)
+                except (UserError, FileNotFoundError):
+                    if there.exists():
+                        raise
     return None

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import h5py
@@ -21,6 +22,7 @@ from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
 from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.schema import DONE
+from deltaclip.features.store.sets import find_sibling, read_mark
 from deltaclip.features.store.store import FeatureStore
 from deltaclip.tests.features.killing import read_rows, write_rows
 
@@ -193,6 +195,19 @@ def test_a_backbone_of_another_precision_is_not_taken_over(table, tmp_path):
     assert work.backbone.precision == "fp32"
     with FeatureStore.open(tmp_path / "c.shard-2-of-3.h5") as store:
         assert store.facts["precision"] == store.header["request"]["precision"] == "fp32"
+
+
+def test_a_shard_that_is_finished_while_another_looks(shards, tmp_path):
+    paths = copied(shards, tmp_path)
+    for number in range(40):
+        part = paths[0].rename(f"{paths[0]}.part")
+        finishing = threading.Timer(number * 5e-5, part.rename, [paths[0]])
+        finishing.start()
+        store = find_sibling(tmp_path / "c.h5", Shard(3, 3))
+        finishing.join()
+        assert store is not None
+        with store:
+            assert read_mark(store).shard == Shard(1, 3)
 
 
 def test_a_shard_without_rows(demo_folder, tmp_path):
