@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters.demo import demo_folder
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.store.joined import open_cache
 from deltaclip.pipeline.report import report
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.tables import metrics_table
@@ -17,6 +19,7 @@ from deltaclip.pipeline.train import train
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.settings import DemoConfig
 
 
@@ -50,11 +53,18 @@ def demo(config: DemoConfig) -> DemoResult:
     """Make the demo set, its cache, a run and its page; what is there already stays.
 
     Raises:
-        UserError: see `extract`, `train` and `report`.
+        UserError: see `extract`, `train` and `report`; or the run is of another cache, as an older release made it.
     """
     cache, run = config.out / "cache" / "demo_tiny.h5", config.out / "runs" / "demo"
     extract(ExtractConfig(data="demo", out=cache))
     if not run.exists():
         train(TrainConfig(cache=cache, out=run))
+    elif not _is_of(open_run(run), cache):
+        raise UserError("was trained on another demo set", place=run, remedy="remove it or give another --out")
     page = report(ReportConfig(runs=[run])).page
     return DemoResult(data=demo_folder(), cache=cache, run=run, page=page, metrics=open_run(run).metrics)
+
+
+def _is_of(run: RunFolder, cache: Path) -> bool:
+    with open_cache(cache) as store:
+        return all(run.config["cache"][name] == store.header[name] for name in ("request", "plan"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters import demo as demo_set
 from deltaclip.features.scenes.render import render_demo
 from deltaclip.pipeline.demo import demo
 from deltaclip.pipeline.settings import DemoConfig
-from deltaclip.tests.pipeline.conftest import read_json
+from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
 
 
 @pytest.fixture
@@ -34,3 +35,8 @@ def test_the_whole_path_from_nothing_and_again(small_set, tmp_path):
     again = demo(DemoConfig(out=tmp_path))
     assert again == made
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    write_csv(small_set / "demo.csv", read_csv(small_set / "demo.csv")[:-1])
+    with pytest.raises(UserError) as error:
+        demo(DemoConfig(out=tmp_path))
+    assert str(error.value) == f"{made.run}: was trained on another demo set; remove it or give another --out"
