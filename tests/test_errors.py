@@ -267,6 +267,8 @@ TABLE = [
         "{at}/run_of_another_backbone: was trained on another backbone: weights_sha256 000000000000 there, {sha} here; "
         "give --backbone and --pretrained of the run's own backbone",
     ),
+    ("evaluate {at}/run --out {at}/other.h5", "--out: unknown suffix '.h5'; give NAME.json"),
+    ("compare {at}/run {at}/run --out {at}/run.csv", "--out: unknown suffix '.csv'; give NAME.json"),
     ("compare {at}/run", "RUNS: one run is nothing to compare; give two or more"),
     ("compare {at}/run {at}/gone", "{at}/gone: no such run directory; make one with `deltaclip train`"),
     ("compare", "RUNS: is missing; see `deltaclip compare --help`"),

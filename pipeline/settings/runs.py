@@ -26,6 +26,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        _check_json(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        _check_json(self.out)
         if len(self.runs) < 2:
             raise UserError("one run is nothing to compare", place="RUNS", remedy="give two or more")
 
@@ -67,3 +69,9 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def _check_json(out: Path | None) -> None:
+    # So that a cache or a table given as --out by mistake is not replaced.
+    if out and out.suffix.lower() != ".json":
+        raise UserError(f"unknown suffix {out.suffix!r}", place="--out", remedy="give NAME.json")
