@@ -11,7 +11,7 @@ from deltaclip.base.errors import UserError
 
 
 def require_extra(extra: str, *modules: str, place: str) -> None:
-    """Refuse to start `place`, a command, without the modules of an extra.
+    """Refuse to start `place`, a command or an option, without the modules of an extra.
 
     Raises:
         UserError: names the first one that is missing, and the extra.

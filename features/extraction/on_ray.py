@@ -6,12 +6,12 @@ that died anew and gives its number out again; what makes this safe is that work
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.extras import require_extra
 from deltaclip.base.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def run_on_ray(
     Raises:
         UserError: Ray is not installed, no cluster answers, or a worker says that the input is wrong.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed", place="--ray", remedy="pip install 'deltaclip[distributed]'")
+    require_extra("distributed", "ray", place="--ray")
     import ray
     import ray.data
 

@@ -7,14 +7,13 @@ Spec section 11.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.extras import require_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,12 +58,7 @@ def require_tensorboard() -> None:
     Raises:
         UserError: it is not installed.
     """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "TensorBoard is not installed",
-            place="--tensorboard",
-            remedy="pip install 'deltaclip[tensorboard]', or leave the option out",
-        )
+    require_extra("tensorboard", "tensorboard", place="--tensorboard")
 
 
 @contextlib.contextmanager

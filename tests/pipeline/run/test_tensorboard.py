@@ -88,7 +88,6 @@ def test_without_the_library_nothing_starts(demo_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "tensorboard" else find(name, *a))
     with pytest.raises(UserError) as caught:
         train(TrainConfig(cache=demo_cache, out=tmp_path / "run", tensorboard=True))
-    assert str(caught.value) == (
-        "--tensorboard: TensorBoard is not installed; pip install 'deltaclip[tensorboard]', or leave the option out"
-    )
+    remedy = "install it with: pip install 'deltaclip[tensorboard]'"
+    assert str(caught.value) == f"--tensorboard: needs tensorboard, which is not installed; {remedy}"
     assert list(tmp_path.iterdir()) == []
