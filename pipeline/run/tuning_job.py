@@ -135,12 +135,13 @@ class TuningJob:
     def learn(self) -> list[Finished]:
         """Train every repeat and judge it; of an interrupted run, only what is left."""
         with self._writing():
-            stage, originals = self._stage(), self._copied()
-            configs = repeat_configs(self.config)
+            stage, configs = self._stage(), repeat_configs(self.config)
+            originals = self._copied() if len(configs) > 1 else {}
             repeats: list[Finished] = []
             for number, (config, split) in enumerate(zip(configs, self.splits, strict=True), start=1):
                 what = f"training {number} of {len(configs)}" if len(configs) > 1 else "training"
-                self._put_back(originals)
+                if number > 1:
+                    self._put_back(originals)
                 done = self._repeat(config, split, stage, what=what)
                 if number > 1:  # the run keeps the weights of the first
                     done = replace(done, learned=replace(done.learned, tuned=None))
