@@ -39,6 +39,9 @@ def choose_device(requested: str, *, local_rank: int | None = None) -> str:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA GPU is present", place="--device", remedy="give cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"there is no {requested}", place="--device", remedy=f"the last GPU is cuda:{last}")
     return requested
 
 
