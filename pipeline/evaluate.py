@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.settings import option_name
 from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.takeover import check_request
 from deltaclip.pipeline.model.heads import ResidualHeads
@@ -59,9 +60,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """
     check_outside(config.out, [config.run])
     run = open_run(config.run)
-    if config.image_root and not run.is_tuned:
+    unused = [name for name in ("image_root", "backbone", "pretrained") if getattr(config, name) is not None]
+    if unused and not run.is_tuned:
         remedy = "leave it out: the run scores embeddings, not images"
-        raise UserError("would not be used", place="--image-root", remedy=remedy)
+        raise UserError("would not be used", place=option_name(unused[0]), remedy=remedy)
     cache = config.cache or Path(run.config["cache"]["path"])
     with open_cache(cache) as store:
         check_request(
@@ -77,7 +79,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         raise UserError(lacking, place=cache, remedy="use `deltaclip predict` for scores alone")
     split = split_of_run(run, rows)
     if run.is_tuned:
-        scores, origin = tuned_scores(run, rows, image_root=config.image_root)
+        scores, origin = tuned_scores(
+            run, rows, image_root=config.image_root, backbone=config.backbone, pretrained=config.pretrained
+        )
     else:
         columns = kernels.kernel_terms(rows.view(), rows.prompts()) if kernels else None
         batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)

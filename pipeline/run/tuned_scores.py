@@ -31,14 +31,17 @@ class TunedScores(NamedTuple):
     origin: str
 
 
-def tuned_scores(run: RunFolder, rows: CacheRows, *, image_root: Path | None, device: str = "auto") -> TunedScores:
+def tuned_scores(
+    run: RunFolder, rows: CacheRows, *, image_root: Path | None, backbone: str | None, pretrained: str | None
+) -> TunedScores:
     """Return the scores of all rows of a cache.
 
     Args:
         run: made by `finetune`.
         rows: of a cache of the backbone that the run started from.
         image_root: where the images lie; None takes the folder that the cache recorded.
-        device: auto, cpu, cuda or cuda:N.
+        backbone: where the backbone lies now, if it has moved.
+        pretrained: where its checkpoint lies now, if it has moved.
 
     Raises:
         UserError: an image that has to be scored is missing or cannot be read; the backbone is not the run's.
@@ -46,7 +49,7 @@ def tuned_scores(run: RunFolder, rows: CacheRows, *, image_root: Path | None, de
     if (stored := _stored(run, rows)) is not None:
         return TunedScores(stored, "the scores that the run recorded")
     found = image_files(rows, image_root, allow_outside=False)
-    scorer = Scorer.load(run.path, device=device)
+    scorer = Scorer.load(run.path, backbone=backbone, pretrained=pretrained)
     paths = [found.files[entry].path for entry in rows.rows.image.tolist()]
     scored = scorer.score(paths, [str(prompt) for prompt in rows.rows.text["prompt"]], root=found.root)
     if scored.failed:

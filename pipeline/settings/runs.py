@@ -22,6 +22,12 @@ class EvaluateConfig:
     image_root: Path | None = setting(
         None, help="For a run of `finetune`: folder of the images; default the one that the cache recorded."
     )
+    backbone: str | None = setting(
+        None, help="For a run of `finetune`: where its backbone lies now, if it has moved; checked by fingerprint."
+    )
+    pretrained: str | None = setting(
+        None, help="For a run of `finetune`: where its checkpoint lies now, if it has moved."
+    )
     out: Path | None = setting(None, help="Also write the metrics to this JSON file.")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.backbone.checkpoint import TINY, find_weights
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.save_model import save_model
 from deltaclip.features.extract import extract
@@ -203,7 +203,7 @@ def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path
     assert tune_few(cache=caches["odd"], init_heads=heads, seed=7, epochs=1, freeze_layers=5).run.is_dir()
 
 
-def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path):
+def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path, few_cache):
     """A cache of the same plan may by now have an image that could not be read when the run was made."""
     run = tmp_path / "run"
     shutil.copytree(tuned.run, run)
@@ -211,6 +211,20 @@ def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path):
     lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
     table.write_text("".join(lines[:-1]), encoding="utf-8")
     assert evaluate(EvaluateConfig(run=run)).scores == "scored from the images with the run's own tower"
+    moved = shutil.copytree(TINY, tmp_path / "moved")
+    found = evaluate(EvaluateConfig(run=run, backbone=f"local-dir:{moved}"))
+    assert found.metrics == evaluate(EvaluateConfig(run=run)).metrics
+    (moved / "open_clip_model.safetensors").unlink()
+    assert f"{moved}: has no weights" in refused(evaluate_run, of=run, backbone=f"local-dir:{moved}")
+    assert "--pretrained" in refused(evaluate_run, of=run, backbone="tiny", pretrained="other")
+    # A run of `train` scores embeddings: it has no use for a backbone.
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
+    for name in ("backbone", "pretrained"):
+        assert refused(evaluate_run, of=heads, **{name: "tiny"}).startswith(f"--{name}: would not be used; ")
+
+
+def evaluate_run(**settings):
+    return evaluate(EvaluateConfig(run=settings.pop("of"), **settings))
 
 
 def test_images_that_are_gone_or_have_changed_are_named(tune_few, tmp_path, few_cache, few_folder):
