@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltaclip.base.errors import UserError
     from deltaclip.pipeline.run.estimator import DeltaclipRegressor
-    from deltaclip.pipeline.run.metric import DeltaclipMetric
+    from deltaclip.pipeline.run.metric import DeltaclipMetric as DeltaclipMetric
     from deltaclip.pipeline.run.scorer import Scorer
 
 __version__ = "0.1.0"
-__all__ = ["DeltaclipMetric", "DeltaclipRegressor", "Scorer", "UserError", "__version__"]
+# Without DeltaclipMetric, which needs an extra: `from deltaclip import *` takes all that stands here.
+__all__ = ["DeltaclipRegressor", "Scorer", "UserError", "__version__"]
 
 # Where the public names live. They are imported when first asked for: torch alone takes a second.
 _HOMES = {

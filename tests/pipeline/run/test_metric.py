@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import deltaclip
 from deltaclip import DeltaclipMetric, Scorer
 
 
@@ -92,6 +93,16 @@ found = metric.compute()
 print(json.dumps({"q": float(found["q"]), "c": float(found["c"])}))
 dist.destroy_process_group()
 """
+
+
+def test_without_the_extra_all_else_is_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "deltaclip.pipeline.run.metric")
+    names = {}
+    exec("from deltaclip import *", names)  # noqa: S102 - as a user writes it; only a module's top level can
+    assert names["Scorer"] is Scorer
+    with pytest.raises(ImportError, match=r"^DeltaclipMetric needs torchmetrics: pip install 'deltaclip\[metrics\]'$"):
+        deltaclip.DeltaclipMetric  # noqa: B018
 
 
 @pytest.mark.slow
