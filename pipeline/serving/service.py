@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from deltaclip.features.backbone.batches import default_workers
 from deltaclip.features.backbone.views import file_opener
 from deltaclip.features.data.images import UnreadableImage, read_image_bytes
-from deltaclip.pipeline.serving.batcher import MicroBatcher
+from deltaclip.pipeline.serving.batcher import MicroBatcher, QueueFull
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Service:
         max_prompt_chars: of a prompt.
         batch_size: most images of a forward pass; 1 turns micro-batches off.
         wait_s: how long a first image waits for others.
-        queue_size: most images that wait.
+        queue_size: most images that wait; with those of one forward pass, most that are decoded or in memory.
     """
 
     def __init__(  # noqa: PLR0913 - limits, each by its name
@@ -69,7 +69,7 @@ class Service:
         self.scorer, self.root = scorer, root
         self.max_bytes, self.max_prompt_chars = max_bytes, max_prompt_chars
         self._open = file_opener(scorer.backbone, max_pixels=max_pixels)
-        self.queue_size = queue_size
+        self.queue_size, self._most_held, self._num_held = queue_size, queue_size + batch_size, 0
         self.batcher: MicroBatcher[_Ready, dict[str, float | bool | None]] = MicroBatcher(
             self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size
         )
@@ -84,12 +84,18 @@ class Service:
         """Return for each pair its scores by name, None for what the run has not, or why it is refused.
 
         Raises:
-            QueueFull: as many images wait as may wait.
+            QueueFull: as many images wait as may wait; found out before anything is decoded, where it is known then.
         """
+        if self._num_held + len(pairs) > self._most_held:
+            raise QueueFull
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, self._prepare, pair) for pair in pairs]
-        made = await asyncio.gather(*jobs)
-        found = await self.batcher.submit([each for each in made if isinstance(each, _Ready)])
+        self._num_held += len(pairs)
+        try:
+            jobs = [loop.run_in_executor(self._decoders, self._prepare, pair) for pair in pairs]
+            made = await asyncio.gather(*jobs)
+            found = await self.batcher.submit([each for each in made if isinstance(each, _Ready)])
+        finally:
+            self._num_held -= len(pairs)
         scores = iter(found)
         return [next(scores) if isinstance(each, _Ready) else each for each in made]
 

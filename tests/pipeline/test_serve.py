@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -20,6 +21,8 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.run.scorer import Scorer
 from deltaclip.pipeline.serve import _application, serve
+from deltaclip.pipeline.serving.batcher import QueueFull
+from deltaclip.pipeline.serving.service import Pair, Service
 from deltaclip.pipeline.settings import ServeConfig
 from deltaclip.tests.features.data.odd_images import png_header, refused_files, usable_files
 
@@ -346,6 +349,24 @@ def test_a_full_queue_is_503_and_the_server_goes_on(start, picture):
     full = {"error": "as many images wait as may wait: try again later"}
     assert all(found == full for status, found in answers if status == 503)
     assert client.post("/score", *fields)[0] == 200
+
+
+def test_what_finds_no_room_is_not_decoded(scorer, picture):
+    limits = {"root": None, "max_pixels": 10**6, "max_bytes": 10**6, "max_prompt_chars": 100, "wait_s": 0}
+    service = Service(scorer, **limits, batch_size=1, queue_size=2)
+
+    async def ask():
+        service.batcher.start()
+        pairs = [[Pair(picture, "x")] * 2, [Pair(b"no image", "x")] * 2]
+        answers = await asyncio.gather(*(service.score(each) for each in pairs), return_exceptions=True)
+        again = await service.score(pairs[-1])
+        await service.stop()
+        return answers, again
+
+    (first, second), again = asyncio.run(ask())
+    assert [0 <= each["q"] <= 1 for each in first] == [True, True]
+    assert isinstance(second, QueueFull)  # decoded, they would have been refused
+    assert [str(each) for each in again] == ["image: not an image in a known format"] * 2
 
 
 def test_more_requests_than_may_run_are_503(start, picture):
