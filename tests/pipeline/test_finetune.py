@@ -116,6 +116,21 @@ def test_predict_scores_what_the_run_recorded(tuned, few_folder):
     np.testing.assert_allclose(found.scores.c, numbers(rows, "c"), atol=2e-5)
 
 
+def test_a_cache_decoded_otherwise_is_trained_on_its_own_pixels(tune_few, tmp_path, few_folder):
+    """With the boundary cache and without it, and what the run scores later is what it recorded."""
+    data, out = str(few_folder / "demo.csv"), tmp_path / "fast.h5"
+    cache = extract(ExtractConfig(data=data, out=out, backbone="tiny", decode="fast", precision="fp32")).cache
+    settings = {"cache": cache, "epochs": 1, "freeze_layers": 4}
+    kept, plain = (tune_few(boundary_cache=kept, **settings) for kept in (True, False))
+    np.testing.assert_allclose(loss_of(kept), loss_of(plain), atol=1e-5)
+    rows = read_csv(kept.run / "predictions.csv")[:12]
+    found = Scorer.load(kept.run, device="cpu").score(
+        [few_folder / row["image"] for row in rows], [row["prompt"] for row in rows]
+    )
+    np.testing.assert_allclose(found.scores.q, numbers(rows, "q"), atol=2e-5)
+    np.testing.assert_allclose(found.scores.c, numbers(rows, "c"), atol=2e-5)
+
+
 def test_evaluate_takes_recorded_scores_or_scores_images(tuned, tmp_path, few_cache, few_folder):
     own = evaluate(EvaluateConfig(run=tuned.run))
     assert own.scores == "the scores that the run recorded"
