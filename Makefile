@@ -49,7 +49,7 @@ predict: $(VENV)/installed ## score DATA with RUN (trained first if there is non
 	$(BIN)/deltaclip predict $(THE_RUN) $(DATA) --out scores.csv
 
 test: $(VENV)/installed-dev ## all fast tests
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 slow: $(VENV)/installed-dev ## the tests that take minutes, those on Ray included
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[distributed]'

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
 import typer
 
+from deltaclip.base.device import ask_for_large_pages
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.settings import field_types, is_optional, option_name
 
@@ -149,6 +150,7 @@ def _fail(error: BaseException) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 the disk failed, 2 the input is wrong."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    ask_for_large_pages()
     try:
         # Not standalone: the library would print its own errors as three lines in a style of their own.
         code = app(given or ["--help"], standalone_mode=False, prog_name="deltaclip")

@@ -6,6 +6,7 @@ PEERS section 1, traps 1 to 3: bf16 pays only where the processor has units for 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,16 @@ from deltaclip.base.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def ask_for_large_pages() -> None:
+    """Let torch ask for 2 MB pages for large tensors on a CPU, unless the environment says otherwise.
+
+    The maps of a convolutional tower are given back to the system after each use: with 4 kB pages a MobileNetV2 at
+    batch 64 takes 21,000 page faults an image and half its time in them, with large ones 500. torch reads this once, so
+    it is for programs, before they import torch; Linux alone has it.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def choose_device(requested: str, *, local_rank: int | None = None) -> str:

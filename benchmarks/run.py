@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Row, not_measured
+from deltaclip.base.device import ask_for_large_pages
 
 # In the order of the table; what each module measures stands in its first lines.
 PARTS = (
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"without {', '.join(SLOW)}")
     parser.add_argument("--keep", action="store_true", help="also write benchmarks/results/MACHINE-DATE.json")
     options = parser.parse_args()
+    ask_for_large_pages()  # as the commands do
     parts = (
         options.only.split(",") if options.only else [part for part in PARTS if not (options.quick and part in SLOW)]
     )

@@ -145,6 +145,7 @@ ELSEWHERE = {
     "repeats": "test_train_repeats.py",
     "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
+    "tensorboard": "run/test_tensorboard.py",
 }
 
 
