@@ -416,7 +416,7 @@ def while_reading(monkeypatch, change):
         change()
         return found
 
-    monkeypatch.setattr("deltaclip.features.extract.hash_images", hash_then_change)
+    monkeypatch.setattr("deltaclip.features.extraction.job.hash_images", hash_then_change)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.sharding import Part, Shard
 from deltaclip.features.data.views import RECIPES
 from deltaclip.features.store.schema import (
     DONE,
@@ -146,6 +147,7 @@ def test_digest_sees_every_field(tmp_path):
         "codes": plan.codes | {"group": plan.codes["group"] + 1},
         "names": plan.names | {"group": ["gh", ""]},
         "dataset": plan.dataset | {"name": "other"},
+        "part": Part(shard=Shard(number=1, count=2), table="0" * 64, num_rows=8, position=np.arange(4)),
     }
     assert set(changed) == {field.name for field in dataclasses.fields(plan)}
     digests = {dataclasses.replace(plan, **{name: value}).digest() for name, value in changed.items()}
