@@ -19,6 +19,7 @@ from deltaclip.features.data.adapters.agiqa_1k import prompt_of
 from deltaclip.features.data.adapters.evalmuse_40k import explanation_of
 from deltaclip.features.data.adapters.layout import NO_PROMPT
 from deltaclip.features.data.adapters.pku_i2iqa import source_of
+from deltaclip.features.data.matlab import read_vector
 
 
 def write_xlsx(path, rows):
@@ -394,22 +395,41 @@ SMALL = {
     "pku-i2iqa": ("list.txt", "\n".join(PKU).encode()),
     "aigciqa2023": ("mosz1.mat", mat()),
 }
-HOSTILE = [*SMALL.items(), ("aigciqa2023", ("mosz3.mat", mat(do_compression=True)))]
+MATLAB = {"plain": ("mosz1.mat", mat()), "compressed": ("mosz3.mat", mat(do_compression=True))}
 
 
 def test_every_adapter_meets_hostile_bytes():
     assert SMALL.keys() == FOLDER_ADAPTERS.keys()
 
 
-@pytest.mark.parametrize(("name", "small"), HOSTILE, ids=lambda value: value if isinstance(value, str) else value[0])
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"aigciqa2023"}))
 @given(data=st.data())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_hostile_bytes_are_rows_or_one_line(tmp_path, name, small, data):
-    if name == "aigciqa2023":
-        for i in (1, 3):
-            (tmp_path / f"mosz{i}.mat").write_bytes(mat())
-        write_lines(tmp_path / "prompts.csv", ["Style,Object,prompt", "a,b,c", "d,e,f"])
-    file, content = small[0], bytearray(small[1])
+def test_hostile_bytes_are_rows_or_one_line(tmp_path, name, data):
+    meets_hostile_bytes(tmp_path, name, *SMALL[name], data=data)
+
+
+@pytest.mark.parametrize("small", MATLAB.values(), ids=MATLAB.keys())
+@given(data=st.data())
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # a process each
+def test_hostile_bytes_of_matlab_are_rows_or_one_line(tmp_path, small, data):
+    for i in (1, 3):
+        (tmp_path / f"mosz{i}.mat").write_bytes(mat())
+    write_lines(tmp_path / "prompts.csv", ["Style,Object,prompt", "a,b,c", "d,e,f"])
+    meets_hostile_bytes(tmp_path, "aigciqa2023", *small, data=data)
+
+
+def test_a_reader_that_crashes_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "deltaclip.features.data.matlab.READER", "import os, signal; os.kill(os.getpid(), signal.SIGBUS)"
+    )
+    with pytest.raises(UserError) as caught:
+        read_vector(tmp_path / "a.mat", "MOSz")
+    assert str(caught.value) == f"{tmp_path / 'a.mat'}: is no readable MATLAB file (signal 7); unpack it again"
+
+
+def meets_hostile_bytes(tmp_path, name, file, content, *, data):
+    content = bytearray(content)
     for _ in range(data.draw(st.integers(0, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / file).write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
