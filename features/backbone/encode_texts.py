@@ -75,15 +75,6 @@ def encode_texts(backbone: Backbone, texts: list[str]) -> Embeddings:
     return _encode(backbone, TextTower(backbone), _tokenise(backbone, texts)[0])
 
 
-def find_truncated(backbone: Backbone, texts: list[str]) -> NDArray[np.bool_]:
-    """Tell which texts lose tokens at the context length; open_clip cuts them without a word (PEERS trap 5).
-
-    Returns:
-        (B,) bool.
-    """
-    return _tokenise(backbone, texts)[1]
-
-
 def _encode(backbone: Backbone, tower: TextTower, tokens_BL: torch.Tensor) -> Embeddings:
     import torch
 
@@ -94,7 +85,8 @@ def _encode(backbone: Backbone, tower: TextTower, tokens_BL: torch.Tensor) -> Em
 def _tokenise(backbone: Backbone, texts: list[str]) -> tuple[torch.Tensor, NDArray[np.bool_]]:
     """Return the tokens (B, L) that the tower is given, and which texts lose some, (B,) bool.
 
-    A text is cut exactly if one more place changes the tokens before it or is itself filled.
+    open_clip cuts them without a word (PEERS trap 5). A text is cut exactly if one more place changes the tokens before
+    it or is itself filled.
     """
     length = backbone.context_length
     longer_BL = backbone.tokenizer(texts, context_length=length + 1)

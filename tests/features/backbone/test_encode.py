@@ -15,7 +15,7 @@ from deltaclip.features.backbone.encode_images import (
     require_usable,
     to_unit_length,
 )
-from deltaclip.features.backbone.encode_texts import encode_texts, find_truncated
+from deltaclip.features.backbone.encode_texts import encode_texts, text_batches
 from deltaclip.features.backbone.load import load_backbone
 
 
@@ -81,14 +81,16 @@ def test_what_has_no_direction_is_refused(backbone, value, what):
 def test_truncation_is_counted_at_the_boundary(backbone, words, cut):
     text = "cat " * words
     assert len(open_clip.tokenizer.SimpleTokenizer().encode(text)) == words
-    assert find_truncated(backbone, [text]).tolist() == [cut]
+    (batch,) = text_batches(backbone, [text], [0])
+    assert batch.truncated_B.tolist() == [cut]
 
 
 def test_truncation_of_a_batch(backbone):
     texts = ["a", "cat " * 76, "cat " * 75, "", "cat " * 74 + "extraordinariness", "cat! " * 38]
     tokens = [len(open_clip.tokenizer.SimpleTokenizer().encode(text)) + 2 for text in texts]
     assert max(tokens) > backbone.context_length > min(tokens)
-    assert find_truncated(backbone, texts).tolist() == [count > backbone.context_length for count in tokens]
+    (batch,) = text_batches(backbone, texts, range(len(texts)))
+    assert batch.truncated_B.tolist() == [count > backbone.context_length for count in tokens]
 
 
 def test_a_cut_prompt_is_what_its_beginning_is(backbone):
