@@ -49,7 +49,7 @@ def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
 
     with torch.inference_mode():
         pixels = normalise(backbone, pixels_B3HW).to(next(backbone.model.parameters()).dtype)
-        return to_unit_length(backbone.model.encode_image(pixels))  # type: ignore[operator]
+        return to_unit_length(backbone.encoder.encode_image(pixels))
 
 
 def is_usable(found: Embeddings) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import pickle
 import warnings
@@ -54,6 +55,16 @@ class Backbone:
     precision: Precision
     facts: dict[str, Any]
     decode: Decode = "exact"
+
+    @functools.cached_property
+    def encoder(self) -> Any:
+        """The model as embeddings are computed with it, without gradients; made at first use, of the weights as then.
+
+        On a CPU in bfloat16 a twin with packed weights, otherwise the model itself.
+        """
+        from deltaclip.features.backbone.packed import packed_twin
+
+        return packed_twin(self.model) if self.device == "cpu" and self.precision == "bf16" else self.model
 
     @property
     def dim(self) -> int:

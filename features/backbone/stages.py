@@ -50,7 +50,7 @@ class StageTower:
         """
         import torch
 
-        self._name, tower = backbone.facts["backbone"], backbone.model.visual
+        self._name, tower = backbone.facts["backbone"], backbone.encoder.visual
         assert isinstance(tower, torch.nn.Module)
         self.blocks = spread(find_blocks(tower))
         if not self.blocks:

@@ -26,9 +26,9 @@ class TextTower:
     """Calls `encode_text` of a model on tokens that are cut behind the last one in use, where that is exact."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self._model: Any = backbone.model
+        self._model: Any = backbone.encoder
         self._device = backbone.device
-        self._owner: Any = getattr(backbone.model, "text", backbone.model)
+        self._owner: Any = getattr(self._model, "text", self._model)
         self._pool = getattr(self._owner, "text_pool_type", getattr(self._owner, "pool_type", None))
         self.can_cut = self._pool in {"argmax", "eos"} and _is_causal(self._owner)
         self._of_length: dict[int, Any] = {}

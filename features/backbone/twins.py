@@ -78,16 +78,19 @@ def fold_attention(block: torch.nn.Module) -> None:
     import torch
 
     for module in block.modules():
-        # As in open_clip's blocks: packed weights, nothing added to the keys, no dropout.
-        if (
-            isinstance(module, torch.nn.MultiheadAttention)
-            and module.in_proj_weight is not None
-            and module.batch_first
-            and module.dropout == 0
-            and module.bias_k is None
-            and not module.add_zero_attn
-        ):
+        if isinstance(module, torch.nn.MultiheadAttention) and is_plain_attention(module):
             module.forward = functools.partial(_attend, module)  # type: ignore[method-assign]
+
+
+def is_plain_attention(module: torch.nn.MultiheadAttention) -> bool:
+    """Tell whether it is as in open_clip's blocks: one matrix for all three, nothing added to the keys, no dropout."""
+    return (
+        module.in_proj_weight is not None
+        and module.batch_first
+        and module.dropout == 0
+        and module.bias_k is None
+        and not module.add_zero_attn
+    )
 
 
 def _attend(
