@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.parts import in_parts
 from deltaclip.features.backbone.pixels import normalise
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deltaclip.features.backbone.load import Backbone
+
+
+MIN_PART = 16  # images
 
 
 class Embeddings(NamedTuple):
@@ -47,9 +51,14 @@ def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
     """
     import torch
 
+    dtype = next(backbone.model.parameters()).dtype
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return backbone.encoder.encode_image(normalise(backbone, pixels).to(dtype))  # type: ignore[no-any-return]
+
     with torch.inference_mode():
-        pixels = normalise(backbone, pixels_B3HW).to(next(backbone.model.parameters()).dtype)
-        return to_unit_length(backbone.encoder.encode_image(pixels))
+        features_BD = in_parts(encode, pixels_B3HW, smallest=MIN_PART) if backbone.is_packed else encode(pixels_B3HW)
+        return to_unit_length(features_BD)
 
 
 def is_usable(found: Embeddings) -> bool:

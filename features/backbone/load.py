@@ -22,6 +22,13 @@ from deltaclip.features.backbone.checkpoint import (
     is_torchscript,
     read_torchscript,
 )
+from deltaclip.features.backbone.published import (
+    check_preprocessing,
+    check_quick_gelu,
+    published_tags,
+    quick_gelu_note,
+    uses_quick_gelu,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +43,6 @@ if TYPE_CHECKING:
 # How open_clip says that weights do not fit: load_state_dict's RuntimeError, its own assertions on sizes, and what
 # falls out of its code on a file that holds no state dict.
 MISFITS = (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError, StopIteration)
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
 
 
@@ -65,6 +71,11 @@ class Backbone:
         from deltaclip.features.backbone.packed import packed_twin
 
         return packed_twin(self.model) if self.device == "cpu" and self.precision == "bf16" else self.model
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `encoder` has packed weights."""
+        return self.encoder is not self.model
 
     @property
     def dim(self) -> int:
@@ -115,7 +126,7 @@ def load_backbone(
 
     archive = is_torchscript(source.weights)
     tags = published_tags(source) if source.is_bare_file and not archive else {}
-    _check_preprocessing(source, tags)
+    check_preprocessing(source, tags)
     force = quick_gelu is True or (archive and quick_gelu is None)
     with _without_word_of_random_weights(archive), warnings.catch_warnings():
         # Answered below with an error or by `facts`, not with a warning that scrolls away.
@@ -145,8 +156,8 @@ def load_backbone(
     if _is_convolutional(model.visual):
         # MobileNetV2 on a CPU: 1.5 to 2.5 times the rate forward, 1.7 to 2.1 times with the backward pass.
         model.visual.to(memory_format=torch.channels_last)
-    active = _uses_quick_gelu(model)
-    _check_quick_gelu(source, active=active, asked=quick_gelu)
+    active = uses_quick_gelu(model)
+    check_quick_gelu(source, active=active, asked=quick_gelu)
     tokenizer = open_clip.get_tokenizer(source.model)
     facts = _facts(source, model, precision, quick_gelu=active)
     if quick_gelu is None and (note := quick_gelu_note(tags)):
@@ -231,77 +242,8 @@ def _embedding_dim(model: Any) -> int:
         return int(model.encode_text(tokens).shape[-1])
 
 
-def published_tags(source: WeightsSource) -> dict[str, dict[str, Any]]:
-    """Return what open_clip knows of the published weights of an architecture, by tag."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    model = source.model.replace("/", "-")
-    return {tag: get_pretrained_cfg(model, tag) for tag in list_pretrained_tags_by_model(model)}
-
-
-def _check_preprocessing(source: WeightsSource, tags: dict[str, dict[str, Any]]) -> None:
-    # A tag brings its preprocessing, a bare file takes OpenAI's: SigLIP would be fed with another mean and a crop.
-    from open_clip.transform import PreprocessCfg
-
-    bare = PreprocessCfg().__dict__
-    needed = [{key: tag[key] for key in PREPROCESSING if key in tag} for tag in tags.values()]
-    if not needed or any(other != needed[0] for other in needed):
-        return
-    wrong = [key for key, value in needed[0].items() if value != bare[key]]
-    if wrong:
-        there, here = (", ".join(f"{key} {cfg[key]}" for key in wrong) for cfg in (needed[0], bare))
-        raise UserError(
-            f"all published weights of {source.model} need {there}; a bare file would get {here}",
-            place=source.weights,
-            remedy="put it beside an open_clip_config.json that says so and give --backbone local-dir:FOLDER",
-        )
-
-
-def quick_gelu_note(tags: dict[str, dict[str, Any]]) -> str | None:
-    """Return what to tell where published weights of one architecture differ in their activation, else None."""
-    quick = [tag for tag, config in tags.items() if config.get("quick_gelu")]
-    plain = [tag for tag in tags if tag not in quick]
-    if not quick or not plain:
-        return None
-    return (
-        f"weights of this architecture exist with and without QuickGELU: {_some(quick)} with, {_some(plain)} without; "
-        "give --quick-gelu or --no-quick-gelu"
-    )
-
-
-def _some(tags: list[str]) -> str:
-    return ", ".join(tags[:2]) + (f" and {len(tags) - 2} more" if len(tags) > 2 else "")
-
-
 def _is_convolutional(tower: Any) -> bool:
     # A transformer has one convolution, which cuts the patches.
     import torch
 
     return sum(isinstance(module, torch.nn.Conv2d) for module in tower.modules()) > 1
-
-
-def _uses_quick_gelu(model: Any) -> bool:
-    from open_clip.transformer import QuickGELU
-
-    return any(isinstance(module, QuickGELU) for module in model.modules())
-
-
-def _check_quick_gelu(source: WeightsSource, *, active: bool, asked: bool | None) -> None:
-    from open_clip.pretrained import get_pretrained_cfg
-
-    if asked is not None:
-        if asked != active:
-            word = "has no" if asked else "is defined with"
-            remedy = "leave the option out or give another model name"
-            raise UserError(f"{source.model} {word} QuickGELU", place="--quick-gelu", remedy=remedy)
-        return
-    tag = get_pretrained_cfg(source.model, source.pretrained) if source.pretrained and not source.config else {}
-    trained = bool(tag.get("quick_gelu", False)) if tag else None
-    if trained is not None and trained != active:
-        word = "with" if trained else "without"
-        remedy = (
-            f"give --backbone {source.model}-quickgelu"
-            if trained
-            else f"give --backbone {source.model.removesuffix('-quickgelu')}"
-        )
-        raise UserError(f"{source.pretrained} was trained {word} QuickGELU", place=source.model, remedy=remedy)

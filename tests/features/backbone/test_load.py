@@ -21,13 +21,8 @@ from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights, 
 from deltaclip.features.backbone.choose import load_in_best_precision
 from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.encode_texts import encode_texts
-from deltaclip.features.backbone.load import (
-    _check_quick_gelu,
-    load_backbone,
-    published_tags,
-    quick_gelu_note,
-    request_facts,
-)
+from deltaclip.features.backbone.load import load_backbone, request_facts
+from deltaclip.features.backbone.published import check_quick_gelu, published_tags, quick_gelu_note
 
 # Small for a built-in model: 43 million parameters.
 SMALL = "ViT-S-32-alt"
@@ -211,10 +206,10 @@ def test_local_dir_with_torch_weights_and_quick_gelu(tmp_path, tiny_backbone):
 def test_activation_that_a_tag_was_trained_with(model, tag, active, line):
     source = WeightsSource(name=model, model=model, pretrained=tag, weights=Path("w"), config=None)
     if line is None:
-        _check_quick_gelu(source, active=active, asked=None)
+        check_quick_gelu(source, active=active, asked=None)
         return
     with pytest.raises(UserError) as caught:
-        _check_quick_gelu(source, active=active, asked=None)
+        check_quick_gelu(source, active=active, asked=None)
     assert str(caught.value) == line
 
 

@@ -1,0 +1,160 @@
+"""Packed weights: no further from fp32 than the model in bfloat16 itself, for every family of towers."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from deltaclip.base.device import cpu_has_bf16_units
+from deltaclip.features.backbone.encode_images import encode_images, to_unit_length, try_images
+from deltaclip.features.backbone.encode_texts import encode_texts
+from deltaclip.features.backbone.packed import ATTENTION_BYTES, can_pack, packed_twin
+from deltaclip.features.backbone.parts import in_parts
+from deltaclip.tests.features.backbone.small_models import MODELS, as_backbone, make_model, tokenizer
+
+needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch or processor has no packed 16-bit products")
+
+
+def pixels_of(name, count=3):
+    size = MODELS[name]["vision_cfg"]["image_size"]
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def unit(features):
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def test_processors_with_units_for_it_can_pack():
+    assert can_pack() or not cpu_has_bf16_units()
+
+
+@needs_packing
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_is_as_exact_as_without(name):
+    exact, plain = make_model(name), as_backbone(name, "bf16").model
+    twin = packed_twin(plain)
+    pixels, ids = pixels_of(name, 16), tokenizer()([f"{'a cat ' * (number % 6)}{number}" for number in range(16)])
+    with torch.inference_mode():
+        for method, given, half in (("encode_image", pixels, pixels.bfloat16()), ("encode_text", ids, ids)):
+            reference = unit(getattr(exact, method)(given))
+            without, found = (unit(getattr(model, method)(half)) for model in (plain, twin))
+            error, allowed = ((each - reference).norm(dim=-1).mean() for each in (found, without))
+            assert error <= 1.25 * allowed + 0.002, method
+
+
+@needs_packing
+@pytest.mark.parametrize("name", ["vit", "timm vit", "vit, quick gelu, no norm before", "coca"])
+def test_linear_layers_run_packed_and_the_model_does_not(name):
+    backbone = as_backbone(name, "bf16")
+    before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
+    assert backbone.is_packed
+    pixels = pixels_of(name).bfloat16()
+
+    def products(model):
+        with torch.inference_mode(), torch.profiler.profile() as profile:
+            model.encode_image(pixels)
+        return {event.key: event.count for event in profile.key_averages()}
+
+    blocks = MODELS[name]["vision_cfg"].get("layers", 6)
+    assert products(backbone.encoder)["mkldnn::_linear_pointwise"] >= 4 * blocks + 1  # and the patches
+    assert "mkldnn::_linear_pointwise" not in products(backbone.model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.model.state_dict().items())
+
+
+@needs_packing
+def test_the_activation_goes_into_the_product():
+    for name, activation in (("vit", "aten::gelu"), ("timm vit", "aten::gelu")):
+        backbone = as_backbone(name, "bf16")
+        with torch.inference_mode(), torch.profiler.profile() as profile:
+            backbone.encoder.encode_image(pixels_of(name).bfloat16())
+        assert activation not in {event.key for event in profile.key_averages()}
+
+
+@needs_packing
+def test_weights_are_those_of_the_first_use():
+    backbone, pixels = as_backbone("vit", "bf16"), pixels_of("vit")
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.mul_(-1)
+        before, changed = as_backbone("vit", "bf16").model, backbone.model
+        old, new = (to_unit_length(model.encode_image(pixels.bfloat16())).unit_BD for model in (before, changed))
+    found = encode_images(backbone, pixels).unit_BD
+    assert np.linalg.norm(found - new, axis=1).max() < 0.1 < np.linalg.norm(found - old, axis=1).min()
+
+
+@needs_packing
+def test_a_copy_gives_the_same_and_fp32_is_never_packed():
+    backbone = as_backbone("vit", "bf16")
+    pixels = pixels_of("vit").bfloat16()
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(backbone.encoder).encode_image(pixels), backbone.encoder.encode_image(pixels))
+    exact = as_backbone("vit")
+    assert exact.encoder is exact.model
+    assert not exact.is_packed
+
+
+@needs_packing
+def test_attention_in_parts_of_a_batch_is_the_same():
+    # 10 tokens, 2 heads: more images than weights of attention may be in memory at once.
+    count = ATTENTION_BYTES // (2 * 10 * 10 * 2) + 5
+    tower = packed_twin(as_backbone("vit", "bf16").model).visual.transformer.resblocks[0].attn
+    x = torch.randn(count, 10, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.randn(count * 2, 10, 10, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.inference_mode():
+        for added in (None, mask[0], mask):
+            together = tower(x, x, x, need_weights=False, attn_mask=added)[0]
+            few, of_few = x[-3:], added if added is not mask else mask[-6:]
+            last = tower(few, few, few, need_weights=False, attn_mask=of_few)
+            assert torch.equal(together[-3:], last[0])
+
+
+@needs_packing
+def test_threads_change_no_bit_and_stay_as_they_were():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        backbone = as_backbone("vit", "bf16")
+        pixels = pixels_of("vit", 40)
+        few = [try_images(backbone, part) for part in pixels.split(10)]
+        whole = [np.concatenate([part[field] for part in few]) for field in (0, 1)]
+        found = try_images(backbone, pixels)  # in two parts
+        assert all(np.array_equal(a, b) for a, b in zip(found, whole, strict=True))
+        texts = [f"{'cat ' * (number % 5)}{number}" for number in range(70)]
+        alone = np.concatenate([encode_texts(backbone, texts[n : n + 10]).unit_BD for n in range(0, 70, 10)])
+        np.testing.assert_allclose(encode_texts(backbone, texts).unit_BD, alone, atol=0.01)
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), later) == (2, [2])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_parts_come_back_in_order_and_errors_come_through():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen, together = [], threading.Barrier(3)
+
+        def encode(part):
+            if len(part) < 13:
+                together.wait(timeout=60)
+            seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+            return part * 2
+
+        batch = torch.arange(50.0).view(25, 2)
+        assert torch.equal(in_parts(encode, batch, smallest=8), batch * 2)
+        assert len({ident for ident, *_ in seen}) == 3
+        assert {(count, gradients) for _, count, gradients in seen} == {(1, False)}
+        seen.clear()
+        assert torch.equal(in_parts(encode, batch, smallest=13), batch * 2)
+        assert seen == [(threading.get_ident(), 3, False)]
+        with pytest.raises(ZeroDivisionError):
+            in_parts(lambda part: 1 // 0, batch, smallest=8)
+    finally:
+        torch.set_num_threads(threads)
