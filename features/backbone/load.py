@@ -154,7 +154,7 @@ def load_backbone(
         except MISFITS as error:
             raise _misfit(source, error) from error
     if _is_convolutional(model.visual):
-        # MobileNetV2 on a CPU: 1.5 to 2.5 times the rate forward, 1.7 to 2.1 times with the backward pass.
+        # MobileNetV2 on a CPU: about twice the rate, forward alone and with the backward pass.
         model.visual.to(memory_format=torch.channels_last)
     active = uses_quick_gelu(model)
     check_quick_gelu(source, active=active, asked=quick_gelu)
