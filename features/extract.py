@@ -21,7 +21,7 @@ from deltaclip.features.extraction.on_ray import run_on_ray
 from deltaclip.features.extraction.pace import bottleneck, share_words
 from deltaclip.features.store.joined import open_shards
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.sets import read_mark, set_size, whole_path
+from deltaclip.features.store.sets import find_shards, read_mark, set_size, whole_path
 from deltaclip.features.store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     _check_ray(config)
     if config.ray:
         return _extract_on_ray(config, out, started=started)
+    if not config.shard:
+        _refuse_beside_shards(out)
     shard, named_by = read_shard(config.shard, os.environ) if config.shard else (None, "")
     if named_by:
         print(f"shard {shard}, by {named_by}", file=sys.stderr)  # noqa: T201 - now, not after the hours that follow
@@ -152,6 +154,14 @@ def _check_ray(config: ExtractConfig) -> None:
             if field.name in {"ray_workers", "ray_shards"} and getattr(config, field.name) != field.default:
                 place = option_name(field.name)
                 raise UserError("has no effect without --ray", place=place, remedy="give --ray local, or leave it out")
+
+
+def _refuse_beside_shards(out: Path) -> None:
+    """Refuse to compute anew, in one file, what lies there in shards and is read by the same name."""
+    if not out.exists() and (sets := find_shards(out)):
+        count = next(iter(sets))
+        remedy = f"use it by this name; give --shard I/{count} to bring it up to date, another --out for one file"
+        raise UserError(f"lies there already, in shards of {count}", place=out, remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -362,3 +362,16 @@ def test_a_strict_extraction_names_the_line_of_the_table(table, tmp_path):
         f"{tmp_path}/t/demo.csv, line {line}: image 'images/no.png': no such file; "
         "repair or remove it, or give --on-error skip"
     )
+
+
+def test_what_lies_in_shards_is_not_computed_again_in_one_file(table, shards, tmp_path):
+    for path in shards:
+        shutil.copy(path, tmp_path)
+    with pytest.raises(UserError, match=f"in shards of {COUNT}") as refused:
+        run(table, tmp_path / "c.h5")
+    assert f"--shard I/{COUNT}" in str(refused.value.remedy)
+    assert not (tmp_path / "c.h5.part").exists()
+    assert run(table, tmp_path / "c.h5", shard=f"1/{COUNT}").new_images == 0
+    assert run(table, tmp_path / "other.h5").new_images > 0  # another name
+    merged(shards, tmp_path / "c.h5")
+    assert run(table, tmp_path / "c.h5").new_images == 0  # the one file is there
