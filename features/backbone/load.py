@@ -70,7 +70,8 @@ class Backbone:
         """
         from deltaclip.features.backbone.packed import packed_twin
 
-        return packed_twin(self.model) if self.device == "cpu" and self.precision == "bf16" else self.model
+        packs = self.device.startswith("cpu") and self.precision == "bf16"
+        return packed_twin(self.model) if packs else self.model
 
     @property
     def is_packed(self) -> bool:

@@ -32,7 +32,8 @@ def packed_twin(model: torch.nn.Module) -> torch.nn.Module:
         return model
     twin = twin_of(model)
     for module in twin.modules():
-        _pack(module)
+        if _is_half(module):
+            _pack(module)
     return twin
 
 
@@ -71,6 +72,12 @@ class _PackedLinear:
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> _PackedLinear:
         return self  # it never changes, and packed tensors cannot be copied
+
+
+def _is_half(module: torch.nn.Module) -> bool:
+    import torch
+
+    return all(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
 
 
 def _pack(module: torch.nn.Module) -> None:
