@@ -34,7 +34,9 @@ class ExtractConfig:
         "exact", help="exact: open_clip's pixels; fast: within 2 of 255 levels; draft: JPEG at reduced size."
     )
     batch_size: int | None = setting(None, help="Images per forward pass; default measured, 64 for small sets.", ge=1)
-    workers: int | None = setting(None, help="Decoding threads; default measured, at most one per processor.", ge=1)
+    workers: int | None = setting(
+        None, help="Decoding threads; default one per processor, for a GPU as many as it needs.", ge=1
+    )
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
     label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")

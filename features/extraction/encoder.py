@@ -20,7 +20,14 @@ from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
 from deltaclip.features.data.content import hash_images
-from deltaclip.features.extraction.pace import MIN_IMAGES, StageClock, fastest_batch, needed_workers, share_words
+from deltaclip.features.extraction.pace import (
+    MIN_IMAGES,
+    StageClock,
+    fastest_batch,
+    is_fed_by_processors,
+    needed_workers,
+    share_words,
+)
 from deltaclip.features.store.schema import ViewLayout
 
 if TYPE_CHECKING:
@@ -159,7 +166,7 @@ class Encoder:
         wanted: dict[str, NDArray[np.bool_]],
         clock: StageClock,
     ) -> Generator[EncodedBatch]:
-        """Yield all batches; unless their number was given, threads are as many as the first batches say."""
+        """Yield all batches; for a GPU, unless their number was given, threads are as many as the first batches say."""
         from deltaclip.features.backbone.views import encoded_batches
 
         run = functools.partial(
@@ -171,7 +178,7 @@ class Encoder:
             replicas=sets[1:],
         )
         first = TRIAL_BATCHES * len(sets) * self.batch_size
-        if self.workers is not None or len(files) < 8 * first:
+        if self.workers is not None or not is_fed_by_processors(sets[0][0].device) or len(files) < 8 * first:
             yield from run(files, workers=clock.workers)
             return
         last = None

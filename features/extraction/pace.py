@@ -18,16 +18,16 @@ DEFAULT_BATCH = 64
 MIN_IMAGES = 2_000  # measuring costs 80 forward passes: 4 % of the smallest job that pays for it
 CPU_BATCHES = (8, 64)
 GPU_BATCHES = (64, 128, 256, 512, 1024)
-CLOSE = 0.95  # of the best rate: less memory is worth more than that
+CLOSE = 0.95  # of the best rate: what measuring a few passes can tell apart
 SPARE_WORKERS = 1.5
 STAGES = ("read", "decode", "forward", "write")
 
 
 def fastest_batch(encode: Callable[[torch.Tensor], object], pixels_P3HW: torch.Tensor, *, on_gpu: bool) -> int:
-    """Return the smallest batch size whose rate is within 5 % of the best.
+    """Return a batch size whose rate is within 5 % of the best: on a GPU the smallest one, on a CPU the largest.
 
-    Large convolutional maps fall out of a processor's caches, and there small batches win by a factor of two; a GPU
-    needs large ones to be busy at all.
+    A GPU needs large ones to be busy at all. On a CPU large convolutional maps fall out of the caches, and there small
+    batches win by a factor of two; without that, large ones do, which can be cut for several processors.
 
     Args:
         encode: the whole forward pass, done when it returns.
@@ -49,7 +49,15 @@ def fastest_batch(encode: Callable[[torch.Tensor], object], pixels_P3HW: torch.T
         rates[size] = size / (time.perf_counter() - started)
     if not rates:
         return (GPU_BATCHES if on_gpu else CPU_BATCHES)[0] // 8
-    return min(size for size, rate in rates.items() if rate >= CLOSE * max(rates.values()))
+    return (min if on_gpu else max)(size for size, rate in rates.items() if rate >= CLOSE * max(rates.values()))
+
+
+def is_fed_by_processors(device: str) -> bool:
+    """Tell whether processors have nothing to do but feed the model, so that no more threads than that should decode.
+
+    On a CPU decoding and model take turns anyway: as many threads as processors slow all parts of a batch alike.
+    """
+    return device.startswith("cuda")
 
 
 def needed_workers(busy_s: Mapping[str, float], *, lanes: int, processors: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.batches import default_workers
 from deltaclip.features.extract import extract
 from deltaclip.features.extraction import encoder, pace
 from deltaclip.features.settings import ExtractConfig
@@ -144,6 +145,8 @@ def test_threads_follow_the_first_batches(photos, tmp_path, tiny_backbone, monke
         asked.append((sorted(busy_s), lanes, processors >= 1))
         return 3
 
+    assert run(photos, tmp_path / "cpu.h5", tiny_backbone, batch_size=1).workers == default_workers()
+    monkeypatch.setattr(encoder, "is_fed_by_processors", lambda device: device == "cpu")  # as if it were a GPU
     monkeypatch.setattr(encoder, "needed_workers", needed)
     result = run(photos, tmp_path / "c.h5", tiny_backbone, batch_size=1)
     assert result.workers == 3

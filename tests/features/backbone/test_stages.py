@@ -99,7 +99,7 @@ def test_a_convolutional_tower(mobilenet, *, batch_size):
 def bare(tower, size=64):
     """As much of a backbone as a tower needs."""
     return SimpleNamespace(
-        model=SimpleNamespace(visual=tower), facts={"backbone": "bare", "preprocessing": {"size": size}}
+        encoder=SimpleNamespace(visual=tower), facts={"backbone": "bare", "preprocessing": {"size": size}}
     )
 
 

@@ -23,9 +23,10 @@ def clock(monkeypatch):
     ("seconds_of", "expected"),
     [
         (lambda size: 1 + size / 10, 64),  # a fixed cost a batch
-        (lambda size: size, 8),  # none: the smallest
+        (lambda size: size, 64),  # none: the largest
         (lambda size: size * (3 if size > 16 else 1) + 1, 8),  # large ones fall out of the cache
-        (lambda size: size * (1.04 if size < 64 else 1), 8),  # four percent are not worth eight times the memory
+        (lambda size: size * (1.04 if size == 64 else 1), 64),  # four percent are noise
+        (lambda size: size * (1.06 if size == 64 else 1), 8),
     ],
 )
 def test_fastest_batch(clock, seconds_of, expected):
@@ -34,6 +35,13 @@ def test_fastest_batch(clock, seconds_of, expected):
         clock[0] += seconds_of(len(batch))
 
     assert fastest_batch(encode, torch.arange(5.0)[:, None], on_gpu=False) == expected
+
+
+def test_a_gpu_takes_the_smallest_that_is_close(clock):
+    def encode(batch):
+        clock[0] += 10 + len(batch)
+
+    assert fastest_batch(encode, torch.zeros(5, 1), on_gpu=True) == 256  # .97 of what 1,024 reach; 128 have .94
 
 
 def test_a_batch_that_does_not_fit_ends_the_search(clock):
