@@ -266,7 +266,8 @@ def test_one_of_many_prompts_in_no_utf8_is_found_and_equal_ones_are_not_mixed_up
     paths = [("paths", "sub/a.png")] * 3
     fine = client.post("/score/batch", *paths, ("prompts", "\xe9"), ("prompts", "\xe9"), ("prompts", "x"))
     assert (fine[0], len(fine[1]["results"])) == (200, 3)
-    assert fine[1]["results"][0] == fine[1]["results"][1]
+    # The same but for the last bit, in which products of several rows may differ from row to row.
+    assert fine[1]["results"][0] == pytest.approx(fine[1]["results"][1], abs=1e-6)
     # Read as Latin-1 the third is a text that stands in the body, but before the second.
     wrong = client.post("/score/batch", *paths, ("prompts", "\xe9"), ("prompts", "x"), ("prompts", "\udce9"))
     assert wrong == (400, {"error": "text fields must be UTF-8"})
