@@ -23,6 +23,7 @@ from deltaclip.features.store.joined import open_shards
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.sets import find_shards, read_mark, set_size, whole_path
 from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.writer import part_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,8 +158,9 @@ def _check_ray(config: ExtractConfig) -> None:
 
 
 def _refuse_beside_shards(out: Path) -> None:
-    """Refuse to compute anew, in one file, what lies there in shards and is read by the same name."""
-    if not out.exists() and (sets := find_shards(out)):
+    """Refuse to compute anew, in one file, what lies there complete in shards and is read by the same name."""
+    sets = {} if out.exists() or part_path(out).exists() else find_shards(out)
+    if [len(paths) for paths in sets.values()] == list(sets) and len(sets) == 1:
         count = next(iter(sets))
         remedy = f"use it by this name; give --shard I/{count} to bring it up to date, another --out for one file"
         raise UserError(f"lies there already, in shards of {count}", place=out, remedy=remedy)

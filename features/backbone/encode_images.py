@@ -51,14 +51,14 @@ def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
     """
     import torch
 
-    dtype = next(backbone.model.parameters()).dtype
+    encoder, dtype = backbone.encoder, next(backbone.model.parameters()).dtype
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return backbone.encoder.encode_image(normalise(backbone, pixels).to(dtype))  # type: ignore[no-any-return]
+        return encoder.encode_image(normalise(backbone, pixels).to(dtype))  # type: ignore[no-any-return]
 
     with torch.inference_mode():
-        features_BD = in_parts(encode, pixels_B3HW, smallest=MIN_PART) if backbone.is_packed else encode(pixels_B3HW)
-        return to_unit_length(features_BD)
+        is_packed = encoder is not backbone.model
+        return to_unit_length(in_parts(encode, pixels_B3HW, smallest=MIN_PART) if is_packed else encode(pixels_B3HW))
 
 
 def is_usable(found: Embeddings) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import logging
 import pickle
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
@@ -61,22 +60,27 @@ class Backbone:
     precision: Precision
     facts: dict[str, Any]
     decode: Decode = "exact"
-
-    @functools.cached_property
-    def encoder(self) -> Any:
-        """The model as embeddings are computed with it, without gradients; made at first use, of the weights as then.
-
-        On a CPU in bfloat16 a twin with packed weights, otherwise the model itself.
-        """
-        from deltaclip.features.backbone.packed import packed_twin
-
-        packs = self.device.startswith("cpu") and self.precision == "bf16"
-        return packed_twin(self.model) if packs else self.model
+    _packed: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
-    def is_packed(self) -> bool:
-        """Whether `encoder` has packed weights."""
-        return self.encoder is not self.model
+    def encoder(self) -> Any:
+        """The model as embeddings are computed with it, without gradients, of its weights as they are now.
+
+        On a CPU in bfloat16 a twin with packed weights, made when it is first asked for and when weights have changed
+        (an assignment to `.data` is not seen); otherwise the model itself.
+        """
+        if not (self.device.startswith("cpu") and self.precision == "bf16"):
+            return self.model
+        from deltaclip.features.backbone.packed import packed_twin
+
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+        if self._packed.get("weights") != weights:
+            self._packed.update(weights=weights, encoder=packed_twin(self.model))
+        return self._packed["encoder"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be made again, and can be neither copied nor pickled."""
+        return self.__dict__ | {"_packed": {}}
 
     @property
     def dim(self) -> int:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from deltaclip.base.device import cpu_has_bf16_units
 from deltaclip.features.backbone.twins import is_plain_attention, twin_of
 
 if TYPE_CHECKING:
@@ -26,23 +28,29 @@ ATTENTION_BYTES = 8 << 20
 def packed_twin(model: torch.nn.Module) -> torch.nn.Module:
     """Return a bfloat16 model on a CPU once more, for inference without gradients; `model` where that is impossible.
 
-    It shares the parameters, and holds the weights of all linear layers a second time.
+    It shares the parameters, and holds the weights of all linear layers a second time, as they are now.
     """
     if not can_pack():
         return model
-    twin = twin_of(model)
+    try:
+        twin = twin_of(model)
+    except RuntimeError:  # weights that are computed from others, which torch does not copy
+        return model
+    uses = Counter(id(module) for _, module in twin.named_modules(remove_duplicate=False))
     for module in twin.modules():
         if _is_half(module):
-            _pack(module)
+            _pack(module, uses)
     return twin
 
 
 @functools.cache
 def can_pack() -> bool:
-    """Tell whether torch's operators are there, and right on this processor: one product of each kind is looked at."""
+    """Tell whether the processor has units for it, and torch the operators: one product of each kind is looked at."""
     import torch
     from torch.nn import functional as F
 
+    if not cpu_has_bf16_units():
+        return False
     try:
         weight, bias, x = (torch.linspace(-1, 2, size).sin().bfloat16() for size in (48 * 64, 48, 5 * 64))
         weight, x = weight.view(48, 64), x.view(5, 64)
@@ -80,7 +88,7 @@ def _is_half(module: torch.nn.Module) -> bool:
     return all(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
 
 
-def _pack(module: torch.nn.Module) -> None:
+def _pack(module: torch.nn.Module, uses: Counter[int]) -> None:
     """Give a module of a twin, not those in it, the faster way to do what it does."""
     from open_clip.transformer import QuickGELU
     from timm.layers.mlp import Mlp
@@ -90,22 +98,23 @@ def _pack(module: torch.nn.Module) -> None:
         _run_as(module, _PackedAttention(module))
     elif type(module) is nn.Linear and not isinstance(module.forward, _PackedLinear):
         _run_as(module, _PackedLinear(module.weight, module.bias))
-    elif isinstance(module, nn.Conv2d) and _cuts_patches(module):
+    elif type(module) is nn.Conv2d and _cuts_patches(module):
         layer = _PackedLinear(module.weight.flatten(1), module.bias)
-        _run_as(module, functools.partial(_project_patches, layer, module.kernel_size))
+        _run_as(module, functools.partial(_project_patches, module, layer))
     elif isinstance(module, QuickGELU):
         _run_as(module, _quick_gelu)
-    elif isinstance(module, nn.Sequential):
+    elif type(module) is nn.Sequential:
         for first, second in itertools.pairwise(module):
-            _fuse(first, second)
-    elif isinstance(module, Mlp):
-        _fuse(module.fc1, module.act)
+            _fuse(first, second, uses)
+    elif type(module) is Mlp:
+        _fuse(module.fc1, module.act, uses)
 
 
-def _fuse(layer: torch.nn.Module, activation: torch.nn.Module) -> None:
+def _fuse(layer: torch.nn.Module, activation: torch.nn.Module, uses: Counter[int]) -> None:
+    """Let a layer do the activation behind it, where neither stands anywhere else too."""
     from torch import nn
 
-    if type(layer) is nn.Linear and type(activation) is nn.GELU:
+    if type(layer) is nn.Linear and type(activation) is nn.GELU and uses[id(layer)] == uses[id(activation)] == 1:
         _run_as(layer, _PackedLinear(layer.weight, layer.bias, activation))
         _run_as(activation, _unchanged)
 
@@ -134,9 +143,12 @@ def _cuts_patches(module: torch.nn.Conv2d) -> bool:
     )
 
 
-def _project_patches(layer: _PackedLinear, patch: tuple[int, ...], x_B3HW: torch.Tensor) -> torch.Tensor:
+def _project_patches(module: torch.nn.Conv2d, layer: _PackedLinear, x_B3HW: torch.Tensor) -> torch.Tensor:
     """Return (B, C, rows, columns) of patches of (height, width) pixels; what is left at the edges is not looked at."""
-    (batch, colours, height, width), (tall, wide) = x_B3HW.shape, patch
+    tall, wide = module.kernel_size[:2]
+    if x_B3HW.dim() != 4 or x_B3HW.shape[2] < tall or x_B3HW.shape[3] < wide:
+        return type(module).forward(module, x_B3HW)
+    batch, colours, height, width = x_B3HW.shape
     rows, columns = height // tall, width // wide
     whole = x_B3HW[:, :, : rows * tall, : columns * wide]
     patches = whole.reshape(batch, colours, rows, tall, columns, wide).permute(0, 2, 4, 1, 3, 5)
@@ -156,13 +168,19 @@ class _PackedAttention:
         self._to_qkv = _PackedLinear(module.in_proj_weight, module.in_proj_bias)
         self._to_out = _PackedLinear(module.out_proj.weight, module.out_proj.bias)
 
-    def __call__(
-        self, x_BSC: torch.Tensor, key_BSC: torch.Tensor, value_BSC: torch.Tensor, **options: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        is_known = options.get("need_weights") is False and options.keys() <= {"need_weights", "attn_mask"}
-        if is_known and key_BSC is x_BSC and value_BSC is x_BSC:
-            return self._to_out(self._mixed(x_BSC, options.get("attn_mask"))), None
-        return type(self._module).forward(self._module, x_BSC, key_BSC, value_BSC, **options)
+    def __call__(self, *given: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        mask = options.get("attn_mask")
+        is_known = (
+            len(given) == 3
+            and given[0] is given[1] is given[2]
+            and options.get("need_weights") is False
+            and options.keys() <= {"need_weights", "attn_mask"}
+            and (mask is None or mask.is_floating_point())
+        )
+        if is_known:
+            return self._to_out(self._mixed(given[0], mask)), None
+        as_it_is: Any = type(self._module).forward
+        return as_it_is(self._module, *given, **options)  # type: ignore[no-any-return]
 
     def _mixed(self, x_BSC: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return what the heads give, (B, S, C); `mask` is added to the scores, (S, S) or (B H, S, S)."""

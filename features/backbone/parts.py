@@ -7,7 +7,6 @@ thread is the slower one. Knows tensors and threads. Must not know models. Spec 
 from __future__ import annotations
 
 import functools
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -28,13 +27,14 @@ def in_parts(encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
     import torch
 
     threads = torch.get_num_threads()
-    parts = min(threads, len(batch) // smallest)
+    most = max(1, min(threads, len(batch) // smallest))
+    parts = next(count for count in range(most, 0, -1) if threads % count == 0)  # none is left without work
 
     def without_gradients(part: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             return encode(part)
 
-    if parts < 2:
+    if parts == 1:
         return without_gradients(batch)
     return torch.cat(list(_threads(parts, threads // parts).map(without_gradients, batch.tensor_split(parts))))
 
@@ -43,16 +43,11 @@ def in_parts(encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
 def _threads(count: int, processors: int) -> ThreadPoolExecutor:
     """Return `count` threads whose operations run on `processors` each."""
     import torch
-
-    of_caller, all_here = torch.get_num_threads(), threading.Barrier(count)
+    from threadpoolctl import threadpool_limits
 
     def start() -> None:
-        torch.get_num_threads()  # a thread takes the default when it first asks, which would undo what follows
-        torch.set_num_threads(processors)
+        torch.get_num_threads()  # a thread takes torch's number when it first asks, which would undo what follows
+        # torch.set_num_threads would change the number for threads of others that are yet to come.
+        threadpool_limits(processors, user_api="openmp")
 
-    pool = ThreadPoolExecutor(count, "part", initializer=start)
-    for started in [pool.submit(all_here.wait) for _ in range(count)]:
-        started.result()
-    # The number is a thread's own and the default of those to come: they shall have what they would have had.
-    torch.set_num_threads(of_caller)
-    return pool
+    return ThreadPoolExecutor(count, "part", initializer=start)

@@ -373,5 +373,8 @@ def test_what_lies_in_shards_is_not_computed_again_in_one_file(table, shards, tm
     assert not (tmp_path / "c.h5.part").exists()
     assert run(table, tmp_path / "c.h5", shard=f"1/{COUNT}").new_images == 0
     assert run(table, tmp_path / "other.h5").new_images > 0  # another name
+    (tmp_path / "alone").mkdir()
+    shutil.copy(shards[0], tmp_path / "alone")
+    assert run(table, tmp_path / "alone" / "c.h5").new_images > 0  # one shard of three is not read by that name
     merged(shards, tmp_path / "c.h5")
     assert run(table, tmp_path / "c.h5").new_images == 0  # the one file is there

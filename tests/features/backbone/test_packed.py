@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
+import timm.layers
 import torch
 
 from deltaclip.base.device import cpu_has_bf16_units
@@ -51,7 +54,7 @@ def test_every_family_is_as_exact_as_without(name):
 def test_linear_layers_run_packed_and_the_model_does_not(name):
     backbone = as_backbone(name, "bf16")
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
-    assert backbone.is_packed
+    assert backbone.encoder is not backbone.model
     pixels = pixels_of(name).bfloat16()
 
     def products(model):
@@ -75,15 +78,72 @@ def test_the_activation_goes_into_the_product():
 
 
 @needs_packing
-def test_weights_are_those_of_the_first_use():
+def test_weights_that_change_are_seen():
     backbone, pixels = as_backbone("vit", "bf16"), pixels_of("vit")
+    old = encode_images(backbone, pixels).unit_BD
+    assert backbone.encoder is backbone.encoder
     with torch.no_grad():
         for parameter in backbone.model.parameters():
             parameter.mul_(-1)
-        before, changed = as_backbone("vit", "bf16").model, backbone.model
-        old, new = (to_unit_length(model.encode_image(pixels.bfloat16())).unit_BD for model in (before, changed))
+        new = to_unit_length(backbone.model.encode_image(pixels.bfloat16())).unit_BD
     found = encode_images(backbone, pixels).unit_BD
     assert np.linalg.norm(found - new, axis=1).max() < 0.1 < np.linalg.norm(found - old, axis=1).min()
+    backbone.model.load_state_dict(as_backbone("vit", "bf16").model.state_dict())
+    np.testing.assert_array_equal(encode_images(backbone, pixels).unit_BD, old)
+
+
+@needs_packing
+def test_a_backbone_in_use_can_be_pickled_and_copied():
+    backbone, pixels = as_backbone("vit", "bf16"), pixels_of("vit")
+    expected = encode_images(backbone, pixels).unit_BD
+    pickled = pickle.loads(pickle.dumps(backbone))  # noqa: S301 - our own bytes
+    for other in (pickled, copy.deepcopy(backbone)):
+        np.testing.assert_array_equal(encode_images(other, pixels).unit_BD, expected)
+        assert other.encoder is not backbone.encoder
+
+
+class Odd(torch.nn.Module):
+    """What a tower may do with its layers: one activation in two places, a convolution that pads by itself."""
+
+    def __init__(self):
+        super().__init__()
+        activation = torch.nn.GELU()
+        self.twice = torch.nn.Sequential(
+            torch.nn.Linear(8, 8), activation, torch.nn.LayerNorm(8), activation, torch.nn.Linear(8, 8)
+        )
+        self.padded = timm.layers.Conv2dSame(3, 8, 4, 4)
+        self.patches = torch.nn.Conv2d(3, 8, (4, 2), (4, 2))
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x_BSC, pixels_B3HW, hidden_SS):
+        y = self.twice(x_BSC)
+        z = self.attention(query=y, key=x_BSC, value=x_BSC, need_weights=False)[0]
+        z = z + self.attention(y, y, y, need_weights=False, attn_mask=hidden_SS)[0]
+        maps = [self.padded(pixels_B3HW), self.patches(pixels_B3HW), self.patches(pixels_B3HW[0])[None]]
+        return torch.cat([z.flatten(), *(part.flatten() for part in maps)])
+
+
+@needs_packing
+def test_modules_in_unusual_use_give_what_they_gave():
+    torch.manual_seed(0)
+    module = Odd().bfloat16().eval()
+    x, pixels = torch.randn(2, 5, 8).bfloat16(), torch.randn(2, 3, 18, 19).bfloat16()
+    with torch.inference_mode():
+        given = (x, pixels, torch.ones(5, 5, dtype=torch.bool).triu(1))
+        found, expected = packed_twin(module)(*given), module(*given)
+        torch.testing.assert_close(found.float(), expected.float(), atol=0.03, rtol=0.03)
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        packed_twin(module).patches(pixels[:, :, :3])
+
+
+@needs_packing
+def test_what_cannot_be_copied_stays_as_it_is():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4)).bfloat16()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.nn.utils.weight_norm(module[0])
+    module(torch.zeros(1, 4).bfloat16())
+    assert packed_twin(module) is module
 
 
 @needs_packing
@@ -94,7 +154,6 @@ def test_a_copy_gives_the_same_and_fp32_is_never_packed():
         assert torch.equal(copy.deepcopy(backbone.encoder).encode_image(pixels), backbone.encoder.encode_image(pixels))
     exact = as_backbone("vit")
     assert exact.encoder is exact.model
-    assert not exact.is_packed
 
 
 @needs_packing
@@ -158,3 +217,23 @@ def test_parts_come_back_in_order_and_errors_come_through():
             in_parts(lambda part: 1 // 0, batch, smallest=8)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("threads", "items", "expected"),
+    [(4, 64, [(16, 1)] * 4), (6, 64, [(22, 2), (21, 2), (21, 2)]), (7, 64, [(64, 7)]), (4, 32, [(16, 2)] * 2)],
+)
+def test_no_processor_is_left_without_work(threads, items, expected):
+    before, seen, lock = torch.get_num_threads(), [], threading.Lock()
+
+    def encode(part):
+        with lock:
+            seen.append((len(part), torch.get_num_threads()))
+        return part
+
+    torch.set_num_threads(threads)
+    try:
+        in_parts(encode, torch.zeros(items, 1), smallest=16)
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(seen, reverse=True) == expected
