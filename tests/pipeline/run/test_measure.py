@@ -102,6 +102,15 @@ def test_what_is_trained(rows):
     assert list(metrics["test"]) == list(metrics["floors"]["cosine"]) == ["quality"]
 
 
+def rounded(figures):
+    """Figures without what the fit of a curve to perfect scores leaves: 1e-12, and not the same every time."""
+    if isinstance(figures, dict):
+        return {name: rounded(value) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(value) for value in figures]
+    return round(figures, 9) if isinstance(figures, float) else figures
+
+
 def test_a_large_side_is_judged_by_rows_drawn_from_it(rows, monkeypatch):
     split, scores = split_of(rows), perfect(rows)
     exact = measure(rows, scores, split, labels=LABELS, scales=(0.2, 0.2))
@@ -114,7 +123,7 @@ def test_a_large_side_is_judged_by_rows_drawn_from_it(rows, monkeypatch):
     for side, count in (("test", 40), ("val", 24), ("train", 40)):
         assert drawn[side]["quality"]["n"] == count
     assert drawn["floors"]["no_image"]["quality"]["n"] == drawn["floors"]["cosine"]["quality"]["n"] == 40
-    assert drawn["val"] == exact["val"]
+    assert rounded(drawn["val"]) == rounded(exact["val"])
     # The floor is fitted to all training rows, and a recorded note is not said twice.
     again = replace(split, note=note)
-    assert measure(rows, scores, again, labels=LABELS, scales=(0.2, 0.2)) == drawn
+    assert rounded(measure(rows, scores, again, labels=LABELS, scales=(0.2, 0.2))) == rounded(drawn)
