@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ def at_most(goal: float, *, name: str, value: float, unit: str, **more: object) 
 def not_measured(name: str, goal: str, note: str) -> Row:
     """Return a row of the goals that this machine cannot measure, and so does not meet."""
     return Row(name=name, value=None, unit="", goal=goal, met=False, note=note)
+
+
+def peak_bytes() -> int:
+    """Return the highest memory of this process so far.
+
+    Not `ru_maxrss`, which a new process has from the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -19,12 +19,13 @@ from benchmarks.models import drawn_jpegs
 ROWS, DIM = 1_000_000, 768
 FEW, MANY = 500, 2000
 SCRIPT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
+from benchmarks.measuring import peak_bytes
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
 extract(ExtractConfig(data=sys.argv[1], out=Path(sys.argv[2]), precision="fp32"))
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+print(json.dumps(peak_bytes()))
 """
 
 

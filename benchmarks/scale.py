@@ -1,7 +1,7 @@
 """What a row costs, from ten thousand to ten million: `python -m benchmarks.scale 10_000 1_000_000 10_000_000`.
 
 A synthetic cache goes through the real writer; labels follow from the vectors by a planted linear model, so that there
-is something to learn. Each stage is a process of its own; its memory is the highest that the system saw (`ru_maxrss`)
+is something to learn. Each stage is a process of its own; its memory is the highest that the system saw (`VmHWM`)
 less that of the process once its modules were loaded; CPU seconds are those of all its threads. `--dim 768` for wide
 vectors; temporary files are removed.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmarks.measuring import peak_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,14 +70,10 @@ def _print(rows: int, stage: str, found: dict[str, Any]) -> None:
 
 def _measured(stage: str, folder: Path, rows: int, dim: int) -> dict[str, Any]:
     work = STAGES[stage](folder, rows, dim)  # imports what it needs
-    before, used, started = _peak_bytes(), time.process_time(), time.monotonic()
+    before, used, started = peak_bytes(), time.process_time(), time.monotonic()
     found = work()
     seconds = time.monotonic() - started
-    return {"seconds": seconds, "cpu": time.process_time() - used, "bytes": _peak_bytes() - before, **found}
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "cpu": time.process_time() - used, "bytes": peak_bytes() - before, **found}
 
 
 def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
@@ -85,9 +82,9 @@ def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
     from deltaclip.features.store.takeover import open_writer
 
     def work() -> dict[str, Any]:
-        before, started = _peak_bytes(), time.monotonic()
+        before, started = peak_bytes(), time.monotonic()
         plan = make_plan(*_manifest(folder, rows, dim))
-        planned, peak = time.monotonic() - started, _peak_bytes() - before
+        planned, peak = time.monotonic() - started, peak_bytes() - before
         facts = {"dim": dim, "precision": "fp16", "backbone": "random", "weights_sha256": "0" * 64}
         request = {"weights_sha256": "0" * 64, "precision": "fp16"}
         writer = open_writer(folder / "cache.h5", plan, request=request, facts=facts)

@@ -40,6 +40,7 @@ def packed_twin(model: torch.nn.Module) -> torch.nn.Module:
     for module in twin.modules():
         if _is_half(module):
             _pack(module, uses)
+    _pool_early(getattr(twin, "visual", twin))
     return twin
 
 
@@ -80,6 +81,31 @@ class _PackedLinear:
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> _PackedLinear:
         return self  # it never changes, and packed tensors cannot be copied
+
+
+def _pool_early(tower: Any) -> None:
+    """Let the last block of an image tower that pools its class token compute that token alone: exact, a block's work.
+
+    Only open_clip's own tower and block, whose code is known to look at nothing else.
+    """
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    if type(tower) is not VisionTransformer or tower.pool_type != "tok":
+        return
+    block = tower.transformer.resblocks[-1]
+    looks_at_more = tower.attn_pool is not None or tower.output_tokens or hasattr(block, "ln_1_kv")
+    if type(block) is ResidualAttentionBlock and isinstance(block.attn.forward, _PackedAttention) and not looks_at_more:
+        _run_as(block, functools.partial(_first_token, block, _FirstTokenAttention(block.attn)))
+
+
+def _first_token(
+    block: Any, attend: _FirstTokenAttention, x_BSC: torch.Tensor, *given: Any, **options: Any
+) -> torch.Tensor:
+    """Return what the block gives for its first token, (B, 1, C)."""
+    if any(each is not None for each in (*given, *options.values())):  # a mask, or keys from elsewhere
+        return type(block).forward(block, x_BSC, *given, **options)  # type: ignore[no-any-return]
+    x_B1C = x_BSC[:, :1] + block.ls_1(attend(block.ln_1(x_BSC)))
+    return x_B1C + block.ls_2(block.mlp(block.ln_2(x_B1C)))  # type: ignore[no-any-return]
 
 
 def _is_half(module: torch.nn.Module) -> bool:
@@ -205,3 +231,23 @@ class _PackedAttention:
             mixed = torch.bmm(scores.softmax(-1), v).view(-1, H, S, C // H)
             mixed_BSC[part].view(-1, S, H, C // H).copy_(mixed.transpose(1, 2))
         return mixed_BSC
+
+
+class _FirstTokenAttention:
+    """Self-attention of the first token alone: keys and values of all, one query."""
+
+    def __init__(self, module: torch.nn.MultiheadAttention) -> None:
+        width, weight, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
+        parts = [slice(0, width), slice(width, None)]
+        self._heads = module.num_heads
+        self._to_q, self._to_kv = (_PackedLinear(weight[part], None if bias is None else bias[part]) for part in parts)
+        self._to_out = _PackedLinear(module.out_proj.weight, module.out_proj.bias)
+
+    def __call__(self, x_BSC: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        (B, S, C), H = x_BSC.shape, self._heads
+        q = self._to_q(x_BSC[:, :1]).reshape(B * H, 1, C // H)
+        k, v = self._to_kv(x_BSC).view(B, S, 2, H, C // H).permute(2, 0, 3, 1, 4).reshape(2, B * H, S, C // H)
+        scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=(C // H) ** -0.5)
+        return self._to_out(torch.bmm(scores.softmax(-1), v).view(B, 1, C))

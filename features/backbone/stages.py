@@ -58,7 +58,9 @@ class StageTower:
         # Hooks sit on modules of our own that share the weights: the model stays as it is, for other threads too.
         twin = twin_of(tower)
         for name in self.blocks:
-            twin.get_submodule(name).register_forward_hook(self._keep)
+            block = twin.get_submodule(name)
+            vars(block).pop("forward", None)  # of an encoder, whose last block gives the token that is pooled alone
+            block.register_forward_hook(self._keep)
         self._twin, self._lock = twin, threading.Lock()
         self._channels_last = getattr(getattr(tower, "trunk", None), "output_fmt", "NCHW") == "NHWC"
         self._means: list[torch.Tensor] = []

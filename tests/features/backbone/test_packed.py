@@ -17,6 +17,7 @@ from deltaclip.features.backbone.encode_images import encode_images, to_unit_len
 from deltaclip.features.backbone.encode_texts import encode_texts
 from deltaclip.features.backbone.packed import ATTENTION_BYTES, can_pack, packed_twin
 from deltaclip.features.backbone.parts import in_parts
+from deltaclip.features.backbone.stages import StageTower
 from deltaclip.tests.features.backbone.small_models import MODELS, as_backbone, make_model, tokenizer
 
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch or processor has no packed 16-bit products")
@@ -154,6 +155,48 @@ def test_a_copy_gives_the_same_and_fp32_is_never_packed():
         assert torch.equal(copy.deepcopy(backbone.encoder).encode_image(pixels), backbone.encoder.encode_image(pixels))
     exact = as_backbone("vit")
     assert exact.encoder is exact.model
+
+
+@needs_packing
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit", True),
+        ("vit, quick gelu, no norm before", True),
+        ("custom text, no causal mask", True),
+        ("vit, mean pool, layer scale", False),
+        ("vit, attention pool, patch dropout", False),
+        ("vit, blocks of its own", False),
+        ("coca", False),
+    ],
+)
+def test_the_last_block_computes_what_is_pooled(name, expected):
+    backbone, pixels = as_backbone(name, "bf16"), pixels_of(name, 8).bfloat16()
+    early = backbone.encoder
+    block = early.visual.transformer.resblocks[-1]
+    assert ("forward" in vars(block)) is expected
+    whole = packed_twin(backbone.model)
+    vars(whole.visual.transformer.resblocks[-1]).pop("forward", None)
+    with torch.inference_mode():
+        found, all_tokens = (unit(model.encode_image(pixels)) for model in (early, whole))
+        assert (found - all_tokens).norm(dim=-1).max() <= (0.02 if expected else 0)
+        hidden = torch.zeros(10, 10).bfloat16()
+        x = torch.randn(2, 10, 64).bfloat16()
+        assert block(x, attn_mask=hidden).shape == x.shape  # what it does not know, it does in full
+
+
+@needs_packing
+def test_stages_read_all_tokens_of_the_last_block():
+    backbone, pixels = as_backbone("vit", "bf16"), pixels_of("vit")
+    last = []
+    model = as_backbone("vit", "bf16").model
+    model.visual.transformer.resblocks[-1].register_forward_hook(lambda _module, _given, out: last.append(out))
+    with torch.inference_mode():
+        model.encode_image(pixels.bfloat16())
+        tower = StageTower(backbone, other_size=(48, 49))
+        found = tower(pixels)[:, -tower.widths[-1] :]
+    expected = last[0].float().mean(dim=1)
+    assert (found - expected).norm(dim=1).max() < 0.03 * expected.norm(dim=1).min()
 
 
 @needs_packing
