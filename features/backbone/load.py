@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from deltaclip.base.device import Precision
     from deltaclip.features.data.decoding import Decode
 
-# open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
-# fused attention path, and a plain .bfloat16() breaks its LayerNormFp32 (PEERS traps 1 and 3).
 # How open_clip says that weights do not fit: load_state_dict's RuntimeError, its own assertions on sizes, and what
 # falls out of its code on a file that holds no state dict.
 MISFITS = (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError, StopIteration)
+# open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
+# fused attention path, and a plain .bfloat16() breaks its LayerNormFp32 (PEERS traps 1 and 3).
 OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
 
 
