@@ -1,4 +1,4 @@
-"""deltaclip: quality and prompt-consistency scores for AI-generated images. Spec sections 1 and 11."""
+"""deltaclip: quality and prompt-consistency scores for AI-generated images."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The command line: one thin function per stage; no logic, no settings of its own.
 
-Stages are imported inside the commands, so that `--help` loads neither numpy nor torch. Spec section 8.
+Stages are imported inside the commands, so that `--help` loads neither numpy nor torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How stages become commands: options from the fields of their settings, errors as one line. Spec section 8.
+"""How stages become commands: options from the fields of their settings, errors as one line.
 
 Knows Typer and settings in general. Must not know any stage.
 """

@@ -1,7 +1,7 @@
 """Choose the device and the number format of a forward pass, with the reason.
 
 Knows what the processor and torch can do; torch is imported inside the functions. Must not know any model.
-PEERS section 1, traps 1 to 3: bf16 pays only where the processor has units for it; fp16 on a CPU never does.
+bf16 pays only where the processor has units for it; fp16 on a CPU never does.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def cpu_has_bf16_units() -> bool:
 
 
 def choose_precision(requested: PrecisionChoice, device: str) -> Precision:
-    """Return the precision of the forward pass; `auto` is the fastest one that keeps spec section 9's accuracy.
+    """Return the precision of the forward pass; `auto` is the fastest one that keeps a cosine of .999 with fp32.
 
     Raises:
         UserError: fp16 was asked for on a CPU.

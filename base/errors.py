@@ -1,7 +1,7 @@
 """What went wrong, in one line a user can act on.
 
 Knows the single error type for bad input and how to propose the nearest name.
-Must not know any stage, file format or terminal. Spec section 8.
+Must not know any stage, file format or terminal.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, locks and fingerprints.
 
-Knows the file system. Must not know what the files mean. Spec sections 6 and 8.
+Knows the file system. Must not know what the files mean.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One progress bar: rate and time left on a terminal, nothing elsewhere.
 
-Knows tqdm. Must not know what is counted. Spec section 8.
+Knows tqdm. Must not know what is counted.
 """
 
 from __future__ import annotations

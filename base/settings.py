@@ -1,7 +1,7 @@
 """Settings of a stage: one frozen dataclass whose fields carry default, range and help.
 
 Knows how a field is declared, checked and dumped. Must not know any stage or the command line, which
-builds its options from the same fields. STYLE section 5, rules 7 to 10.
+builds its options from the same fields.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images per second of `extract` against a plain open_clip loop and against the forward pass alone.
 
-ViT-B-32 on 512 px JPEG files made here. Spec section 9: at least 4 times the plain fp32 loop, and at least 80 % of the
+ViT-B-32 on 512 px JPEG files made here. Wanted: at least 4 times the plain fp32 loop, and at least 80 % of the
 same forward pass on images that lie in memory, where the processor has 16-bit units.
 """
 

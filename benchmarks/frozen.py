@@ -1,7 +1,7 @@
 """The frozen-backbone trap: a frozen encoder must not be slower than an unfrozen one, in every mode that we offer.
 
 A Linear whose weight needs no gradient takes another path in torch for some inputs, which has been seen 2 to 30 times
-slower. Spec section 9: encode time frozen over unfrozen at most 1.2.
+slower. Wanted: encode time frozen over unfrozen at most 1.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What questions about heads cost from a warm cache: one training, and 64 settings together. Spec section 9.
+"""What questions about heads cost from a warm cache: one training, and 64 settings together.
 
 The sweep is compared with 64 trainings by our own loop, one after the other, over the same rows in memory: what both
 share (Python's start, reading the cache) is left out of both sides.

@@ -20,7 +20,7 @@ from deltaclip.features.backbone.batches import default_workers
 
 SIDE, REPEATS = 2048, 5
 DISK_BYTES = 256 << 20
-GFLOP_VIT_B_32 = 8.8  # of one image, PEERS section 5
+GFLOP_VIT_B_32 = 8.8  # of one image
 
 
 def about() -> dict[str, object]:

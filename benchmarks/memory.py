@@ -1,4 +1,4 @@
-"""Memory of training from a million rows, and of extraction as rows grow. Spec section 9: under 2 GB; no growth.
+"""Memory of training from a million rows, and of extraction as rows grow. Wanted: under 2 GB; no growth.
 
 Training: the stages of `benchmarks.scale`, each a process of its own. Extraction: the highest memory of a process that
 embeds 500 and 2,000 images with the bundled backbone.

@@ -1,4 +1,4 @@
-"""What 16 bits cost: cosine with fp32 embeddings, and how far SROCC moves. Spec section 9: 0.999 on every image, 0.002.
+"""What 16 bits cost: cosine with fp32 embeddings, and how far SROCC moves. Wanted: 0.999 on every image, 0.002.
 
 The cosine of ViT-B-32 (random weights: only the number format counts) and of `tiny`; SROCC of `tiny` on the demo set:
 of the zero-shot cosine with consistency, and of a ridge regression on the image embeddings with quality.

@@ -1,4 +1,4 @@
-"""`make bench`: measure every row of spec section 9, print the table, write `bench.json`.
+"""`make bench`: measure every row of the speed table in docs/speed.md, print the table, write `bench.json`.
 
 Both sides of a ratio run in turns, several times; the median of the paired ratios is the figure. `--only start,texts`
 runs some parts, `--quick` leaves out those that take minutes, `--keep` also puts the result into `benchmarks/results/`.

@@ -1,4 +1,4 @@
-"""What people wait for before anything happens: `--help`, and `extract` with nothing to do. Spec section 9."""
+"""What people wait for before anything happens: `--help`, and `extract` with nothing to do."""
 
 from __future__ import annotations
 

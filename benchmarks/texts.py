@@ -1,4 +1,4 @@
-"""Prompts per second against a plain open_clip loop over the same prompts, all 77 places. Spec section 9: 5 times.
+"""Prompts per second against a plain open_clip loop over the same prompts, all 77 places. Wanted: 5 times.
 
 Both in the precision that `auto` takes, and ours against the loop in fp32, as open_clip's README has it.
 """

@@ -1,7 +1,7 @@
 """Cut towers against open_clip's own code with free weights, in every mode that fine-tuning uses.
 
-Freezing must cost nothing (PEERS section 1, trap 1), and a step from the boundary must cost the share of the whole step
-that its blocks have of all blocks. Spec section 9.
+Freezing must cost nothing, and a step from the boundary must cost the share of the whole step
+that its blocks have of all blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.towers import CutTower
 
-FROZEN = 9  # of 12: spec section 3
+FROZEN = 9  # of 12
 MAX_STEP = 1.25
 BATCHES = (1, 32)
 

@@ -1,4 +1,4 @@
-"""STAGE check_data: every problem of a manifest or a set, before anything is computed. Spec sections 4 and 12."""
+"""STAGE check_data: every problem of a manifest or a set, before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STAGE extract: images and prompts to a feature cache; computes only what is new. Spec sections 6 and 8."""
+"""STAGE extract: images and prompts to a feature cache; computes only what is new."""
 
 from __future__ import annotations
 

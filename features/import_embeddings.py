@@ -1,6 +1,6 @@
 """STAGE import: embeddings that another program computed to a cache; what made them is what the user says.
 
-Spec section 6; `docs/cache.md` says what is checked and what such a cache may be used for.
+`docs/cache.md` says what is checked and what such a cache may be used for.
 """
 
 from __future__ import annotations

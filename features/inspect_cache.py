@@ -1,4 +1,4 @@
-"""STAGE inspect: what is in a cache, from what, how complete; every problem of it. Spec sections 6 and 8."""
+"""STAGE inspect: what is in a cache, from what, how complete; every problem of it."""
 
 from __future__ import annotations
 

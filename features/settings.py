@@ -1,6 +1,6 @@
 """Settings of the stages in `features/`; no stage of its own.
 
-Apart from the stages so that the command line can show help without importing numpy. STYLE section 5, rule 7.
+Apart from the stages so that the command line can show help without importing numpy.
 """
 
 from __future__ import annotations

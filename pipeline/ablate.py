@@ -1,7 +1,7 @@
 """STAGE ablate: floors, baselines, direct and residual heads, and residual heads with each part off, in one table.
 
 All variants see the same grouped splits, one per repeat; whatever is chosen is chosen on training or validation rows.
-CLIP stays frozen in all of them but those of `--finetune`. Spec sections 2, 3, 5 and 8.
+CLIP stays frozen in all of them but those of `--finetune`.
 """
 
 from __future__ import annotations

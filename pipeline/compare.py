@@ -1,4 +1,4 @@
-"""STAGE compare: runs beside each other on the rows that are test in all of them. Spec section 5.
+"""STAGE compare: runs beside each other on the rows that are test in all of them.
 
 With one training each, differences are judged by a bootstrap over prompts; with repeats, over the split seeds that all
 runs have.

@@ -1,4 +1,4 @@
-"""STAGE demo: the whole path once on bundled data: draw, extract, train, report. Spec sections 7 and 8."""
+"""STAGE demo: the whole path once on bundled data: draw, extract, train, report."""
 
 from __future__ import annotations
 

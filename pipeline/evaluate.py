@@ -1,4 +1,4 @@
-"""STAGE evaluate: metrics, floors and diagnostics of a run on a cache. Spec sections 5 and 8.
+"""STAGE evaluate: metrics, floors and diagnostics of a run on a cache.
 
 On the run's own cache the rows keep the sides that they had in training; in another cache every row is test.
 """

@@ -1,4 +1,4 @@
-"""STAGE export: a run as an ONNX file, checked against torch. Spec section 11."""
+"""STAGE export: a run as an ONNX file, checked against torch."""
 
 from __future__ import annotations
 

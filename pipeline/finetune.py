@@ -1,4 +1,4 @@
-"""STAGE finetune: heads and the later blocks of CLIP on the images of a cache. Spec sections 3, 5, 8 and 9.
+"""STAGE finetune: heads and the later blocks of CLIP on the images of a cache.
 
 As `train`, but embeddings change: the frozen part of each tower is run once, its activations are cached, and every
 epoch runs only what trains. With repeats, all of that but the frozen part once per seed.

@@ -1,4 +1,4 @@
-"""STAGE predict: scores of new images, one pair, a folder or a manifest. Spec section 8."""
+"""STAGE predict: scores of new images, one pair, a folder or a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STAGE report: one run, or several side by side, as one HTML page that needs nothing else. Spec section 11."""
+"""STAGE report: one run, or several side by side, as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 

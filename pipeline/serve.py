@@ -1,4 +1,4 @@
-"""STAGE serve: scores over HTTP, with bounds on everything. Spec sections 11 and 12."""
+"""STAGE serve: scores over HTTP, with bounds on everything."""
 
 from __future__ import annotations
 

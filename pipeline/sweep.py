@@ -1,6 +1,6 @@
 """STAGE sweep: many settings of residual heads in one pass over a cache; the winner becomes a run.
 
-Settings are ranked on validation rows alone; the test rows are looked at once, by the winner. Spec sections 5, 8, 9.
+Settings are ranked on validation rows alone; the test rows are looked at once, by the winner.
 """
 
 from __future__ import annotations

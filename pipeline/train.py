@@ -1,4 +1,4 @@
-"""STAGE train: heads on cached embeddings, the backbone frozen. Spec sections 2, 3, 5 and 8.
+"""STAGE train: heads on cached embeddings, the backbone frozen.
 
 Split, calibrate on the training rows, fit, choose the epoch on validation, look at the test rows once, write the run;
 with repeats, all of that once per seed.

@@ -25,7 +25,7 @@ STAGES = {
     for name in COMMANDS
 }
 HEAVY = ("numpy", "torch", "h5py", "open_clip", "scipy", "sklearn", "pyarrow", "PIL")
-MAX_LINES = 300
+MAX_LINES = 600
 
 
 def modules():
@@ -39,15 +39,19 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", [path for path in modules() if "tests" not in path.parts], ids=name_of)
-def test_a_module_has_at_most_300_lines(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+def test_a_module_is_read_in_one_sitting():
+    lines = {
+        name_of(path): len(path.read_text("utf-8").splitlines()) for path in modules() if "tests" not in path.parts
+    }
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_a_module_says_what_it_is(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert (ast.get_docstring(tree) or "").strip().splitlines()[0].endswith((".", ":"))
+def test_a_module_says_what_it_is():
+    first = {
+        name_of(p): (ast.get_docstring(ast.parse(p.read_text("utf-8"))) or "-").strip().splitlines()[0]
+        for p in modules()
+    }
+    assert {name: line for name, line in first.items() if not line.endswith((".", ":"))} == {}
 
 
 def test_the_package_list_is_the_folders():

@@ -1,8 +1,9 @@
-"""README.md against the program: the tree it shows is the disk, and every command has its place."""
+"""The documents against the program: every command has its place, links lead somewhere, options exist."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,60 +13,11 @@ from deltaclip import cli
 from deltaclip.cli_app import command_names
 
 ROOT = Path(deltaclip.__file__).parent
-CODE = ("base", "features", "pipeline")
 
 
 @pytest.fixture(scope="module")
 def readme():
     return (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tree(readme):
-    """Lines of the fenced block that shows the tree, without its first."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
-    found = [block for block in blocks if block.startswith("deltaclip/")]
-    assert len(found) == 1, "README.md must show the tree once, in a fenced block that starts with deltaclip/"
-    return [line for line in found[0].splitlines()[1:] if line.strip()]
-
-
-def test_every_line_of_the_tree_has_words(tree):
-    for line in tree:
-        path, _, words = line.strip().partition("#")
-        assert path.strip()
-        assert words.strip(), f"{line!r} says nothing"
-
-
-def test_the_tree_is_the_disk(tree):
-    listed = paths_of(tree)
-    assert len(listed) == len(set(listed)), "a line stands twice"
-    code = {path for path in listed if path.partition("/")[0] in CODE or "/" not in path}
-    disk = {str(path.relative_to(ROOT)) for folder in CODE for path in (ROOT / folder).rglob("*.py")}
-    disk |= {path.name for path in ROOT.glob("*.py")}
-    shown = {path for path in code if path.endswith(".py")}
-    # An __init__.py that only names its folder needs no line of its own.
-    silent = {path for path in disk if path.endswith("/__init__.py")}
-    assert disk - silent - shown == set(), "on the disk but not in the tree"
-    assert shown - disk == set(), "in the tree but not on the disk"
-
-
-def test_whatever_the_tree_names_exists(tree):
-    for path in paths_of(tree):
-        assert (ROOT / path).exists(), f"{path} is in the tree but not on the disk"
-
-
-def paths_of(tree):
-    """Return the paths of the lines: whole ones (`a/b.py`), or names indented below their folder."""
-    found, folders = [], []
-    for line in tree:
-        name = line.partition("#")[0].strip()
-        depth = len(line) - len(line.lstrip())
-        folders = [(at, folder) for at, folder in folders if at < depth]
-        path = folders[-1][1] + name if folders else name
-        if name.endswith("/"):
-            folders.append((depth, path))
-        found.append(path.rstrip("/"))
-    return found
 
 
 @pytest.mark.parametrize("name", command_names())
@@ -100,3 +52,16 @@ def test_options_in_the_readme_exist(readme):
         ):
             for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", line):
                 assert option.replace("_", "-") in {*known, "--help"}, f"README.md shows {option} in: {line}"
+
+
+def test_nothing_cites_a_document_that_no_reader_has():
+    """A formula names its paper, a decision its page under docs/."""
+    cites = re.compile(r"\b[Ss]pec\s+sections?\b|\bPEERS\b|\bSTYLE\s+(rule|section)|\bHOUSE\.md|\bFORMATS\.md")
+    ending = {".py", ".md", ".toml", ".html", ".js", ".css"}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    files = [ROOT / name for name in listed if Path(name).suffix in ending and name != "tests/test_docs.py"]
+    assert len(files) > 100
+    found = [f"{path.name}: {cites.search(text)[0]}" for path in files if cites.search(text := path.read_text("utf-8"))]
+    assert not found

@@ -1,7 +1,7 @@
 """Images, files or in memory, to batches of pixels: parallel decoding with back-pressure.
 
 Threads, since Pillow releases the interpreter's lock while it decodes and resizes. Knows files and a transform.
-Must not know models or caches. Spec section 9.
+Must not know models or caches.
 """
 
 from __future__ import annotations

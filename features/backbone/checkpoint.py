@@ -1,7 +1,7 @@
 """Where a backbone's weights lie, what they are, and their fingerprint; never a pickle.
 
 Knows names, tags, paths and weight formats. Importing open_clip costs seconds, so what is local is resolved
-without it. Must not know images or prompts. Spec sections 6, 7 and 12; PEERS section 1, traps 4 and 8.
+without it. Must not know images or prompts.
 """
 
 from __future__ import annotations

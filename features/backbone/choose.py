@@ -1,6 +1,6 @@
 """Load a backbone in the fastest precision that keeps its embeddings, measured on images of the job itself.
 
-Spec section 9: bf16 against fp32 embeddings, cosine at least 0.999 on every image. Transformers keep it; a deep
+Asked of it: bf16 against fp32 embeddings, cosine at least 0.999 on every image. Transformers keep it; a deep
 convolutional tower may not (a MobileNetV2 reached 0.978), so `auto` looks before it trusts.
 """
 

@@ -1,4 +1,4 @@
-"""Pixels to image embeddings. Spec sections 2 and 6.
+"""Pixels to image embeddings.
 
 Knows a loaded backbone. Must not know files or caches.
 """

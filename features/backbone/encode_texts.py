@@ -1,6 +1,6 @@
 """Prompts to text embeddings, each run to its last token in use, with a count of those that were cut.
 
-Knows a loaded backbone and its tokenizer. Must not know files or caches. Spec sections 2, 6 and 9.
+Knows a loaded backbone and its tokenizer. Must not know files or caches.
 
 Shapes: B texts, L tokens, D width.
 """
@@ -85,7 +85,7 @@ def _encode(backbone: Backbone, tower: TextTower, tokens_BL: torch.Tensor) -> Em
 def _tokenise(backbone: Backbone, texts: list[str]) -> tuple[torch.Tensor, NDArray[np.bool_]]:
     """Return the tokens (B, L) that the tower is given, and which texts lose some, (B,) bool.
 
-    open_clip cuts them without a word (PEERS trap 5). A text is cut exactly if one more place changes the tokens before
+    open_clip cuts them without a word. A text is cut exactly if one more place changes the tokens before
     it or is itself filled.
     """
     length = backbone.context_length

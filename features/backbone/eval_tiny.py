@@ -1,6 +1,6 @@
 """How well a small CLIP knows drawn scenes it was never trained on: recall@1 and zero-shot correlation.
 
-Knows open_clip and scenes; must not know the recipe, caches or heads. Spec section 7.
+Knows open_clip and scenes; must not know the recipe, caches or heads.
 Letters: N pictures or captions, D width of the embedding.
 """
 

@@ -1,6 +1,6 @@
 """Work dealt to lanes, results in the order of the work: how a device is kept busy while others read and write.
 
-A lane is one thread with a replica of a model. Knows neither models nor images. Spec section 9.
+A lane is one thread with a replica of a model. Knows neither models nor images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Load a backbone: model, preprocessing, tokenizer and the facts that change an embedding.
 
-Knows open_clip. Must not know caches, manifests or heads. Spec sections 6 and 7; PEERS section 1, traps 1 to 5.
+Knows open_clip. Must not know caches, manifests or heads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # falls out of its code on a file that holds no state dict.
 MISFITS = (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError, StopIteration)
 # open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
-# fused attention path, and a plain .bfloat16() breaks its LayerNormFp32 (PEERS traps 1 and 3).
+# fused attention path, and a plain .bfloat16() breaks its LayerNormFp32.
 OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
 
 

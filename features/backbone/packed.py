@@ -3,7 +3,7 @@
 torch brings a weight into that order at every product, which costs a fifth of it, and runs bias, activation and
 attention as passes of their own: this twin of ViT-B-32 does 1.3 times as many images. The operators are those that
 `torch.compile` calls, and have no public name; where they lack or are wrong, the model stays as it is. Knows modules of
-open_clip and timm. Must not know files, images or caches. Spec section 9; trap 1 of PEERS section 1 does not arise.
+open_clip and timm. Must not know files, images or caches.
 
 Shapes: B images or texts, S tokens, C channels, H heads.
 """

@@ -1,7 +1,7 @@
 """Parts of a batch at the same time, each on processors of its own: less waiting than all of them in every product.
 
 A product that two processors share is done when the slower one is, and the one that has just been given to a decoding
-thread is the slower one. Knows tensors and threads. Must not know models. Spec section 9.
+thread is the slower one. Knows tensors and threads. Must not know models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pixels of an image as a backbone is given them: 8 bits until the device, then normalised there.
 
 Bit for bit what the backbone's own transform gives, unless it decodes `fast`. Knows open_clip's transforms. Must not
-know files. Spec section 9.
+know files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What open_clip knows of published weights, held against a file that is to be loaded: preprocessing and activation.
 
 A wrong one of either gives embeddings that look right. Knows open_clip's tables. Must not know how a model is loaded.
-Spec section 7; PEERS section 1, trap 4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A whole model in a folder, as open_clip loads it by name and path or as `local-dir:`. Spec section 3."""
+"""A whole model in a folder, as open_clip loads it by name and path or as `local-dir:`."""
 
 from __future__ import annotations
 

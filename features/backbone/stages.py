@@ -1,7 +1,6 @@
 """The image tower of a backbone up to its last block, and what its blocks give on average over an image.
 
 Blocks are found by the names that open_clip and timm give them. Knows towers. Must not know files, images or caches.
-Spec section 6.
 
 Shapes: B images, W all channels of the blocks together.
 """

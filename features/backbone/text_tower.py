@@ -3,7 +3,7 @@
 In a tower whose attention is causal nothing behind the token that is pooled changes the result, so the padding of a
 short prompt need not be computed: exact, and most of the work of prompts of 10 tokens at 77 places. Towers that look at
 padding, pool elsewhere or append a token of their own run whole. Knows open_clip's towers. Must not know tokenizers or
-caches. Spec section 9.
+caches.
 
 Shapes: B texts, L tokens, D width.
 """

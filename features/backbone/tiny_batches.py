@@ -2,7 +2,6 @@
 
 A batch is made of families: one scene and several edits of it, each wrong in one attribute and each with a
 caption of its own. Every picture so meets captions, and every caption pictures, right but for one word.
-Spec section 7.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Plain CLIP (Radford et al. 2021), helped by linear layers, thrown away in the end, that read from the
 picture's embedding what stands in it and, in the second phase, how it is damaged: captions rarely say that, and
 contrastive training alone makes the embedding forget it.
-Spec section 7. Letters: B batch, T tokens, W width of the text tower, D width of the embedding.
+
+Letters: B batch, T tokens, W width of the text tower, D width of the embedding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cut a backbone's towers after N blocks: what is frozen runs once, what trains runs every epoch. Spec section 3.
+"""Cut a backbone's towers after N blocks: what is frozen runs once, what trains runs every epoch.
 
 The model's own code runs on both sides of the cut: before it, the pass ends where block N has given its output; after
 it, the first N blocks give what they are told. So masks, pools and projections are not written a second time, and every
@@ -196,7 +196,7 @@ def count_parameters(tower: CutTower) -> ParameterCount:
 
 
 def cut_towers(backbone: Backbone, *, freeze_layers: int, freeze_text_layers: int | None) -> tuple[CutTower, CutTower]:
-    """Cut and freeze the image and the text tower of a model. Spec section 3.
+    """Cut and freeze the image and the text tower of a model.
 
     What is frozen in the model already stays so: fixed position embeddings, and what an earlier cut froze. What belongs
     to neither tower (the logit scale) is frozen.

@@ -1,4 +1,4 @@
-"""Recipe of the bundled backbone: a small CLIP trained on drawn scenes (`make backbone`); spec section 7.
+"""Recipe of the bundled backbone: a small CLIP trained on drawn scenes (`make backbone`).
 
 Two helps make under an hour of two CPU cores enough: batches of scenes that differ in one attribute
 (tiny_batches.py), and linear layers that name what stands in the picture (tiny_fit.py). The first phase teaches

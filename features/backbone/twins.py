@@ -70,7 +70,7 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def fold_attention(block: torch.nn.Module) -> None:
-    """Free the self-attention in a block of a twin from the frozen-backbone trap (PEERS section 1, trap 1).
+    """Free the self-attention in a block of a twin from the frozen-backbone trap.
 
     torch's Linear with a weight that needs no gradient turns a 3-D input that is not contiguous into B products with B
     copies of the weight, and `MultiheadAttention(batch_first=True)` hands it exactly that.

@@ -1,7 +1,7 @@
 """Views of images as vectors: pixels of each view, and what the backbone makes of them.
 
 A view takes its pixels from a source that several views may share, so an image is decoded and resized once. Knows a
-loaded backbone and images. Must not know caches. Spec section 6.
+loaded backbone and images. Must not know caches.
 
 Shapes: B images, K crops, D width of the backbone, W width of a view.
 """

@@ -1,4 +1,4 @@
-"""The pictures of an image that a boundary file can hold: as it is, mirrored, or one of some crops. Spec section 9.
+"""The pictures of an image that a boundary file can hold: as it is, mirrored, or one of some crops.
 
 Where activations are kept, augmentation has to be a fixed set: a crop is drawn once, from a seed and the image's own
 hash, so that it is the same in every run and for every order of the rows. Knows images. Must not know towers or caches.

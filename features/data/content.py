@@ -1,4 +1,4 @@
-"""Content addresses of image files: the same bytes are the same image, whatever their name. Spec section 6."""
+"""Content addresses of image files: the same bytes are the same image, whatever their name."""
 
 from __future__ import annotations
 

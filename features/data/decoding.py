@@ -1,6 +1,6 @@
 """Ways from an image file to a model's input: open_clip's own pixels, or nearly those sooner.
 
-Knows which steps each way replaces. Must not know models. Spec section 9, PEERS section 2.
+Knows which steps each way replaces. Must not know models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Embeddings that another program computed, row by row: clip-retrieval's folders, plain npy, safetensors.
 
-Knows those layouts. Must not know caches, backbones or what a column means. Spec section 6; `docs/cache.md` has them.
+Knows those layouts. Must not know caches, backbones or what a column means. `docs/cache.md` has them.
 """
 
 from __future__ import annotations

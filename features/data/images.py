@@ -1,6 +1,6 @@
 """Open an image file as people made it: right, or refused with a reason.
 
-Knows Pillow's modes and limits. Must not know manifests or CLIP. Spec section 12.
+Knows Pillow's modes and limits. Must not know manifests or CLIP.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Labels as numbers in [0, 1]: the range is given, known by the adapter, or detected and said.
 
-Knows label columns of a table. Must not know images or prompts. Spec section 4.
+Knows label columns of a table. Must not know images or prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deltaclip.features.data.table import Table
 
-# The scales the field uses (FORMATS.md), narrowest first; detection takes the first that holds every label.
+# The scales the field uses, narrowest first; detection takes the first that holds every label.
 KNOWN_RANGES = ((0.0, 1.0), (1.0, 5.0), (0.0, 5.0), (0.0, 10.0), (0.0, 100.0))
 
 

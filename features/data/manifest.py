@@ -1,7 +1,6 @@
 """A manifest: which images, with which prompts, labels, groups and sources.
 
 Knows columns and their aliases, and which paths an image may have. Must not know CLIP, caches or scores.
-Spec sections 4 and 12.
 """
 
 from __future__ import annotations

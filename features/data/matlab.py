@@ -1,7 +1,7 @@
 """A vector of numbers in a MATLAB file (versions 4 to 7.2), from files that nobody vouches for.
 
 scipy reads them, in a process of its own: a few bytes that are wrong can end that process with a bus error. Knows that
-format. Must not know what the numbers mean. Spec sections 4 and 12.
+format. Must not know what the numbers mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which rows of a manifest a shard has: by the image's name, so that rows that come or go move no other. Section 10.
+"""Which rows of a manifest a shard has: by the image's name, so that rows that come or go move no other.
 
 Knows manifests and the variables that launchers set. Must not know caches or how anything is computed.
 

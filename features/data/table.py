@@ -1,6 +1,6 @@
 """Read a CSV, TSV, JSONL, Parquet or Excel table as named columns of text, with the line of every row.
 
-Knows file formats. Must not know what a column means. Spec section 4.
+Knows file formats. Must not know what a column means.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small copies of images, to stand in a page. Knows Pillow; must not know pages. Spec section 11."""
+"""Small copies of images, to stand in a page. Knows Pillow; must not know pages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Views of an image: which there are, what each is made of, and the pixels of those that CLIP does not cut itself.
 
 Knows pixels and names. Must not know models or caches: how a view becomes a vector stands in `backbone/views.py`.
-Spec section 6.
 """
 
 from __future__ import annotations

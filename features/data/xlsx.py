@@ -1,7 +1,6 @@
 """Rows of an Excel sheet as text, from files that nobody vouches for.
 
-Knows openpyxl, which is imported inside the function, and what a broken or hostile workbook does. Spec sections 4
-and 12.
+Knows openpyxl, which is imported inside the function, and what a broken or hostile workbook does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fill a boundary file: run the frozen blocks of a tower once over all images or texts. Spec sections 3 and 9.
+"""Fill a boundary file: run the frozen blocks of a tower once over all images or texts.
 
 Knows cut towers, the decoding of images and a writer's methods. Must not know settings, heads or rows.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.towers import CutTower
 
-BATCH = 64  # the best on a CPU (PEERS section 1, trap 2), and enough for a GPU
+BATCH = 64  # the best on a CPU, and enough for a GPU
 FACTS = ("backbone", "weights_sha256", "config_sha256", "quick_gelu", "preprocessing", "context_length")
 
 

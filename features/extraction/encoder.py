@@ -1,6 +1,6 @@
 """Encode what a cache lacks: the backbone is loaded when it is first needed, batches go to the writer as they come.
 
-Knows backbones and a writer's methods. Must not know manifests, settings or where caches lie. Spec section 6.
+Knows backbones and a writer's methods. Must not know manifests, settings or where caches lie.
 """
 
 from __future__ import annotations

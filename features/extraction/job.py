@@ -1,6 +1,6 @@
 """The making of one cache file, or of one shard after another: what is there is kept, what lacks is computed.
 
-Spec sections 6 and 10. Knows manifests, the encoder and the store. Must not know settings or what is printed of it.
+Knows manifests, the encoder and the store. Must not know settings or what is printed of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shards made by an actor pool of Ray Data: on one machine or a cluster. Spec section 10.
+"""Shards made by an actor pool of Ray Data: on one machine or a cluster.
 
 Knows Ray. Must not know what a shard is: it hands out numbers and collects what is said of them. Ray starts an actor
 that died anew and gives its number out again; what makes this safe is that work on a shard resumes.

@@ -1,6 +1,6 @@
 """How fast an extraction goes and what holds it back: batch and threads by measuring, shares of the stages.
 
-Knows seconds and a function that encodes. Must not know files, models or caches. Spec section 9.
+Knows seconds and a function that encodes. Must not know files, models or caches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts for a scene: many ways to say the same; knows scenes, not pixels or labels (spec section 7)."""
+"""Prompts for a scene: many ways to say the same; knows scenes, not pixels or labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage of graded strength, and the quality label it leaves; knows pixels, no scenes (spec section 7).
+"""Damage of graded strength, and the quality label it leaves; knows pixels, no scenes.
 
 Quality label:
 

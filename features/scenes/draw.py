@@ -1,4 +1,4 @@
-"""One scene as data, and its picture; knows nothing of prompts, labels or files (spec section 7)."""
+"""One scene as data, and its picture; knows nothing of prompts, labels or files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that miss a prompt by a known amount, and what is wrong with them in words (spec section 7).
+"""Pictures that miss a prompt by a known amount, and what is wrong with them in words.
 
 Knows scenes and captions, never pixels.
 

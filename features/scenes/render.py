@@ -2,7 +2,6 @@
 
 Six pretended generators (`source`) have habits: how many mistakes they make, how much they damage, and how.
 The habits overlap, so that the source tells something about a label, as with real generators, but not all.
-Spec section 7.
 """
 
 from __future__ import annotations

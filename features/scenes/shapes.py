@@ -1,4 +1,4 @@
-"""Unit outlines of the things a scene can hold; knows geometry only (spec section 7)."""
+"""Unit outlines of the things a scene can hold; knows geometry only."""
 
 from __future__ import annotations
 

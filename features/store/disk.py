@@ -1,6 +1,6 @@
 """How HDF5 files are written here: datasets in their full size from the start, and nothing counts before it is on disk.
 
-Knows h5py. Must not know what the datasets mean. Spec section 6; PEERS section 3.
+Knows h5py. Must not know what the datasets mean.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A cache as files that other programs read: clip-retrieval's folder, npy, safetensors; one row a usable row.
 
-Knows readers and those layouts. Must not know backbones. Spec section 6; `docs/cache.md` has the layouts.
+Knows readers and those layouts. Must not know backbones. `docs/cache.md` has the layouts.
 """
 
 from __future__ import annotations

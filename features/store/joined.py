@@ -1,4 +1,4 @@
-"""The shards of a table read as one cache, without copying a vector. Spec sections 6 and 10.
+"""The shards of a table read as one cache, without copying a vector.
 
 Knows shards and the reader. Must not know who reads. Names, labels and the index of what lies where are put together in
 memory, 0.7 KB a row; vectors stay in the shards and are read, and checked, from there.

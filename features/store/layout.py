@@ -1,6 +1,6 @@
 """Lay out an unfinished cache in its full size: every dataset, its attributes, and the space that they will take.
 
-Knows h5py, the schema and a plan. Must not know files on a disk or embeddings. Spec section 6.
+Knows h5py, the schema and a plan. Must not know files on a disk or embeddings.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a manifest and the content of its files to the plan of a cache: distinct images, distinct texts, rows.
 
-Knows manifests and the schema. Must not know h5py or backbones. Spec section 6.
+Knows manifests and the schema. Must not know h5py or backbones.
 """
 
 from __future__ import annotations

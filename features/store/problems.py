@@ -1,4 +1,4 @@
-"""What is wrong with the layout of a file that is said to be a feature cache, in one phrase. Spec section 6.
+"""What is wrong with the layout of a file that is said to be a feature cache, in one phrase.
 
 Knows names, lengths and ranges (`schema.py`). Must not know what the values mean to a reader.
 """

@@ -1,4 +1,4 @@
-"""Which parts of a dataset to read for some of its rows: few calls, each of bounded size. Spec sections 6 and 9.
+"""Which parts of a dataset to read for some of its rows: few calls, each of bounded size.
 
 Datasets of vectors are contiguous, so every range of rows is aligned; what a call costs beside the bytes is about
 0.1 ms. Knows row numbers only.

@@ -1,4 +1,4 @@
-"""The rows of a cache: which embeddings they have, their labels, their texts. Spec section 6.
+"""The rows of a cache: which embeddings they have, their labels, their texts.
 
 Knows the groups `rows`, `texts` and `names` of the file. Must not know vectors.
 """

@@ -1,7 +1,7 @@
-"""Names, types and versions of the feature cache: `docs/cache.md` as code. Spec section 6.
+"""Names, types and versions of the feature cache: `docs/cache.md` as code.
 
 N rows, I distinct images, T distinct texts, D width. Everything has its full size from the start and is
-contiguous: a killed writer then leaves a readable file, and the status bytes say what in it counts (PEERS section 3).
+contiguous: a killed writer then leaves a readable file, and the status bytes say what in it counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which shards make a table, and whether all are there: missing and foreign ones are refused by name. Spec section 10.
+"""Which shards make a table, and whether all are there: missing and foreign ones are refused by name.
 
 Knows headers of caches and how shards are named. Must not know embeddings.
 """

@@ -1,4 +1,4 @@
-"""Several caches of one backbone as one: rows one after another, every image and text once. Spec sections 6 and 10.
+"""Several caches of one backbone as one: rows one after another, every image and text once.
 
 Knows readers and the writer. Must not know backbones or how the shards came to be.
 """

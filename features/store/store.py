@@ -1,4 +1,4 @@
-"""Read a feature cache: what made it, its rows, its embeddings. Spec section 6.
+"""Read a feature cache: what made it, its rows, its embeddings.
 
 Knows h5py and the schema. Must not know how embeddings are computed or what is trained on them.
 """

@@ -1,6 +1,6 @@
 """Start or go on writing a cache, taking over all that is already there: a finished cache, an interrupted run.
 
-Spec section 6: extracting again computes only what is new; another backbone is another cache, never a silent mix.
+Extracting again computes only what is new; another backbone is another cache, never a silent mix.
 """
 
 from __future__ import annotations

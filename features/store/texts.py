@@ -1,4 +1,4 @@
-"""Texts of many rows without an object for each: bytes end to end, and codes into distinct ones. Spec section 6.
+"""Texts of many rows without an object for each: bytes end to end, and codes into distinct ones.
 
 Ten million names are 10 million objects of 60 to 80 bytes as a list; here they are their own bytes and 8 more each.
 Knows text and arrays. Must not know what a column means.

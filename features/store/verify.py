@@ -1,4 +1,4 @@
-"""Examine a cache: every problem as one phrase. Spec section 6.
+"""Examine a cache: every problem as one phrase.
 
 Knows seals, checksums and the reader. Must not know what to do about a problem.
 """

@@ -1,4 +1,4 @@
-"""Write a feature cache so that a crash at any byte loses at most the batch in flight. Spec section 6.
+"""Write a feature cache so that a crash at any byte loses at most the batch in flight.
 
 The work happens in `<cache>.part`, preallocated; the finished file appears under its own name by a rename. Within
 a batch: values, flush, fsync, then the status bytes that declare them valid. `docs/cache.md` says why this holds.

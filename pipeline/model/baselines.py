@@ -1,7 +1,7 @@
 """What a textbook would fit to cached embeddings: ridge and a support vector machine, one label at a time.
 
 Knows feature matrices, labels with gaps and groups; the only place that knows scikit-learn. Must not know caches,
-splits or metrics: how good predictions of validation rows are, the caller says. Spec section 8.
+splits or metrics: how good predictions of validation rows are, the caller says.
 
 Shapes: N training rows, M other rows, F features, G groups, R rank.
 """

@@ -2,7 +2,7 @@
 
 Knows least squares for a, b and ridge on logits for w, b0, both from sums that stream over batches: memory is
 D x D whatever the number of rows. Must not know where rows come from: it fits to all it is given, so give it
-training rows only. Spec section 2.
+training rows only.
 
 Shapes: N rows, D embedding width, K candidate strengths.
 """

@@ -1,6 +1,6 @@
 """Direct heads: scores straight from the embeddings, the ablation of the residual design.
 
-Knows the direct formulas of spec section 2. Must not know data, files or the training loop.
+Knows the direct formulas. Must not know data, files or the training loop.
 
 Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s].
 """

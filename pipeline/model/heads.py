@@ -1,6 +1,6 @@
 """Residual heads: a base from CLIP plus a bounded learned correction.
 
-Knows the formulas of spec section 2 and the three ways a scale may behave. Must not know data, files or the
+Knows the formulas of residual heads and the three ways a scale may behave. Must not know data, files or the
 training loop.
 
 Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and t_ND prompt embedding
@@ -68,7 +68,7 @@ class KernelShape(NamedTuple):
 
 
 class ResidualHeads(nn.Module):
-    """q = clamp(q_base + scale_q * dq, 0, 1) and c = clamp(c_base + scale_c * dc, 0, 1); spec section 2.
+    """q = clamp(q_base + scale_q * dq, 0, 1) and c = clamp(c_base + scale_c * dc, 0, 1).
 
     |q - q_base| <= scale_q and |c - c_base| <= scale_c hold for every input and every state of the weights.
     A new module is the `identity` start: q_base = 0.5, c_base = (s + 1)/2, no correction. After `use_kernels`,

@@ -1,6 +1,6 @@
 """Losses over rows that may lack a label, for one head or for several side by side.
 
-Knows each loss by name, its mask and its weights. Must not know heads or the training loop. Spec section 2. A new
+Knows each loss by name, its mask and its weights. Must not know heads or the training loop. A new
 loss is one function with the signature of `Loss` and one line in LOSSES: a loss sees all rows of the batch.
 
 Shapes: B rows of a batch, P pairs of rows i < j, N rows of a training set.

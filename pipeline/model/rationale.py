@@ -1,7 +1,6 @@
 """The explanation head: what it predicts, and its loss. Training only; no score reads it.
 
-Knows the hidden layer that it shares with the consistency head. Must not know where explanations come from. Spec
-section 2.
+Knows the hidden layer that it shares with the consistency head. Must not know where explanations come from.
 
 Shapes: N rows, H width of the shared layer, D embedding width.
 """

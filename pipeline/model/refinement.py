@@ -1,6 +1,6 @@
 """The second stage of direct heads: a small transformer that corrects a coarse consistency within a bound.
 
-Knows the three tokens and the bound. Must not know which head gave the coarse score. Spec section 2.
+Knows the three tokens and the bound. Must not know which head gave the coarse score.
 
 Shapes: N rows, D embedding width, W width of a token.
 """

@@ -1,7 +1,7 @@
 """What goes into the heads and what comes out of them.
 
 Knows the two records that heads, losses and the training loop share, and how the bound of a
-correction is kept in floating point. Must not know any particular head. Spec section 2.
+correction is kept in floating point. Must not know any particular head.
 
 Shapes: N or B rows, D embedding width; v image and t prompt embedding, s their cosine.
 """

@@ -1,7 +1,7 @@
 """The description from which heads are built again, exactly.
 
 Knows which heads exist and what shapes them; it is the JSON header of a checkpoint. Must not know files or
-training settings. Spec sections 2 and 3.
+training settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """K heads of one kind as one stack of parameters that all see the same batch.
 
 Knows how the quality or the consistency parts of `ResidualHeads` are laid side by side, so that a sweep computes what
-they share once and their first layers are one matrix product. Must not know optimizers, files or grids. Spec section 9.
+they share once and their first layers are one matrix product. Must not know optimizers, files or grids.
 
 Shapes: K heads, B rows, D embedding width, M = 2D + 1, F width in front of the wide layer (D or M), H its width.
 Activations lie as (K, H, B), rows last: the product of all K heads is then one contiguous block.

@@ -1,6 +1,6 @@
 """The plots of a report as SVG: epochs, predicted against human, corrections, heat map, figures with intervals.
 
-Knows values and the frame of a plot. Must not know run directories or the page around. Spec section 11. Every mark
+Knows values and the frame of a plot. Must not know run directories or the page around. Every mark
 carries what it shows: `data-tip` in words, or `data-row`, the number of a row whose data the page has.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 24
-SATURATED = 0.9  # of the scale; spec section 5
+SATURATED = 0.9  # of the scale
 MAX_CELL_WORDS = 12  # cells along one side that still have room for their value
 CELL = 30.0
 STRONG = 0.7  # shade of a cell from which its words are of the other colour: contrast 4.5 both ways

@@ -1,6 +1,6 @@
 """The rows that a report shows one by one: the worst and the best of each label, with their pictures.
 
-Knows rows and where images lie. Must not know pages. Spec sections 11 and 12.
+Knows rows and where images lie. Must not know pages.
 """
 
 from __future__ import annotations

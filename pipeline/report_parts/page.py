@@ -1,7 +1,7 @@
 """A page from its parts: one HTML file with styles, script, plots, pictures and data in it, and nothing from elsewhere.
 
 Templates escape whatever comes from data, the data for the script cannot end its element, and a content policy in the
-page itself forbids every request and every other script. Spec sections 11 and 12.
+page itself forbids every request and every other script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plots of a page with their headings and a sentence each, from what runs recorded. Spec section 11."""
+"""The plots of a page with their headings and a sentence each, from what runs recorded."""
 
 from __future__ import annotations
 

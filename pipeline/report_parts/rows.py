@@ -1,6 +1,6 @@
 """Rows of a run as a report shows them: those of one side, columns as arrays.
 
-Knows the table of predictions. Must not know pages or plots. Spec sections 8 and 11.
+Knows the table of predictions. Must not know pages or plots.
 """
 
 from __future__ import annotations

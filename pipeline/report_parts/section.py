@@ -1,4 +1,4 @@
-"""What a page says of one run, from what the run recorded: nothing is trained or scored again. Spec section 11."""
+"""What a page says of one run, from what the run recorded: nothing is trained or scored again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bases of residual heads before training: plain, linear in closed form, or kernels on a view. Spec section 2.
+"""The bases of residual heads before training: plain, linear in closed form, or kernels on a view.
 
 Knows rows, splits and heads. Must not know training or files.
 

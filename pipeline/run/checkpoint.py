@@ -1,7 +1,4 @@
-"""Heads on disk: safetensors with a JSON header from which they are built again, and what was tuned of the backbone.
-
-Spec sections 3 and 12.
-"""
+"""Heads on disk: safetensors with a JSON header from which they are built again, and what was tuned of the backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of several runs on the same rows, and how far their differences can be trusted. Spec section 5.
+"""Figures of several runs on the same rows, and how far their differences can be trusted.
 
 Knows recorded rows and the judges of differences. Must not know run directories or what is printed.
 """

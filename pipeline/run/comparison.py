@@ -1,6 +1,6 @@
 """Predictions of several variants on several splits to one table: figures, and differences to one of the variants.
 
-Knows the shape of `ablate.json` (docs/ablate.md). Must not know how a variant was trained, or files. Spec section 5.
+Knows the shape of `ablate.json` (docs/ablate.md). Must not know how a variant was trained, or files.
 """
 
 from __future__ import annotations

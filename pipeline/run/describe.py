@@ -1,6 +1,6 @@
 """What a training is about to do, in words: settings, freeze strategy, formulas; and what looks unwise.
 
-Spec section 3: printed before training and stored in the run.
+Printed before training and stored in the run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
 
-LR_RANGE = (1e-3, 5e-3)  # spec section 3, frozen mode
+LR_RANGE = (1e-3, 5e-3)
 _BASES = {
     "calibrated": "calibrated on the training rows",
     "identity": "identity",
     "kernel": "kernel ridge on training and validation rows: f_q on {view}, f_c on {view}, prompt and f_q",
 }
-LARGE_SCALE = 0.5  # beyond, the correction is no longer small: spec section 2
+LARGE_SCALE = 0.5  # beyond, the correction is no longer small
 
 
 class ModeWords(NamedTuple):

@@ -1,6 +1,6 @@
 """A scikit-learn estimator over feature matrices: one residual head with its calibrated base.
 
-Knows scikit-learn's conventions and the heads. Must not know caches or run directories. Spec section 11.
+Knows scikit-learn's conventions and the heads. Must not know caches or run directories.
 
 Shapes: N rows, D width of an embedding, F features: D of images (quality), 2D of [images, prompts] (consistency).
 """
@@ -40,8 +40,8 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
     """y = clamp(base + scale tanh(MLP)), the head that `deltaclip train` fits, on rows of features.
 
     `head="quality"` takes image embeddings v (N, D): base sigmoid(w . v + b0), correction of v. `head="consistency"`
-    takes [v, t] (N, 2D), both of unit length: base a (v . t + 1)/2 + b, correction of [v, t, v . t]. Formulas: spec
-    section 2. The base is calibrated in closed form; the epoch is chosen on rows kept from training.
+    takes [v, t] (N, 2D), both of unit length: base a (v . t + 1)/2 + b, correction of [v, t, v . t]. The base is
+    calibrated in closed form; the epoch is chosen on rows kept from training.
 
     Args:
         head: which of the two.

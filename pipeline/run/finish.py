@@ -1,4 +1,4 @@
-"""From heads that have learned to a run directory: the test rows are scored here, once. Spec sections 5 and 8."""
+"""From heads that have learned to a run directory: the test rows are scored here, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run directory: made whole or not at all, and read again. Spec section 8.
+"""A run directory: made whole or not at all, and read again.
 
 `config.json`, `history.csv`, `metrics.json`, `predictions.csv` and `<mode>_best.safetensors`; the predictions of
 further repeats are `predictions_<seed of the split>.csv`, the settings of a sweep `sweep.csv`.

@@ -1,6 +1,6 @@
 """A run as one module from tensors to named scores, which is what an exported file holds.
 
-Knows heads and a backbone's two towers. Must not know files or ONNX. Spec sections 2 and 11.
+Knows heads and a backbone's two towers. Must not know files or ONNX.
 
 Shapes: N rows, D width, F width of a view, L tokens, H and W pixels.
 """

@@ -1,6 +1,6 @@
 """The settings of a sweep: lists and ranges to settings of `train`, and what varies among them.
 
-Knows how values are written and drawn. Must not know heads, caches or training. Spec section 8.
+Knows how values are written and drawn. Must not know heads, caches or training.
 """
 
 from __future__ import annotations

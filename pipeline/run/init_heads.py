@@ -1,4 +1,4 @@
-"""Heads of a finished run to start a fine-tuning from, refused where they do not belong to it. Spec section 3."""
+"""Heads of a finished run to start a fine-tuning from, refused where they do not belong to it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One training: heads on the training rows of a split, the epoch chosen on its validation rows.
 
-Knows the settings of `train`, rows and heads. Must not know run directories or the test rows. Spec sections 2, 3, 5.
+Knows the settings of `train`, rows and heads. Must not know run directories or the test rows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scores and labels to the metrics of a run: every side of the split, floors, per source, diagnostics.
 
-Knows the shape of `metrics.json`. Must not know caches, heads or files. Spec sections 5 and 8.
+Knows the shape of `metrics.json`. Must not know caches, heads or files.
 """
 
 from __future__ import annotations

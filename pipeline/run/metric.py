@@ -1,6 +1,6 @@
 """A torchmetrics metric: mean quality and consistency of images against their prompts.
 
-Knows torchmetrics, which comes with the extra `metrics`, and the scorer. Spec section 11.
+Knows torchmetrics, which comes with the extra `metrics`, and the scorer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A module as an ONNX file, and how it fares under onnxruntime beside torch.
 
-Knows torch's exporter, onnx and onnxruntime, which come with the extra `onnx`. Must not know runs. Spec section 11.
+Knows torch's exporter, onnx and onnxruntime, which come with the extra `onnx`. Must not know runs.
 
 Shapes: N rows, the first axis of every input and output.
 """

@@ -1,6 +1,6 @@
 """Images and prompts of a caller as pairs to score: what is an image, and what goes with what.
 
-Knows the kinds of images that people hold. Must not know heads or backbones. Spec section 11.
+Knows the kinds of images that people hold. Must not know heads or backbones.
 
 Shapes: N pairs of image and prompt.
 """

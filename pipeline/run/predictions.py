@@ -1,4 +1,4 @@
-"""Scores with their parts, row by row, and tables of them on disk. Spec section 8."""
+"""Scores with their parts, row by row, and tables of them on disk."""
 
 from __future__ import annotations
 

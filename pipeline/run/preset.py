@@ -1,6 +1,6 @@
 """A preset applied to the settings of a training: what it sets, what was given and wins, what does not apply.
 
-Knows settings of `train` and `finetune` and the table of presets. Must not know rows or heads. Spec section 3.
+Knows settings of `train` and `finetune` and the table of presets. Must not know rows or heads.
 """
 
 from __future__ import annotations

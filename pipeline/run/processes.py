@@ -1,4 +1,4 @@
-"""The processes that train together under torchrun; one alone has nothing to exchange. Spec section 10.
+"""The processes that train together under torchrun; one alone has nothing to exchange.
 
 Each process embeds its rows of a batch and sees the embeddings of all, so that losses that compare rows, dropout and
 choices are those of one process with the whole batch. Knows torch.distributed. Must not know heads or towers.

@@ -1,6 +1,6 @@
 """What runs recorded of their rows, read again and paired: the rows that are test in every run.
 
-Knows the tables of predictions. Must not know caches, heads or metrics. Spec section 5.
+Knows the tables of predictions. Must not know caches, heads or metrics.
 """
 
 from __future__ import annotations

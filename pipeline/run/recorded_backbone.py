@@ -1,4 +1,4 @@
-"""The backbone that a cache or a run was made with, loaded again; refused where its weights are others. Spec section 7.
+"""The backbone that a cache or a run was made with, loaded again; refused where its weights are others.
 
 Knows what caches and runs record of a backbone. Must not know heads.
 """

@@ -1,7 +1,7 @@
 """Predictions of test rows that no heads made: floors and baselines, one label at a time.
 
 Knows which features of a cache a baseline gets, and which rows it fits and chooses on: never the test rows. Must not
-know run directories or what the predictions are compared with. Spec sections 5 and 8.
+know run directories or what the predictions are compared with.
 
 Shapes: N rows, F features, M test rows.
 """

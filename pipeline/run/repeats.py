@@ -1,4 +1,4 @@
-"""Repeated trainings: the settings of each, and their metrics as one. Spec sections 5 and 8.
+"""Repeated trainings: the settings of each, and their metrics as one.
 
 Knows the shape of `metrics.json`, with and without repeats. Must not know heads, caches or files.
 """

@@ -1,4 +1,4 @@
-"""What a training says at its end, as JSON values and in words, whatever was trained. Spec section 8."""
+"""What a training says at its end, as JSON values and in words, whatever was trained."""
 
 from __future__ import annotations
 

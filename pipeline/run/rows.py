@@ -1,6 +1,6 @@
 """Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed.
 
-Knows caches and tensors. Must not know heads or run directories. Spec sections 6 and 9.
+Knows caches and tensors. Must not know heads or run directories.
 
 Shapes: N rows, I distinct images, T distinct texts, D width.
 """

@@ -1,4 +1,4 @@
-"""A trained run as a scorer of new images: backbone and heads together. Spec sections 8 and 11.
+"""A trained run as a scorer of new images: backbone and heads together.
 
 Shapes: N pairs of image and prompt, B images of a batch, D width.
 """

@@ -1,4 +1,4 @@
-"""The sides of a run's rows: as it trained with them, or test where it did not. Spec section 5."""
+"""The sides of a run's rows: as it trained with them, or test where it did not."""
 
 from __future__ import annotations
 

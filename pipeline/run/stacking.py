@@ -1,7 +1,7 @@
 """Many trainings of residual heads at once, in stacks; each gives what `learning.learn` gives alone.
 
 Quality and consistency heads share nothing, so what a label's head does not see is trained once: a grid of 8 scales for
-each label has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows. Spec section 9.
+each label has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows.
 
 Shapes: K heads of a stack, N rows.
 """

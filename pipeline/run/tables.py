@@ -1,4 +1,4 @@
-"""Metrics as lines for a person: every result beside its floors. Spec section 5."""
+"""Metrics as lines for a person: every result beside its floors."""
 
 from __future__ import annotations
 

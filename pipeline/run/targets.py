@@ -1,7 +1,7 @@
 """What a training learns from: which labels weigh, and what else of the rows joins the loss.
 
 Knows settings and what a cache has; where both do not meet, nothing is used, and `describe.warnings_of` says so. Must
-not know heads or the training loop. Spec section 2.
+not know heads or the training loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Curves of a training for TensorBoard: visible while it runs, in the run directory once that is there.
 
 Knows event files and where they lie. Must not know what is trained: it takes epochs as every stage has them (`Epoch`).
-Spec section 11.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What goes into the trainable part of a tower, entry by entry: cached activations, or pixels and tokens themselves.
 
-Knows boundary files, image files and views. Must not know heads or training. Spec section 3.
+Knows boundary files, image files and views. Must not know heads or training.
 
 Entries are those of the feature cache: numbers of its distinct images and of its distinct texts. `epoch` draws a view
 of each image; None is what validation and test see, the view `center`.

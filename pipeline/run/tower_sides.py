@@ -1,6 +1,6 @@
 """The towers of a fine-tuning with what goes into them: boundary files where activations are cached, else raw inputs.
 
-Knows caches, boundary files and towers. Must not know heads or training. Spec sections 3 and 9.
+Knows caches, boundary files and towers. Must not know heads or training.
 """
 
 from __future__ import annotations

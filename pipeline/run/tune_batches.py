@@ -1,4 +1,4 @@
-"""Steps of a fine-tuning: rows drawn as everywhere, with the towers' inputs read ahead. Spec section 3."""
+"""Steps of a fine-tuning: rows drawn as everywhere, with the towers' inputs read ahead."""
 
 from __future__ import annotations
 

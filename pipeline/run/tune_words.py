@@ -1,6 +1,6 @@
 """What a fine-tuning is about to do, in words: rates, freeze strategy of both towers; and what looks unwise.
 
-Knows the settings of `finetune` and towers. The lines that every training has stand in `describe`. Spec section 3.
+Knows the settings of `finetune` and towers. The lines that every training has stand in `describe`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import FinetuneConfig
 
-PARTIAL_RANGE, FULL_RANGE = (3e-5, 1e-4), (1e-5, 5e-5)  # spec section 3
+PARTIAL_RANGE, FULL_RANGE = (3e-5, 1e-4), (1e-5, 5e-5)
 
 
 def mode_words(

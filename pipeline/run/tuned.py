@@ -1,6 +1,6 @@
 """Heads and towers of CLIP as one model that trains: rows to embeddings to scores to a loss.
 
-Knows towers, their inputs and heads. Must not know settings, files or run directories. Spec section 3.
+Knows towers, their inputs and heads. Must not know settings, files or run directories.
 
 Shapes: B rows of a part, E distinct entries among them, D width, I distinct images, T distinct texts.
 """

@@ -1,7 +1,7 @@
 """Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know.
 
 The rows of its own cache keep the scores that it recorded, all others are scored from their image files. Knows runs,
-caches and the scorer. Must not know metrics. Spec section 8.
+caches and the scorer. Must not know metrics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The variants of an ablation that train CLIP too, and their predictions of the test rows of every split.
 
-As `variants`, but each is a fine-tuning with the defaults of `finetune`. Spec sections 3 and 8.
+As `variants`, but each is a fine-tuning with the defaults of `finetune`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One fine-tuning: heads and towers on the training rows of a split, the epoch chosen on its validation rows.
 
-Knows the settings of `finetune`, rows, heads and towers. Must not know run directories or the test rows. Spec
-sections 2, 3 and 5.
+Knows the settings of `finetune`, rows, heads and towers. Must not know run directories or the test rows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One command of `finetune` while it runs: backbone, cut towers and their inputs, its repeats, the run at the end.
 
-Knows the settings of `finetune` and where its unfinished state lies. Spec sections 3 and 8.
+Knows the settings of `finetune` and where its unfinished state lies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The variants that an ablation compares, and their predictions of the test rows of one split.
 
 Knows one table: a further variant is one line of it. Must not know figures, intervals or run directories. The two heads
-share no parameter, so a variant may turn a part of both off: each label's column shows its own. Spec sections 2 and 8.
+share no parameter, so a variant may turn a part of both off: each label's column shows its own.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Judges predictions on plain arrays: agreement, splits, floors, intervals, advice. Spec section 5."""
+"""Judges predictions on plain arrays: agreement, splits, floors, intervals, advice."""

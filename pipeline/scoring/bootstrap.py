@@ -1,6 +1,6 @@
 """How far a figure could have come out otherwise: bootstrap intervals and paired differences of SROCC.
 
-Knows resampling of rows and of whole groups. Must not know heads, splits or files. Spec section 5.
+Knows resampling of rows and of whole groups. Must not know heads, splits or files.
 
 A resample is a vector of weights (how often each row was drawn) over rows that were sorted once. Its ranks
 are running sums of weights, so no resample is sorted: 1,000 resamples of 500 rows take about 0.05 s.

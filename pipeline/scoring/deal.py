@@ -1,6 +1,6 @@
 """Deals whole groups to train, validation and test, so that each gets its share of the rows.
 
-Knows group keys, group sizes and shares. Must not know rows, columns or labels. Spec section 5.
+Knows group keys, group sizes and shares. Must not know rows, columns or labels.
 """
 
 from __future__ import annotations

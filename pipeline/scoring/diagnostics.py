@@ -1,7 +1,6 @@
 """What a residual run's own numbers say about its settings, one sentence of advice each.
 
 Knows deltas, bases and labels of one head as arrays. Must not know heads, files or how training works.
-Spec section 5.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a score is worth: predictors that never look, or look without having learned.
 
 Knows the no-image floor and the zero-shot cosine on plain arrays. Must not know heads or files.
-Spec section 5.
 """
 
 from __future__ import annotations

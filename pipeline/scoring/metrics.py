@@ -1,7 +1,7 @@
 """How well predictions agree with people: the field's figures, each defined for every input.
 
 Knows SROCC, KROCC, PLCC (raw and mapped) and RMSE of two arrays, also per source. Must not know heads,
-files or splits. Spec section 5.
+files or splits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How far a mean difference over repeats could have come out otherwise: the t-interval of paired differences.
 
-Knows one difference per repeat. Must not know runs, splits or files. Spec section 5.
+Knows one difference per repeat. Must not know runs, splits or files.
 """
 
 from __future__ import annotations

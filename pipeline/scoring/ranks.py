@@ -2,7 +2,6 @@
 
 Knows how rows are masked, ranked and correlated; imports no scipy, because scipy.stats costs 0.7 s
 on top of the 0.8 s of scipy.optimize and a training scores every epoch. Must not know splits, files or heads.
-Spec section 5.
 """
 
 from __future__ import annotations

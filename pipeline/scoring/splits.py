@@ -1,7 +1,6 @@
 """Which rows train, choose and test: grouped by default, and honest about leaks.
 
 Knows how rows are divided by group, at random or by a column. Must not know labels, files or heads.
-Spec section 5.
 """
 
 from __future__ import annotations

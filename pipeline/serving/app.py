@@ -1,4 +1,4 @@
-"""The HTTP interface: what is asked, what is answered, and every error as one sentence. Spec section 11.
+"""The HTTP interface: what is asked, what is answered, and every error as one sentence.
 
 Knows FastAPI, which comes with the extra `serve`. Must not know models or runs.
 """

@@ -1,6 +1,6 @@
 """Micro-batches: what is asked within a few milliseconds shares one forward pass.
 
-Knows asyncio and a function that scores many items at once. Must not know HTTP or models. Spec section 11.
+Knows asyncio and a function that scores many items at once. Must not know HTTP or models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Limits of an HTTP service, as one layer around the application: size, time, number of requests, host names.
 
-Knows the ASGI protocol. Must not know what is served. Spec section 12.
+Knows the ASGI protocol. Must not know what is served.
 """
 
 from __future__ import annotations

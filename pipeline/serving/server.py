@@ -1,6 +1,6 @@
 """The process around the application: address, connections, a graceful end.
 
-Knows uvicorn, which comes with the extra `serve`. Must not know what is served. Spec sections 11 and 12.
+Knows uvicorn, which comes with the extra `serve`. Must not know what is served.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scores for whoever asks: uploads and paths to images, images and prompts to micro-batches.
 
-Knows a scorer, image files and the limits on them. Must not know HTTP. Spec sections 11 and 12.
+Knows a scorer, image files and the limits on them. Must not know HTTP.
 """
 
 from __future__ import annotations

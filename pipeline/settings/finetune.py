@@ -1,4 +1,4 @@
-"""Settings of `finetune`: heads and the later blocks of CLIP. Defaults and sane ranges: spec section 3."""
+"""Settings of `finetune`: heads and the later blocks of CLIP."""
 
 from __future__ import annotations
 

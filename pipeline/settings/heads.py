@@ -1,7 +1,4 @@
-"""Settings of `train`, `sweep` and `ablate`: heads on cached embeddings.
-
-Defaults and sane ranges: spec sections 2, 3 and 5.
-"""
+"""Settings of `train`, `sweep` and `ablate`: heads on cached embeddings."""
 
 from __future__ import annotations
 

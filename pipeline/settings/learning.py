@@ -1,4 +1,4 @@
-"""Settings that every training of heads has, with the backbone frozen or not. Spec sections 2, 3 and 5."""
+"""Settings that every training of heads has, with the backbone frozen or not."""
 
 from __future__ import annotations
 

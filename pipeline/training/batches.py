@@ -1,8 +1,7 @@
 """Batches of rows that lie in memory.
 
 Knows how rows are shuffled, once per epoch, from a seed. Must not know files: a streaming source gives the
-same seam, a callable from the epoch (counted from 1) to its batches, with the number of steps. Spec section
-9.
+same seam, a callable from the epoch (counted from 1) to its batches, with the number of steps.
 
 Shapes: N rows, I distinct images, M distinct texts, D embedding width, B rows of a batch.
 """

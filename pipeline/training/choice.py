@@ -1,4 +1,4 @@
-"""Which epoch of a head is kept, and when to stop waiting for a better one. Knows scores only. Spec section 5."""
+"""Which epoch of a head is kept, and when to stop waiting for a better one. Knows scores only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one training loop.
 
 Knows steps, validation, choice of the best epoch, early stopping and the check for non-finite losses. Must
-not know files, splits or metrics: it gets batches and asks `validate`. Spec sections 2, 3 and 5.
+not know files, splits or metrics: it gets batches and asks `validate`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """AdamW with parameter groups made by rules.
 
-Knows which parameters decay, by their names. Must not know the training loop. Spec section 3.
+Knows which parameters decay, by their names. Must not know the training loop.
 """
 
 from __future__ import annotations

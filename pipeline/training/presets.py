@@ -1,4 +1,4 @@
-"""Presets: settings that suit an amount of data, one table for every mode. Spec section 3.
+"""Presets: settings that suit an amount of data, one table for every mode.
 
 Knows the table and how `auto` picks from it. Must not know stages, caches or how an option was given.
 """

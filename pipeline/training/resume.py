@@ -1,4 +1,4 @@
-"""State of a training in one file, written whole, from which it goes on exactly. Spec sections 3 and 12.
+"""State of a training in one file, written whole, from which it goes on exactly.
 
 Knows tensors, JSON values and generators of random numbers. Must not know what they mean to a training loop.
 """

@@ -1,6 +1,6 @@
 """Learning rate and curriculum scale as functions of progress.
 
-Knows formulas only. Must not know heads, optimizers or data. Spec sections 2 and 3.
+Knows formulas only. Must not know heads, optimizers or data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training of stacks of heads: one pass over the batches for all of them.
 
 Each head ends where `fit` would leave it alone with the same seeds, up to rounding: batches, dropout masks, clipping,
-schedule, best epoch and early stopping are those that it would have. Must not know grids or files. Spec section 9.
+schedule, best epoch and early stopping are those that it would have. Must not know grids or files.
 
 Shapes: K heads of a stack, B rows, H width of the wide layer.
 """

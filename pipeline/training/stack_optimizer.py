@@ -1,6 +1,6 @@
 """AdamW and clipping for every head of a stack by itself.
 
-Knows a stack's parameters and the tape of its wide layer. Must not know the training loop. Spec section 9.
+Knows a stack's parameters and the tape of its wide layer. Must not know the training loop.
 
 Shapes: K heads, P heads of a part, H and F outputs and inputs of the wide layer.
 """

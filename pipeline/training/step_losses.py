@@ -1,4 +1,4 @@
-"""Losses of the steps of one epoch, read from the device together. Knows numbers only. Spec section 3."""
+"""Losses of the steps of one epoch, read from the device together. Knows numbers only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Batches of rows whose vectors stay in a file: read in blocks, shuffled within large windows.
 
 Knows how rows are cut into blocks and in which order they come, from (seed, epoch). Must not know files: two callables
-read vectors. Spec sections 6 and 9.
+read vectors.
 
 An epoch takes the blocks in random order, a window of them at a time, and the rows of a window in random order: reading
 stays in long stretches, and a batch mixes rows from many places. Shapes: N rows, W rows of a window, K distinct

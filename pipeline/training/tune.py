@@ -1,7 +1,7 @@
 """The training loop of heads and towers together: as `fit`, and it can be interrupted anywhere.
 
 Knows steps, validation, choice of the best epoch, early stopping, the check for non-finite losses and its own state.
-Must not know files, splits, metrics or how a batch is made: it gets batches and asks `validate`. Spec sections 2, 3, 5.
+Must not know files, splits, metrics or how a batch is made: it gets batches and asks `validate`.
 """
 
 from __future__ import annotations

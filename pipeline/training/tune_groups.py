@@ -1,4 +1,4 @@
-"""Parameter groups of heads and towers that train together: learning rates by depth, decay by rule. Spec section 3.
+"""Parameter groups of heads and towers that train together: learning rates by depth, decay by rule.
 
 Knows names and shapes of parameters. Must not know the training loop.
 """

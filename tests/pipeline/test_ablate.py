@@ -67,7 +67,7 @@ def values(result, name, label, figure="srocc"):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_trained_variant_is_as_train_gives_it_alone(ablated, train_demo, name):
-    """Within 1e-3 (spec section 9): heads that are stacked differ from those alone by rounding."""
+    """Within 1e-3: heads that are stacked differ from those alone by rounding."""
     for place, seed in enumerate(SEEDS[:2]):
         alone = train_demo(seed=seed, **TRAINED[name]).metrics["test"]
         for label in LABELS:

@@ -38,7 +38,7 @@ def unit_rows(seed, rows, width):
 
 
 def by_formula(heads, v, t):
-    """Scores of residual heads from their weights alone, float64; spec section 2."""
+    """Scores of residual heads from their weights alone, float64."""
     state = {name: value.double().numpy() for name, value in heads.state_dict().items()}
     v, t = v.astype(np.float64), t.astype(np.float64)
     erf = np.vectorize(math.erf)

@@ -52,7 +52,7 @@ def figures(run):
     ],
 )
 def test_a_setting_is_as_train_gives_it_alone(sweep_demo, train_demo, settings):
-    """fp32, the same seed: every metric within 1e-3 (spec section 9, issue of the sweep)."""
+    """fp32, the same seed: every metric within 1e-3."""
     listed = {name: value for name, value in settings.items() if name in SWEPT}
     common = {name: value for name, value in settings.items() if name not in SWEPT}
     alone = train_demo(**{"data_seed": 42, **settings})

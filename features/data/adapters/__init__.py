@@ -1,7 +1,7 @@
 """From what a user names (`agiqa-3k:DIR`, `demo`, a table) to a manifest.
 
 One file per public set, each with one function `read_<set>(folder) -> DataTables`: the tables of the set with the names
-of columns that every manifest has, the folder of its images and the range of its labels. Spec section 4.
+of columns that every manifest has, the folder of its images and the range of its labels.
 """
 
 from __future__ import annotations

@@ -338,7 +338,6 @@ def cosines(one, two):
     return (one.unit_BD * two.unit_BD).sum(axis=1)
 
 
-# Spec section 9.
 def test_bf16_keeps_the_embeddings_of_tiny(tiny_backbone):
     source = find_weights(tiny_backbone, None)
     exact, close = ours(source), ours(source, "bf16")

@@ -93,7 +93,7 @@ def test_fast_is_within_two_levels(name):
         other = center_crops(fast)(file_opener(fast)(content)).int()
         assert one.shape == other.shape
         apart.append((one - other).abs().max().item())
-    assert max(apart) <= 2  # PEERS section 2
+    assert max(apart) <= 2
     assert max(apart) > 0, "the fast way was not taken"
 
 

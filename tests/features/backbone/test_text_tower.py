@@ -76,7 +76,7 @@ def test_bundled_backbone_and_bf16(tiny_backbone):
     expected = whole(backbone, PROMPTS)
     np.testing.assert_allclose(encode_texts(backbone, PROMPTS).unit_BD, expected, atol=1e-6)
     close = encode_texts(load_backbone(source, device="cpu", precision="bf16"), PROMPTS)
-    assert (close.unit_BD * expected).sum(axis=1).min() > 0.999  # spec section 9
+    assert (close.unit_BD * expected).sum(axis=1).min() > 0.999
 
 
 def test_the_model_stays_as_it_is():

@@ -1,4 +1,4 @@
-"""Cut towers: the parts give what the whole gives, and exactly what the spec says is frozen. Spec section 3."""
+"""Cut towers: the parts give what the whole gives, and exactly what the spec says is frozen."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def operations(work):
 @pytest.mark.parametrize("name", ["vit", "custom text", "timm vit", "vit, blocks of its own"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_no_product_of_a_frozen_weight_is_made_in_batches(name, *, autocast):
-    """PEERS section 1, trap 1: as `aten::bmm` such a product has been seen 2 to 30 times slower."""
+    """As `aten::bmm` such a product has been seen 2 to 30 times slower."""
     image, text = cut_towers(as_backbone(name), freeze_layers=2, freeze_text_layers=2)
     pixels, ids = inputs(name)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -90,7 +90,7 @@ def test_the_demo_set(monkeypatch, tmp_path, demo_folder):
         assert image.size == (128, 128)
 
 
-# FORMATS.md: ten generator settings, 300 prompts, labels on 0 to 5, SROCC 0.742 between the two labels of all 2,982
+# The whole set: ten generator settings, 300 prompts, labels on 0 to 5, SROCC 0.742 between the two labels of all 2,982
 # rows. A part of the set, as is at hand here, moves a correlation by about (1 - 0.742^2) / sqrt(rows): three of those.
 def test_facts_of_agiqa_3k(agiqa_folder):
     found = read_manifest(f"agiqa-3k:{agiqa_folder}")
@@ -102,7 +102,7 @@ def test_facts_of_agiqa_3k(agiqa_folder):
     }
     assert max(Counter(found.prompts).values()) <= 10
     quality, consistency = found.labels["quality"], found.labels["consistency"]
-    # The figures of FORMATS.md have three digits.
+    # Those figures have three digits.
     assert -5e-4 <= 5 * quality.min() <= 5 * quality.max() <= 4.4895
     assert 0.0205 <= 5 * consistency.min() <= 5 * consistency.max() <= 4.2865
     tolerance = 3 * (1 - 0.742**2) / np.sqrt(len(found))
@@ -110,7 +110,7 @@ def test_facts_of_agiqa_3k(agiqa_folder):
     assert all(found.image_path(row).is_file() for row in range(0, len(found), 50))
 
 
-# FORMATS.md: generators explain 65 % and 63 % of the variance of the labels, prompts 7 % and 12 %. Whole percents,
+# The whole set: generators explain 65 % and 63 % of the variance of the labels, prompts 7 % and 12 %. Whole percents,
 # and a part of the prompts instead of all 300: one percent point for each.
 @pytest.mark.parametrize(("label", "of_source", "of_prompt"), [("quality", 0.65, 0.07), ("consistency", 0.63, 0.12)])
 def test_what_explains_the_labels_of_agiqa_3k(agiqa_folder, label, of_source, of_prompt):

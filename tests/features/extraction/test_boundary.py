@@ -100,7 +100,7 @@ def test_texts(tmp_path, cut, precision):
     assert reader.read([0]).dtype == (torch.float32 if precision == "fp32" else torch.float16)
     if precision == "fp32":
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
-    # spec section 9: a cosine of at least 0.999 with fp32
+    # a cosine of at least 0.999 with fp32
     assert float(torch.nn.functional.cosine_similarity(found, expected).min()) > 0.999
 
 

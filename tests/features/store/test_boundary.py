@@ -79,7 +79,7 @@ def test_the_announced_size_is_what_it_takes(tmp_path):
     path = tmp_path / "b.h5"
     write(path, range(100))
     assert 100 * (160 + 32) < path.stat().st_size <= boundary_bytes(100, SHAPE, "fp32") < 100 * 200 + 20_000
-    # PEERS section 4: ViT-B/32 75 KB, ViT-L/14 514 KB an image in 16 bits
+    # ViT-B/32 75 KB, ViT-L/14 514 KB an image in 16 bits
     assert boundary_bytes(1000, (50, 768), "bf16") == pytest.approx(76.8e6, rel=0.01)
     assert boundary_bytes(1000, (257, 1024), "fp16") == pytest.approx(526e6, rel=0.01)
 

@@ -56,7 +56,7 @@ def fusion(v: np.ndarray, t: np.ndarray, s: np.ndarray, w: dict[str, np.ndarray]
 def reference_scores(
     heads: ResidualHeads, v: np.ndarray, t: np.ndarray, scale: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """Spec section 2, written from its text in float64."""
+    """The formulas of the README, written in float64."""
     w = weights_of(heads)
     s = np.array([np.dot(a, b) for a, b in zip(v, t, strict=True)])
     q_base = expit(linear(v, w, "q_base")[:, 0])
