@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
 BATCHES_AHEAD = 2  # enough to hide one slow file, little enough to bound memory
@@ -60,22 +58,28 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class MemoryImage:
-    """One image that is no file: the entry it belongs to, and a Pillow image or RGB pixels (H, W, 3) uint8."""
+    """One image in memory: the entry it belongs to, and a Pillow image, or the bytes of a file."""
 
     entry: int
-    image: Image | NDArray[np.uint8]
+    image: Image | bytes
 
-    def read(self, _root: Path | None) -> Image | NDArray[np.uint8]:
-        """Return what is there already."""
+    def read(self, _root: Path | None) -> Image | bytes:
+        """Return what is there already.
+
+        Raises:
+            UnreadableFile: nothing is.
+        """
+        if self.image == b"":
+            raise UnreadableFile("empty file")
         return self.image
 
-    def decode(self, content: Image | NDArray[np.uint8], _open_file: Callable[[bytes], Image]) -> Image:
+    def decode(self, content: Image | bytes, open_file: Callable[[bytes], Image]) -> Image:
         """Return the image, RGB.
 
         Raises:
             UnreadableImage: the reason.
         """
-        return from_memory(content)
+        return open_file(content) if isinstance(content, bytes) else from_memory(content)
 
 
 Source = TypeVar("Source", bound=ImageFile | MemoryImage)

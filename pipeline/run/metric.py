@@ -5,11 +5,14 @@ Knows torchmetrics, which comes with the extra `metrics`, and the scorer.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deltaclip.pipeline.run.scorer import Scorer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 try:
     from torchmetrics import Metric
@@ -19,6 +22,8 @@ except ModuleNotFoundError as missing:
 
 class DeltaclipMetric(Metric):
     """Mean `q` and `c` over all images of all updates; over processes sums and counts are added up.
+
+    Copies, pickles and `torch.save` hold the whole scorer, its weights included; `state_dict` holds sums alone.
 
     Args:
         scorer: a scorer, or the run directory to load one from.
@@ -36,7 +41,7 @@ class DeltaclipMetric(Metric):
     c_count: torch.Tensor
     failed: torch.Tensor
 
-    def __init__(self, scorer: Scorer | str, *, batch_size: int = 64, **kwargs: Any) -> None:
+    def __init__(self, scorer: Scorer | Path | str, *, batch_size: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.scorer = scorer if isinstance(scorer, Scorer) else Scorer.load(scorer)
         self.batch_size = batch_size
@@ -45,7 +50,7 @@ class DeltaclipMetric(Metric):
             self.add_state(f"{letter}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("failed", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, images: Any, prompts: Any) -> None:
+    def update(self, images: Any, prompts: Any = None) -> None:
         """Add pairs, as `Scorer.score` takes them; what cannot be read is counted in `failed`, not in the means."""
         found = self.scorer.score(images, prompts, batch_size=self.batch_size)
         for letter, values in (("q", found.q), ("c", found.c)):

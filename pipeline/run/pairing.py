@@ -1,6 +1,6 @@
-"""Images and prompts of a caller as pairs to score: what is an image, and what goes with what.
+"""Images and prompts of a caller as pairs to score: what goes with what.
 
-Knows the kinds of images that people hold. Must not know heads or backbones.
+Knows lists, columns and batches. Must not know heads or backbones.
 
 Shapes: N pairs of image and prompt.
 """
@@ -8,13 +8,14 @@ Shapes: N pairs of image and prompt.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deltaclip.features.backbone.batches import ImageFile, MemoryImage
+from deltaclip.features.data.prompts import prompt_fault
+from deltaclip.pipeline.run.pictures import as_numpy, as_picture, image_column, is_array, is_one_image, named, plain
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pairs: `sources` are the distinct images, their entries 0, 1, ...; pair n has source `image_N[n]`."""
+    """N pairs: `sources` are the distinct images, their entries 0, 1, ...; pair n has source `image_N[n]`.
+
+    `prompts` is None where there are none.
+    """
 
     sources: list[ImageFile | MemoryImage]
     image_N: list[int]
-    prompts: list[str]
+    prompts: list[str] | None
 
 
 def pair(images: Any, prompts: Any) -> Pairs:
@@ -36,27 +40,25 @@ def pair(images: Any, prompts: Any) -> Pairs:
     others. One image that stands in several pairs (the same path, or the same object) is one source.
 
     Args:
-        images: a path, a Pillow image or RGB pixels (H, W, 3) uint8; or a list of these; or pixels (N, H, W, 3).
-        prompts: a text or a list of texts.
+        images: what `as_picture` takes, or a list, column, generator or batch (N, ...) of such.
+        prompts: a text; or a list, column or generator of texts; or None for images alone.
 
     Raises:
-        ValueError: lengths differ, or an array is no image.
+        ValueError: lengths differ, an array is no image, or a prompt is empty.
         TypeError: something is neither image nor text.
     """
-    lone_image, lone_prompt = _is_one_image(images), isinstance(prompts, str)
-    given, texts = [images] if lone_image else list(images), [prompts] if lone_prompt else list(prompts)
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"prompts[{place}] is {_named(text)}, not a text")
-    if lone_image:
-        given *= len(texts)
-    elif lone_prompt:
-        texts *= len(given)
-    if len(given) != len(texts):
-        message = (
-            f"{len(given):,} images but {len(texts):,} prompts: give one prompt an image, or a single text for all"
-        )
-        raise ValueError(message)
+    given, lone_image = _images(images)
+    texts, lone_prompt = _texts(prompts)
+    if texts is not None:
+        if lone_image:
+            given *= len(texts)
+        elif lone_prompt:
+            texts *= len(given)
+        if len(given) != len(texts):
+            message = (
+                f"{len(given):,} images but {len(texts):,} prompts: give one prompt an image, or a single text for all"
+            )
+            raise ValueError(message)
     entry_of: dict[Hashable, int] = {}
     sources: list[ImageFile | MemoryImage] = []
     image_N = []
@@ -69,29 +71,45 @@ def pair(images: Any, prompts: Any) -> Pairs:
     return Pairs(sources, image_N, texts)
 
 
-def _is_one_image(images: Any) -> bool:
-    from PIL import Image
+def _images(images: Any) -> tuple[list[Any], bool]:
+    """Return images as a list, and whether a single one was given."""
+    images = plain(images)
+    if isinstance(images, Mapping) and (column := image_column(images)) and not is_one_image(images[column]):
+        images = images[column]  # a batch of rows, by column
+    if is_one_image(images):
+        return [images], True
+    if is_array(images):
+        images = as_numpy(images)
+    return _listed(images, "images", "an image or a list of images"), False
 
-    if isinstance(images, np.ndarray):
-        return images.ndim != 4
-    return isinstance(images, (str, os.PathLike, Image.Image))
+
+def _texts(prompts: Any) -> tuple[list[str] | None, bool]:
+    """Return prompts as a list, None where there are none, and whether a single one was given."""
+    prompts = plain(prompts)
+    if prompts is None:
+        return None, False
+    lone = isinstance(prompts, str)
+    given = [prompts] if lone else _listed(prompts, "prompts", "a text or a list of texts")
+    texts = []
+    for number, text in enumerate(given):
+        place = "prompts" if lone else f"prompts[{number}]"
+        if not isinstance(text, str):
+            raise TypeError(f"{place} is {named(text)}, not a text")
+        if fault := prompt_fault(text):
+            raise ValueError(f"{place} {fault}")
+        texts.append(str(text))
+    return texts, lone
+
+
+def _listed(values: Any, name: str, wanted: str) -> list[Any]:
+    # A table would give the names of its columns, a set its values in any order.
+    if hasattr(values, "columns"):
+        raise TypeError(f"{name} is a table, {named(values)}: give one of its columns")
+    if isinstance(values, (Mapping, Set, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is {named(values)}: give {wanted}")
+    return [plain(value) for value in values]
 
 
 def _source(entry: int, image: Any, place: str) -> ImageFile | MemoryImage:
-    from PIL import Image
-
-    if isinstance(image, (str, os.PathLike)):
-        return ImageFile(entry, Path(image), None)
-    if isinstance(image, Image.Image):
-        return MemoryImage(entry, image)
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{place} is {_named(image)}: give a path, a PIL image or uint8 pixels (H, W, 3)")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"{place} is {_named(image)}: pixels must be uint8 (H, W, 3), RGB")
-    return MemoryImage(entry, image)
-
-
-def _named(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} {value.shape}"
-    return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+    picture = as_picture(image, place)
+    return ImageFile(entry, picture, None) if isinstance(picture, Path) else MemoryImage(entry, picture)

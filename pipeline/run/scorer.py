@@ -66,13 +66,27 @@ class ScoredPairs:
 
 
 class Scorer:
-    """Heads of a run with the backbone that they were trained on."""
+    """Heads of a run with the backbone that they were trained on.
+
+    It can be copied and pickled, whole: a copy holds the weights once more, and needs neither run nor checkpoint.
+    """
 
     def __init__(self, heads: nn.Module, backbone: Backbone, labels: Sequence[str]) -> None:
         self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
-        kernels = heads.kernels if isinstance(heads, ResidualHeads) else None
+        self._views = self._make_views()
+
+    def _make_views(self) -> list[View]:
+        kernels = self.heads.kernels if isinstance(self.heads, ResidualHeads) else None
         names = dict.fromkeys([CENTER, *([kernels.view] if kernels else [])])
-        self._views = make_views(backbone, list(names), batch_size=VIEW_BATCH)
+        return make_views(self.backbone, list(names), batch_size=VIEW_BATCH)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the views, which are functions around the backbone and are made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._views = self._make_views()
 
     @classmethod
     def load(
@@ -114,29 +128,38 @@ class Scorer:
             put_tuned(loaded, folder)
         return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
 
-    def score(self, images: Any, prompts: Any, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:
+    def score(self, images: Any, prompts: Any = None, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:
         """Score N pairs of image and prompt.
 
         Args:
-            images: a path, a PIL image or RGB pixels (H, W, 3) uint8; or a list of these; or pixels (N, H, W, 3). What
-                cannot be read is listed in the result, never dropped.
-            prompts: a text or a list of texts; longer ones are cut at the context length and counted. Lists go pair by
-                pair and must be of equal length; a single image or text goes with all of the others.
+            images: one image or many. An image is a path; bytes of an image file, or an open one; a PIL image; pixels
+                (H, W), (H, W, C) or (C, H, W) with C of 1, 3 (RGB) or 4 (RGBA), a numpy array or a tensor on any
+                device, uint8 or floats in [0, 1]; or a row of `datasets`. Many are a list, a generator, a column of
+                pandas or pyarrow, or a batch of pixels (N, ...). What cannot be read is listed in the result, never
+                dropped.
+            prompts: a text, or a list or column of texts; longer ones are cut at the context length and counted. Lists
+                go pair by pair and must be of equal length; a single image or text goes with all of the others. None
+                scores quality alone: consistency is NaN.
             root: folder that files may not leave through links; None permits every place.
-            batch_size: images per forward pass.
+            batch_size: images per forward pass, at least 1.
 
         Raises:
-            ValueError: lengths differ, or an array is no image.
+            ValueError: lengths differ, a prompt is empty, there is none for a run that learned consistency alone, or
+                pixels have another shape, type or range.
             TypeError: something is neither image nor text.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give 1 or more")
         pairs = pair(images, prompts)
-        texts = list(dict.fromkeys(pairs.prompts))
+        if pairs.prompts is None and "quality" not in self.labels:
+            raise ValueError("this run has learned consistency alone, which needs prompts: give one an image")
+        texts = list(dict.fromkeys(pairs.prompts or []))
         t_TD, truncated_T = self.embed_prompts(texts)
         text_entry = {text: entry for entry, text in enumerate(texts)}
         rows_of: list[list[int]] = [[] for _ in pairs.sources]
         for row, entry in enumerate(pairs.image_N):
             rows_of[entry].append(row)
-        columns = {name: np.full(len(pairs.prompts), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
+        columns = {name: np.full(len(pairs.image_N), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
         failed: dict[int, str] = {}
         batches = image_batches(
             pairs.sources,
@@ -152,7 +175,8 @@ class Scorer:
                 if batch.entries:
                     rows = [row for entry in batch.entries for row in rows_of[entry]]
                     place_of = [place for place, entry in enumerate(batch.entries) for _ in rows_of[entry]]
-                    t_BD = t_TD[[text_entry[pairs.prompts[row]] for row in rows]]
+                    prompts = pairs.prompts
+                    t_BD = None if prompts is None else t_TD[[text_entry[prompts[row]] for row in rows]]
                     for name, values in self.score_crops(batch.prepared, t_BD, place_of).columns().items():
                         columns[name][rows] = values
                 progress.advance(len(batch.entries) + len(batch.failed))
@@ -166,18 +190,21 @@ class Scorer:
                 crops[view.source] = view.crops(image)
         return crops
 
-    def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor, image_B: Sequence[int]) -> Scores:
-        """Score B pairs: image `image_B[b]` of the `crops` with the prompt embedding `t_BD[b]`."""
+    def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor | None, image_B: Sequence[int]) -> Scores:
+        """Score B pairs: image `image_B[b]` of the `crops` with the embedding `t_BD[b]`; without prompts, quality."""
         vectors = {}
         for view in self._views:
             vector_IW = self._as_cached(view.encode([image[view.source] for image in crops])[0], view)
             vectors[view.name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
-        v_BD, terms = vectors[CENTER], {}
+        v_BD, terms, labels = vectors[CENTER], {}, self.labels
+        if t_BD is None:
+            # No score of quality looks at it.
+            t_BD, labels = torch.zeros_like(v_BD), tuple(label for label in labels if label == "quality")
         if isinstance(self.heads, ResidualHeads) and self.heads.kernels:
             terms = self.heads.kernel_terms(vectors[self.heads.kernels.view], t_BD)
         unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)
         batch = Batch(v_BD, t_BD, unlabelled, unlabelled, **terms)
-        return blank_untrained(score(self.heads, [batch]), self.labels)
+        return blank_untrained(score(self.heads, [batch]), labels)
 
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool."""

@@ -104,17 +104,10 @@ def test_an_image_in_several_pairs_is_encoded_once(scorer, pictures):
     [
         (["a.png", "b.png"], ["x"], "2 images but 1 prompts: give one prompt an image, or a single text for all"),
         (
-            np.zeros((3, 8, 8), np.uint8),
+            ["a.png", None],
             "x",
-            "images[0] is an array of uint8 (3, 8, 8): pixels must be uint8 (H, W, 3), RGB",
+            "images[1] is of type NoneType: give a path, a PIL image, the bytes of a file, or pixels",
         ),
-        ([np.zeros((8, 8, 3))], "x", "images[0] is an array of float64 (8, 8, 3): pixels must be uint8 (H, W, 3), RGB"),
-        (
-            [np.zeros((8, 0, 3), np.uint8)],
-            "x",
-            "images[0] is an array of uint8 (8, 0, 3): pixels must be uint8 (H, W, 3), RGB",
-        ),
-        (["a.png", None], "x", "images[1] is of type NoneType: give a path, a PIL image or uint8 pixels (H, W, 3)"),
         (["a.png"], [7], "prompts[0] is of type int, not a text"),
         (["a.png"], [b"x"], "prompts[0] is of type bytes, not a text"),
     ],
@@ -128,10 +121,10 @@ def test_what_is_no_image_or_no_prompt_is_refused_by_name(scorer, images, prompt
 def test_images_in_memory_have_the_limits_of_files(scorer):
     grey = Image.new("L", (4, 4))
     grey.format, grey.info["transparency"] = "PNG", 3
-    odd = [Image.new("F", (4, 4)), np.zeros((1, 101, 3), np.uint8), grey]
+    odd = [Image.new("F", (4, 4)), np.zeros((5, 505, 3), np.uint8), grey]
     assert scorer.score(odd, "x").failed == {
         0: "float pixels have no known range",
-        1: "101 x 1 is a strip longer than 100:1",
+        1: "505 x 5 is a strip longer than 100:1",
         2: "a PNG with a transparent colour: only its file tells which, so give its path",
     }
 
