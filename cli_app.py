@@ -5,24 +5,32 @@ Knows Typer and settings in general. Must not know any stage.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import json
+import os
+import signal
 import sys
+import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from deltaclip.base.device import ask_for_large_pages
-from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.errors import INPUT, MACHINE, UserError, did_you_mean, ending_of
+from deltaclip.base.progress import say
 from deltaclip.base.settings import field_types, is_optional, option_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-INTERRUPTED = 130  # what a shell reports of a process ended by Ctrl-C
+HELP = ("-h", "--help")
 
 app = typer.Typer(
     name="deltaclip",
@@ -34,12 +42,22 @@ app = typer.Typer(
     # --residual_scale_q is --residual-scale-q
     context_settings={
         "token_normalize_func": lambda name: name.replace("_", "-"),
-        "help_option_names": ["-h", "--help"],
+        "help_option_names": list(HELP),
     },
 )
 
 
 GROUPS = {"data": "Look at data before anything is computed."}
+
+
+class _Command(TyperCommand):
+    """A command that shows its help before any value is looked at: the library would import pydantic for that."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if any(word in HELP for word in args[: args.index("--") if "--" in args else None]):
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
 
 class StageResult(Protocol):
@@ -65,13 +83,9 @@ def command(
     def register(stage: Callable[[Any], StageResult]) -> Callable[[Any], StageResult]:
         @functools.wraps(stage)
         def run(*, context: typer.Context, as_json: bool, debug: bool, **values: Any) -> None:
-            try:
-                # Only what was given: settings know their own defaults, and a preset what it may change.
-                result = stage(settings(**{name: value for name, value in values.items() if _is_given(context, name)}))
-            except (UserError, OSError, KeyboardInterrupt) as error:
-                if debug:
-                    traceback.print_exc()
-                _fail(error)
+            # `debug` is read by `main`, which tells of errors. Only what was given: settings know their own defaults,
+            # and a preset what it may change.
+            result = stage(settings(**{name: value for name, value in values.items() if _is_given(context, name)}))
             if not getattr(result, "is_silent", False):
                 typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
             if code := getattr(result, "exit_code", 0):
@@ -85,7 +99,7 @@ def command(
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         # \b keeps the example on a line of its own, so that it can be copied.
         group, _, word = (name or stage.__name__).rpartition(" ")
-        _group(group, example).command(word, epilog=f"\b\nExample:\n  {example}")(run)
+        _group(group, example).command(word, cls=_Command, epilog=f"\b\nExample:\n  {example}")(run)
         return stage
 
     return register
@@ -133,31 +147,70 @@ def _flag(name: str, option: str, words: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
 
 
-def _fail(error: BaseException) -> NoReturn:
-    if isinstance(error, UserError):
-        line, code = str(error), 2
-    elif isinstance(error, OSError):  # the disk or the rights on it: nothing the input could have said
-        line, code = (
-            f"{error.filename or 'input/output'}: {error.strerror or error}; check the disk and your rights on it",
-            1,
-        )
-    else:
-        line, code = "interrupted; nothing half-written is left, give the same command again", INTERRUPTED
-    typer.echo(f"deltaclip: {line}", err=True)
-    raise typer.Exit(code)
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 the disk failed, 2 the input is wrong."""
+    """Run the command line and exit: 0 done, 1 the machine failed, 2 the input is wrong, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     ask_for_large_pages()
+    _open_streams()
     try:
-        # Not standalone: the library would print its own errors as three lines in a style of their own.
-        code = app(given or ["--help"], standalone_mode=False, prog_name="deltaclip")
+        code = _run(given)
+        sys.stdout.flush()  # here, where a full disk can still be told
+    except BrokenPipeError:  # whoever read our output has gone: `| head`
+        _drop_output()
+        code = MACHINE
+    except BaseException as error:  # noqa: BLE001 - the one place that nothing may pass: a user sees a line, no traceback
+        code = _end(error, show_traceback="--debug" in given)
+    sys.exit(code)
+
+
+def _run(given: Sequence[str]) -> int:
+    # Not by `app(...)`, which turns Ctrl-C and the end of an input into exits that say nothing.
+    command = get_command(app)
+    try:
+        with command.make_context("deltaclip", list(given) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code if given else INPUT
     except typer.TyperException as error:
-        typer.echo(f"deltaclip: {_usage(error, given)}", err=True)
-        code = 2
-    sys.exit((code or 0) if given else 2)  # a command that ends well returns nothing
+        raise _usage(error, given) from error
+    return 0
+
+
+def _end(error: BaseException, *, show_traceback: bool) -> int:
+    """Say in one line what ended the program, and return its exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else MACHINE
+    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C, while threads end, ends everything at once
+    if show_traceback:
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+    code, line = ending_of(error)
+    say(f"deltaclip: {line}")
+    _drop_output()
+    return code
+
+
+def _open_streams() -> None:
+    """Give a process without output one that leads nowhere, and let a name that a terminal cannot show end nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us, `>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Forget what could not be written: Python would try again at its end, and end in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _usage(error: typer.TyperException, given: Sequence[str]) -> UserError:

@@ -26,6 +26,13 @@ def ask_for_large_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use, at least 1: all of the machine where a system cannot say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def choose_device(requested: str, *, local_rank: int | None = None) -> str:
     """Return a torch device name; `auto` takes a CUDA GPU where there is one.
 
@@ -80,10 +87,11 @@ def choose_devices(requested: str, *, local_rank: int | None = None) -> list[str
 
 def cpu_has_bf16_units() -> bool:
     """Tell whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX); without, bf16 is slower than fp32."""
-    cpuinfo = Path("/proc/cpuinfo")
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere nothing tells without a library, and fp32 is never wrong
     if not cpuinfo.exists():
         return False
-    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 

@@ -1,10 +1,11 @@
-"""One progress bar: rate and time left on a terminal, nothing elsewhere.
+"""What a person is told on the way: lines, and one progress bar with rate and time left on a terminal.
 
-Knows tqdm. Must not know what is counted.
+Knows tqdm. Must not know what is counted. Neither may end the work: the terminal can be gone, or the log's disk full.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 DELAY_S = 0.5  # what is done sooner needs no bar
 
 
+def say(*lines: str) -> None:
+    """Write lines to stderr, at once; where nobody can read them, the work goes on without."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: of a stream that is closed
+        if sys.stderr is not None:  # so is it in a program without a console
+            sys.stderr.write("".join(f"{line}\n" for line in lines))
+            sys.stderr.flush()
+
+
 class Progress:
     """Counts `total` things on stderr; quiet when stderr is not a terminal, so logs stay readable, or not `shown`."""
 
     def __init__(self, total: int, what: str, *, unit: str, shown: bool = True) -> None:
         self._bar: Any = None
-        if shown and sys.stderr.isatty():
+        if shown and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
             # A terminal that does not know its width says 0, and tqdm would then print nothing.
@@ -40,11 +49,16 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count on by `count`; `note` stands at the end of the line."""
-        if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+        if self._bar is None:
+            return
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        try:
             self._bar.update(count)
+        except OSError:  # the terminal is gone: a window that was closed
+            self._bar = None

@@ -7,11 +7,16 @@ builds its options from the same fields.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from deltaclip.base.errors import UserError, did_you_mean
+
+# Bounds of what says no other: beyond them nothing is meant, and the libraries' own integers end.
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_NUMBER = 1e9
 
 
 def setting(
@@ -52,6 +57,8 @@ def option_name(field_name: str) -> str:
 def check_settings(settings: Any) -> None:
     """Check every field against its range and choices; called from `__post_init__`.
 
+    Without a range of its own, a number must be finite and not beyond all reason; a text must say something.
+
     Raises:
         UserError: names the option, the value and what is allowed.
     """
@@ -63,6 +70,10 @@ def check_settings(settings: Any) -> None:
         place = field.name.upper() if field.metadata["argument"] else option_name(field.name)
         _check_choice(value, hints[field.name], place)
         _check_range(value, field.metadata, place)
+        for part in value if isinstance(value, list) else [value]:
+            _check_sense(part, place, has_limit=field.metadata["le"] is not None or field.metadata["lt"] is not None)
+        if isinstance(value, list) and not value:
+            raise UserError("is empty", place=place, remedy="give one at least")
 
 
 def _check_choice(value: Any, hint: Any, place: str) -> None:
@@ -81,6 +92,18 @@ def _check_range(value: Any, limits: Any, place: str) -> None:
         bound = limits[name]
         if bound is not None and not holds(bound):  # NaN fails every comparison and is refused
             raise UserError(f"{value} is out of range", place=place, remedy=f"give a value {words} {bound}")
+
+
+def _check_sense(value: Any, place: str, *, has_limit: bool) -> None:
+    if isinstance(value, str | Path) and not str(value).strip():
+        raise UserError("is blank", place=place, remedy="give a value, or leave it out")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{value} is no finite number", place=place, remedy="give one")
+    if isinstance(value, bool) or not isinstance(value, int | float) or has_limit:
+        return
+    largest = LARGEST_INTEGER if isinstance(value, int) else LARGEST_NUMBER
+    if abs(value) > largest:
+        raise UserError(f"{value} is out of range", place=place, remedy=f"give a value at most {largest:.10g}")
 
 
 def settings_to_json(settings: Any) -> dict[str, Any]:

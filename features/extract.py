@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.progress import say
 from deltaclip.base.settings import option_name
 from deltaclip.features.backbone.checkpoint import LOCAL_DIR, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
@@ -140,7 +140,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         _refuse_beside_shards(out)
     shard, named_by = read_shard(config.shard, os.environ) if config.shard else (None, "")
     if named_by:
-        print(f"shard {shard}, by {named_by}", file=sys.stderr)  # noqa: T201 - now, not after the hours that follow
+        say(f"shard {shard}, by {named_by}")
     extraction = _extraction(config, out)
     done, path = extraction.run(shard)
     with FeatureStore.open(path) as store:
@@ -193,7 +193,7 @@ def _extract_on_ray(config: ExtractConfig, out: Path, *, started: float) -> Extr
     count = config.ray_shards or set_size(out) or 4 * config.ray_workers
     workers = min(config.ray_workers, count)
     extraction = _extraction(config, out)  # here too: what is wrong with the input is said before Ray starts
-    print(f"{count} shards of {out}, {workers} workers", file=sys.stderr)  # noqa: T201 - before the work
+    say(f"{count} shards of {out}, {workers} workers")
     said = run_on_ray(
         _MakeShards(_everywhere(config), out.resolve(), count),
         range(1, count + 1),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import one_writer
+from deltaclip.base.files import check_place, one_writer
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.content import ImageContent, hash_images
@@ -83,6 +83,7 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
         UserError: anything wrong with the source or its table, vectors that are not finite or have no length, rows of
             one image or text whose vectors disagree, `out` exists, the disk is full.
     """
+    check_place(config.out)
     with one_writer(config.out):
         if config.out.exists():
             raise UserError("already exists", place=config.out, remedy="give another --out or remove it first")
@@ -102,9 +103,9 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
         }
         were_unit = {"images": images.are_unit, "texts": texts.are_unit}
         facts = _facts(config, source, were_unit)
-        _write(config.out, plan, images, texts, request=request, facts=facts)
+        cache = _write(config.out, plan, images, texts, request=request, facts=facts)
     return ImportResult(
-        cache=config.out,
+        cache=cache,
         layout=source.layout,
         rows=len(manifest),
         images=plan.num_images,
@@ -217,7 +218,7 @@ def _write(
     *,
     request: dict[str, Any],
     facts: dict[str, Any],
-) -> None:
+) -> Path:
     writer = StoreWriter.create(draft_path(out), plan, request=request, facts=facts, views={})
     parts: list[tuple[Kind, _Measured, NDArray[np.int64]]] = [
         ("texts", texts, _first_rows(plan.row_prompt)),
@@ -230,7 +231,7 @@ def _write(
                     rows = first[entries]
                     writer.put(kind, entries, measured.stored(rows), measured.length_N[rows])
                     progress.advance(len(rows))
-        writer.finish(out)
+        return writer.finish(out, is_new=True)
     except BaseException:
         writer.discard()
         raise

@@ -130,8 +130,8 @@ def inspect_cache(config: InspectConfig) -> InspectResult:
     """
     caches = config.caches
     if config.merge:
-        merge([file for path in caches for file in find_set(path) or [path]], config.merge)
-        caches = [config.merge]
+        merged = merge([file for path in caches for file in find_set(path) or [path]], config.merge)
+        caches = [merged]
     exported = _export(config, caches) if config.export else None
     reports: list[CacheReport] = []
     damaged: dict[str, list[str]] = {}
@@ -150,8 +150,8 @@ def _export(config: InspectConfig, caches: Sequence[Path]) -> str:
     if len(caches) > 1:
         raise UserError(f"{len(caches)} caches are given", place="--export", remedy="give one, or --merge them first")
     layout, view = config.export_format, config.export_view
-    count = export_cache(caches[0], config.export, layout=layout, view=view)
-    return f"{config.export}: {count:,} rows, view {view}, as {layout}"
+    count, folder = export_cache(caches[0], config.export, layout=layout, view=view)
+    return f"{folder}: {count:,} rows, view {view}, as {layout}"
 
 
 def _problems(path: Path) -> list[str]:

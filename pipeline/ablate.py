@@ -7,15 +7,14 @@ CLIP stays frozen in all of them but those of `--finetune`.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError, did_you_mean
-from deltaclip.base.files import whole_folder
-from deltaclip.base.progress import Progress
+from deltaclip.base.files import keep_result, whole_folder
+from deltaclip.base.progress import Progress, say
 from deltaclip.base.settings import settings_to_json
 from deltaclip.pipeline.run.comparison import (
     comparable_labels,
@@ -110,8 +109,8 @@ def ablate(config: AblateConfig) -> AblateResult:
         compared=compare_variants(rows, splits, predicted, against=config.against),
         seconds=round(time.monotonic() - started, 3),
     )
-    _write(result, config, common, rows)
-    return result
+    folder = keep_result(result.folder, lambda path: _write(path, result, config, rows))
+    return replace(result, folder=folder)
 
 
 def _check_against(config: AblateConfig, rows: CacheRows) -> None:
@@ -145,22 +144,24 @@ def _labels(common: TrainConfig, rows: CacheRows, splits: list[Split]) -> list[s
         f"warning: {label} is left out: too few labelled rows on some side of a split" for label in left_out
     )
     for line in warnings:
-        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+        say(line)
     return labels
 
 
-def _write(result: AblateResult, config: AblateConfig, common: TrainConfig, rows: CacheRows) -> None:
+def _write(path: Path, result: AblateResult, config: AblateConfig, rows: CacheRows) -> Path:
     about = {
         "stage": "ablate",
         "settings": settings_to_json(config),
-        "common": settings_to_json(common),
+        "common": settings_to_json(_train_config(config)),
         "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in variants_of(rows)}
         | ({one.name: dict(one.overrides) for one in TUNED_VARIANTS} if config.finetune else {}),
         "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
         "backbone": rows.facts,
         **surroundings(),
     }
-    with whole_folder(result.folder) as folder:
+    with whole_folder(path, may_be_taken=True) as growing:  # it was not when the work began
+        folder = growing.work
         write_table(folder / "ablate.csv", csv_columns(result.compared, WORDS))
         for name, values in (("ablate.json", result.table()), ("config.json", about)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return growing.path

@@ -6,12 +6,11 @@ runs have.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import whole_file
+from deltaclip.base.files import keep_result, write_json
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.run.comparing import Round, compare_label, read_round, source_of_spread
 from deltaclip.pipeline.run.folder import check_outside, open_run
@@ -64,8 +63,7 @@ def compare(config: CompareConfig) -> CompareResult:
         "warnings": _warnings(config.runs, rounds, seeds),
     }
     if config.out:
-        with whole_file(config.out) as temporary:
-            temporary.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+        keep_result(config.out, lambda path: write_json(path, comparison))
     return CompareResult(comparison=comparison)
 
 

@@ -58,7 +58,7 @@ def demo(config: DemoConfig) -> DemoResult:
     cache, run = config.out / "cache" / "demo_tiny.h5", config.out / "runs" / "demo"
     extract(ExtractConfig(data="demo", out=cache))
     if not run.exists():
-        train(TrainConfig(cache=cache, out=run))
+        run = train(TrainConfig(cache=cache, out=run)).run
     elif not _is_of(open_run(run), cache):
         raise UserError("was trained on another demo set", place=run, remedy="remove it or give another --out")
     page = report(ReportConfig(runs=[run])).page

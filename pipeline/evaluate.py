@@ -5,13 +5,12 @@ On the run's own cache the rows keep the sides that they had in training; in ano
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import whole_file
+from deltaclip.base.files import keep_result, write_json
 from deltaclip.base.settings import option_name
 from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.takeover import check_request
@@ -94,8 +93,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         metrics |= {"train": {}, "val": {}, "diagnostics": []}
         metrics["split"]["note"] = "; ".join(part for part in (metrics["split"]["note"], note) if part)
     if config.out:
-        with whole_file(config.out) as temporary:
-            temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        keep_result(config.out, lambda path: write_json(path, metrics))
     seeds = run.metrics["split"]["seeds"]
     heads = f", the heads of the first of {len(seeds)} repeats, split seed {seeds[0]}" if len(seeds) > 1 else ""
     return EvaluateResult(run=config.run, cache=cache, metrics=metrics, heads=heads, scores=origin)

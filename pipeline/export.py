@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.extras import require_extra
-from deltaclip.base.files import sha256_file
+from deltaclip.base.files import keep_result, sha256_file
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.run.folder import check_outside, open_run
 from deltaclip.pipeline.run.graphs import HeadGraph, ScorerGraph
@@ -86,7 +86,7 @@ def export(config: ExportConfig) -> ExportResult:
     about = _about(config, folder)
     content = to_onnx(graph, draw, outputs=heads.outputs, about=about)
     largest, speed = check_onnx(content, graph, draw, outputs=heads.outputs)
-    write_onnx(config.out, content)
+    keep_result(config.out, lambda path: write_onnx(path, content))
     return ExportResult(
         out=config.out,
         part=config.part,

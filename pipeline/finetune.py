@@ -6,12 +6,12 @@ epoch runs only what trains. With repeats, all of that but the frozen part once 
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.base.progress import say
 from deltaclip.pipeline.run.folder import free_run_path
 from deltaclip.pipeline.run.preset import apply_preset
 from deltaclip.pipeline.run.processes import joined_processes
@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         job = TuningJob(config, rows, splits, weights, device=device, precision=precision, processes=processes)
         if processes.is_first:
             for line in (*job.warnings, *(preset.lines() if preset else ()), *job.description):
-                print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+                say(line)
         repeats = job.learn()
         run = job.save(repeats, preset=preset.to_json() if preset else None)
     done = repeats[0]

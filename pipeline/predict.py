@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.files import keep_result
 from deltaclip.base.settings import option_name
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.manifest import manifest_from_table
@@ -98,7 +99,7 @@ def predict(config: PredictConfig) -> PredictResult:
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
     columns["error"] = [found.failed.get(row, "") for row in range(len(pairs.names))]
     if config.out:
-        write_table(config.out, columns)
+        keep_result(config.out, lambda path: write_table(path, columns))
     return PredictResult(
         out=config.out,
         columns=columns,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import whole_file
+from deltaclip.base.files import check_place, keep_result, whole_file
 from deltaclip.pipeline.compare import compare
 from deltaclip.pipeline.report_parts import panels, tables
 from deltaclip.pipeline.report_parts.page import render
@@ -80,8 +80,7 @@ def report(config: ReportConfig) -> ReportResult:
         run_colours=[(name, place % panels.RUNS) for place, name in enumerate(names)],
         leak_words=[f"{s.name}: its figures flatter, see below." for s in sections if s.leaks],
     )
-    with whole_file(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    keep_result(out, lambda path: _write(path, page))
     cards = [card for section in sections for card in section.cards]
     return ReportResult(
         page=out,
@@ -91,6 +90,11 @@ def report(config: ReportConfig) -> ReportResult:
         pictures=sum(bool(card.picture.address) for card in cards),
         why_not="; ".join(dict.fromkeys(section.gallery_words for section in sections if section.gallery_words)),
     )
+
+
+def _write(path: Path, page: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
 def newest_run(folder: Path) -> Path:
@@ -114,6 +118,7 @@ def _page_path(out: Path | None, paths: Sequence[Path]) -> Path:
         raise UserError(f"unknown suffix {out.suffix!r}", place=out, remedy=f"use one of {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    check_place(out)
     return out
 
 

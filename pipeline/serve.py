@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.extras import require_extra
+from deltaclip.base.progress import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,10 +65,9 @@ def serve(config: ServeConfig) -> ServeResult:
 
         def say_address() -> None:
             # At once, and apart from the result, which follows when the server stops.
-            sys.stderr.write(f"deltaclip: serving {config.run} on {address}\n")
+            say(f"deltaclip: serving {config.run} on {address}")
             if config.host not in LOOPBACK:
-                sys.stderr.write("deltaclip: whoever reaches this address may use it: there is no log-in\n")
-            sys.stderr.flush()
+                say("deltaclip: whoever reaches this address may use it: there is no log-in")
 
         started = time.monotonic()
         make_server(app, on_ready=say_address).run(sockets=[bound])

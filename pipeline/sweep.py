@@ -5,7 +5,6 @@ Settings are ranked on validation rows alone; the test rows are looked at once, 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.errors import UserError
+from deltaclip.base.progress import say
 from deltaclip.base.settings import settings_to_json
 from deltaclip.pipeline.run.bases import base_view
 from deltaclip.pipeline.run.describe import describe, warnings_of
@@ -84,7 +84,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
     found = [warnings_of(one, rows, split) for one in settings]
     for line in (line for line in found[0] if all(line in lines for lines in found)):  # what holds for all settings
-        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+        say(line)
     if not set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, (1.0, 1.0))):
         remedy = "give --fractions with more validation rows"
         raise UserError("too few validation rows to choose a setting by", place=config.cache, remedy=remedy)
@@ -92,7 +92,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     table = _table(settings, stacked)
     winner = replace(next(one for one in settings if _is(one, table[0])), out=config.out)
     weights = loss_weights(winner, rows)
-    print(*describe(winner, rows, weights), sep="\n", file=sys.stderr)  # noqa: T201
+    say(*describe(winner, rows, weights))
     done = judge(rows, split, weights, stacked.learned(winner))
     names = varied(settings)
     maps = heatmaps(table, names)

@@ -6,13 +6,13 @@ with repeats, all of that once per seed.
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
+from deltaclip.base.progress import say
 from deltaclip.pipeline.run.bases import base_view
 from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.finish import judge, run_mode, save_run
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> TrainResult:
     configs = repeat_configs(config)
     warnings = dict.fromkeys(line for split in splits for line in warnings_of(config, rows, split))
     for line in (*warnings, *(preset.lines() if preset else ()), *describe(config, rows, weights)):
-        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+        say(line)
     with live_events(path) if config.tensorboard else nullcontext() as events:
         repeats = []
         for number, (one, split) in enumerate(zip(configs, splits, strict=True), start=1):

@@ -203,6 +203,53 @@ def test_ctrl_c_is_one_line_and_130(demo_cache, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_behind_the_output_is_one_line(tmp_path):
+    # The summary is printed when the work is done: what happens then has no other place to be caught.
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            [sys.executable, "-m", "deltaclip", "data", "check", "demo", "--images", "none"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+    assert done.stderr == "deltaclip: input/output: No space left on device; check the disk and your rights on it\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "2>/dev/full"])
+def test_a_program_without_output_does_its_work(demo_cache, tmp_path, *, closed):
+    command = f'"$0" -m deltaclip inspect "$1" --merge merged.h5 {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, demo_cache], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert (tmp_path / "merged.h5").exists()
+
+
+def test_what_the_terminal_cannot_show_ends_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text("image,prompt\nkätzchen-\N{CAT FACE}.png,x\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "deltaclip", "data", "check", "t.csv"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    assert "kätzchen-\\U0001f431.png".encode("latin-1") in done.stdout
+    assert done.stderr == b""
+
+
+def test_an_error_that_nobody_has_foreseen_is_one_line_too(monkeypatch, capsys):
+    def fail(config):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("deltaclip.pipeline.train.train", fail)
+    line = "deltaclip: internal error: ZeroDivisionError: division by zero; "
+    line += "give --debug too for the traceback, and report it with that\n"
+    assert run("train", "cache.h5") == 1
+    assert capsys.readouterr().err == line
+    assert run("train", "cache.h5", "--debug") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.endswith(f"ZeroDivisionError: division by zero\n{line}")
+
+
 def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
     with shell("train", "--help", cwd=tmp_path) as process:
         process.stdout.close()

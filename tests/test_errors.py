@@ -387,12 +387,11 @@ def test_a_long_prompt_is_cut_and_counted_not_refused(place, capsys, tiny_backbo
     assert f"1 texts were cut at {length} tokens" in capsys.readouterr().out.splitlines()
 
 
-def test_what_the_disk_refuses_is_exit_code_1(place, capsys, tmp_path):
+def test_a_file_on_the_way_to_the_result_is_found_before_the_work(place, capsys, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert run("train", str(place / "demo.h5"), "--epochs", "1", "--out", str(blocked / "run")) == 1
-    line = f"deltaclip: {blocked}: File exists; check the disk and your rights on it"
-    assert capsys.readouterr().err.splitlines()[-1] == line
+    assert run("train", str(place / "demo.h5"), "--epochs", "1", "--out", str(blocked / "run")) == 2
+    assert capsys.readouterr().err == f"deltaclip: {blocked}: is no folder; give another --out\n"
 
 
 def test_debug_shows_the_traceback_and_the_same_line(place, capsys):

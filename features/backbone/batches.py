@@ -9,12 +9,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from deltaclip.base.device import usable_processors
 from deltaclip.features.data.images import UnreadableFile, UnreadableImage, from_memory, open_image, read_image_bytes
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Timed(NamedTuple, Generic[Prepared]):
 
 def default_workers() -> int:
     """Return the number of decoding threads: one per processor this process may use."""
-    return max(1, len(os.sched_getaffinity(0)))
+    return usable_processors()
 
 
 def pixel_batches(

@@ -176,7 +176,8 @@ def render_demo(
     """
     _check(num_prompts, images_per_prompt, size)
     rows = plan_demo(seed, num_prompts, images_per_prompt)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder) as growing:
+        temporary = growing.work
         (temporary / "images").mkdir()
         cells = []
         for number, row in enumerate(rows):
@@ -190,4 +191,4 @@ def render_demo(
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(cells)
-    return folder / CSV_NAME
+    return growing.path / CSV_NAME

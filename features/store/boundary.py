@@ -7,14 +7,13 @@ and a rename at the end. Knows h5py. Must not know towers or how entries are com
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import prove_space, publish, require_space, sync_folder
+from deltaclip.base.files import prove_space, publish, require_space, reserve, sync_folder
 from deltaclip.features.store.checksums import row_checksums
 from deltaclip.features.store.disk import allocate, commit, selection
 from deltaclip.features.store.schema import DONE, KEY_BYTES, PENDING
@@ -215,7 +214,7 @@ def _lay_out(draft: Path, keys: NDArray[np.uint8], *, shape: tuple[int, ...], id
     file.attrs["format"], file.attrs["schema_version"] = FORMAT, VERSION
     file.attrs["identity"] = json.dumps(identity, sort_keys=True)
     commit(file, draft)
-    os.posix_fallocate(file.id.get_vfd_handle(), 0, draft.stat().st_size)  # no hole that could fail to fill later
+    reserve(draft, draft.stat().st_size)  # no hole that could fail to fill later
     return file
 
 

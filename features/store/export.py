@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import require_space, whole_folder
+from deltaclip.base.files import require_space, reserve, whole_folder
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.embeddings import ABOUT, IMAGES_NPY, TABLE, TENSORS, TEXTS_NPY
 from deltaclip.features.store.joined import open_cache
@@ -29,7 +29,7 @@ COPY_ROWS = 65_536
 OF_CLIP_RETRIEVAL = {"image": "image_path", "prompt": "caption"}  # its names of our columns
 
 
-def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> int:
+def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> tuple[int, Path]:
     """Write the usable rows of a finished cache to a folder; it appears whole or not at all.
 
     Args:
@@ -39,7 +39,7 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> int:
         view: of the images.
 
     Returns:
-        the number of rows.
+        the number of rows, and where they are: `out`, or the next free name where it was taken meanwhile.
 
     Raises:
         UserError: no such view, or some usable image lacks it; no usable row; `out` exists; an embedding that is not
@@ -65,11 +65,12 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> int:
     columns |= rows.numbers | {"explanation": explanations} | {name: rows.text[name][:] for name in CODE_COLUMNS}
     row_bytes = images.itemsize * images.shape[1] + texts.itemsize * texts.shape[1]
     require_space(out.parent, len(rows) * row_bytes, "the export")
-    with whole_folder(out) as folder:
+    with whole_folder(out) as growing:
+        folder = growing.work
         _write_vectors(folder, layout, (images, rows.image), (texts, rows.prompt))
         _write_table(folder, layout, {name: cells for name, cells in columns.items() if _says_something(name, cells)})
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return len(rows)
+    return len(rows), growing.path
 
 
 Indexed = tuple["NDArray[np.floating]", "NDArray[np.int64]"]  # distinct vectors, and which of them each row has
@@ -94,6 +95,7 @@ def _write_vectors(folder: Path, layout: Layout, images: Indexed, texts: Indexed
         path.parent.mkdir(exist_ok=True)
         shape = (len(entries), vectors.shape[1])
         file = np.lib.format.open_memmap(path, mode="w+", dtype=vectors.dtype, shape=shape)
+        reserve(path, path.stat().st_size)  # a disk that is full would kill whoever writes to mapped memory
         with Progress(len(entries), f"writing {path.name}", unit="rows") as progress:
             for start in range(0, len(entries), COPY_ROWS):  # a million rows of one prompt are not a million in memory
                 block = entries[start : start + COPY_ROWS]

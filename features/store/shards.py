@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 APART = "merge only caches of one backbone, precision and recipe of each view"
 
 
-def merge(paths: Sequence[Path], out: Path) -> None:
-    """Write one cache that holds what several finished caches hold; it appears whole or not at all.
+def merge(paths: Sequence[Path], out: Path) -> Path:
+    """Write one cache that holds what several finished caches hold, whole or not at all, and return where.
 
     Rows keep their order, cache after cache, those of the shards of one table the order of the table; a row that an
     earlier cache has in every column is not repeated. A view is there if any cache has it, and left to do for the
@@ -65,7 +65,7 @@ def merge(paths: Sequence[Path], out: Path) -> None:
                 for store in stores:
                     writer.reuse(store)
                     progress.advance(1)
-            writer.finish(out)
+            return writer.finish(out, is_new=True)
         except BaseException:
             writer.discard()
             raise

@@ -6,13 +6,12 @@ a batch: values, flush, fsync, then the status bytes that declare them valid. `d
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from deltaclip.base.files import prove_space, publish, require_space
+from deltaclip.base.files import prove_space, publish, publish_new, require_space, reserve
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.checksums import row_checksums
 from deltaclip.features.store.disk import commit, selection
@@ -96,7 +95,7 @@ class StoreWriter:
         write_attributes(file, plan, request=request, facts=facts)
         writer = cls(part, file)
         writer.commit()
-        os.posix_fallocate(file.id.get_vfd_handle(), 0, part.stat().st_size)  # no hole that could fail to fill later
+        reserve(part, part.stat().st_size)  # no hole that could fail to fill later
         return writer
 
     def group(self, kind: Kind, view: str = CENTER) -> h5py.Group:
@@ -187,8 +186,11 @@ class StoreWriter:
         self.close()
         self.part.unlink(missing_ok=True)
 
-    def finish(self, path: Path) -> None:
-        """Give the cache its name `path`: complete flag, seal, fsync, rename."""
+    def finish(self, path: Path, *, is_new: bool = False) -> Path:
+        """Give the cache its name `path`: complete flag, seal, fsync, rename; return the name.
+
+        One that `is_new` replaces nothing: where somebody has taken `path` meanwhile, it gets the next free name.
+        """
         assert not self.todo("images").size, "finish() before every image was stored"
         assert not self.todo("texts").size, "finish() before every text was stored"
         self._file.attrs.modify("complete", np.uint8(1))
@@ -196,7 +198,10 @@ class StoreWriter:
         places = [self._place(group) for group in groups if group["embedding"].size]  # a shard may have no rows
         self.close()
         write_seal(self.part, places)
+        if is_new:
+            return publish_new(self.part, path)
         publish(self.part, path)
+        return path
 
     @staticmethod
     def _place(group: h5py.Group) -> tuple[int, int]:

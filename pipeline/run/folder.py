@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import whole_folder
+from deltaclip.base.files import check_place, keep_result, whole_folder
 from deltaclip.pipeline.model.spec import HeadSpec
 from deltaclip.pipeline.run.checkpoint import load_heads, load_tuned, save_heads
 from deltaclip.pipeline.run.predictions import write_table
@@ -88,12 +88,14 @@ def free_run_path(out: Path | None, name: str) -> Path:
     """Return where a run may go: `out` if given, else runs/NAME with the next free number.
 
     Raises:
-        UserError: `out` exists already; found out before anything is trained.
+        UserError: `out` exists already, or nothing can be written there; found out before anything is trained.
     """
     if out is not None:
         if out.exists():
             raise UserError("already exists", place=out, remedy="give another --out or remove it first")
+        check_place(out)
         return out
+    check_place(Path("runs") / name)
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1
@@ -102,33 +104,34 @@ def free_run_path(out: Path | None, name: str) -> Path:
 
 
 def check_outside(out: Path | None, runs: Sequence[Path]) -> None:
-    """Refuse to write into a finished run.
+    """Refuse to write a file into a finished run, or where none can be, before any work.
 
     Raises:
-        UserError: `out` lies in one of the runs.
+        UserError: `out` lies in one of the runs, or is a folder, or nothing can be written there.
     """
-    if out and any(out.resolve().is_relative_to(run.resolve()) for run in runs):
+    if out is None:
+        return
+    check_place(out)
+    if out.is_dir():
+        raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    if any(out.resolve().is_relative_to(run.resolve()) for run in runs):
         raise UserError("lies in the run", place=out, remedy="give a file outside: a finished run stays as it is")
 
 
 def write_run(out: Path | None, name: str, contents: RunContents) -> Path:
     """Write a run directory, which appears with everything in it or not at all, and return where.
 
-    Without `out`, another process may take the free number while this one trains: then the next one.
+    Another process may take the name while this one trains: then the next free one.
+
+    Raises:
+        MachineError: the disk refuses it; says where it is instead.
     """
-    while True:
-        path = free_run_path(out, name)
-        try:
-            _write_run(path, contents)
-        except (UserError, OSError):
-            if out is None and path.exists():
-                continue
-            raise
-        return path
+    return keep_result(out or free_run_path(None, name), lambda path: _write_run(path, contents))
 
 
-def _write_run(path: Path, contents: RunContents) -> None:
-    with whole_folder(path) as folder:
+def _write_run(path: Path, contents: RunContents) -> Path:
+    with whole_folder(path, may_be_taken=True) as growing:  # it was not when the training began
+        folder = growing.work
         about = {
             "backbone": contents.config["backbone"],
             "request": contents.config["request"],
@@ -146,6 +149,7 @@ def _write_run(path: Path, contents: RunContents) -> None:
             shutil.copytree(source, folder / name)
         for name, values in (("metrics.json", contents.metrics), ("config.json", contents.config)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return growing.path
 
 
 def open_run(path: Path) -> RunFolder:

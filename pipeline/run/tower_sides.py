@@ -5,7 +5,6 @@ Knows caches, boundary files and towers. Must not know heads or training.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import require_space
+from deltaclip.base.progress import say
 from deltaclip.features.backbone.batches import ImageFile
 from deltaclip.features.backbone.pixels import input_size, single_pixels
 from deltaclip.features.backbone.views import file_opener
@@ -198,7 +198,7 @@ class SideMaker:
             else f"{num_entries:,} {tower.kind}s"
         )
         line = f"boundary      {what} after block {tower.frozen_blocks}: {size / 1e6:,.1f} MB in {folder}"
-        print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+        say(line)
 
     def _path(self, tower: CutTower, view: str) -> Path:
         return boundary_path(self.rows.path, tower.kind, tower.frozen_blocks, view=view, precision=self.precision)

@@ -5,11 +5,11 @@ As `variants`, but each is a fine-tuning with the defaults of `finetune`.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.base.progress import say
 from deltaclip.pipeline.run.processes import Processes
 from deltaclip.pipeline.run.references import Predicted
 from deltaclip.pipeline.run.rows import load_rows
@@ -83,7 +83,7 @@ def announce_tuned(config: AblateConfig, splits: Sequence[Split]) -> None:
     trainings = len(TUNED_VARIANTS) * len(splits)
     passes = f"{trainings * config.epochs * num_rows:,} images forward and back"
     line = f"finetune      {trainings} trainings x {config.epochs} epochs x {num_rows:,} rows: {passes}"
-    print(line, file=sys.stderr)  # noqa: T201 - before the progress bar, and not on stdout
+    say(line)
 
 
 def _tuning_config(config: AblateConfig, variant: TunedVariant) -> FinetuneConfig:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.base.progress import say
 from deltaclip.base.settings import settings_to_json
 from deltaclip.features.backbone.anatomy import tower_depth
 from deltaclip.features.backbone.batches import default_workers
@@ -192,7 +192,7 @@ class TuningJob:
         path = self.work / f"{config.split_seed}.safetensors"
         state = StateFile(path, writes=self.processes.is_first, device=self.device)
         if state.path.exists() and self.processes.is_first:
-            print(f"{what}: goes on from {state.path}", file=sys.stderr)  # noqa: T201 - a person wants to know
+            say(f"{what}: goes on from {state.path}")
         learned, model = tune_towers(config, self.rows, split, self.weights, stage=stage, state=state, what=what)
         write_full = self._write_full if config.save_full else None
         learned = replace(learned, tuned=TunedBackbone(tensors=self._copied(), write_full=write_full))

@@ -58,9 +58,9 @@ def test_an_error_keeps_the_old_file(tmp_path):
 
 def test_a_folder_appears_whole_and_is_never_overwritten(tmp_path):
     target = tmp_path / "runs" / "a"
-    with whole_folder(target) as temporary:
-        (temporary / "sub").mkdir()
-        (temporary / "sub" / "x").write_text("1")
+    with whole_folder(target) as growing:
+        (growing.work / "sub").mkdir()
+        (growing.work / "sub" / "x").write_text("1")
         assert not target.exists()
     assert (target / "sub" / "x").read_text() == "1"
     with pytest.raises(UserError) as caught, whole_folder(target):
@@ -68,8 +68,8 @@ def test_a_folder_appears_whole_and_is_never_overwritten(tmp_path):
     assert str(caught.value) == f"{target}: already exists; give another name or remove it first"
 
     def fail():
-        with whole_folder(target.with_name("b")) as temporary:
-            (temporary / "x").write_text("1")
+        with whole_folder(target.with_name("b")) as growing:
+            (growing.work / "x").write_text("1")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -85,9 +85,9 @@ def test_every_name_in_a_folder_is_on_the_disk_before_it_appears(tmp_path, monke
         sync(folder)
 
     monkeypatch.setattr(files, "sync_folder", record)
-    with whole_folder(tmp_path / "a") as temporary:
-        (temporary / "sub").mkdir()
-    assert synced == [(temporary / "sub", False), (temporary, False), (tmp_path, True)]
+    with whole_folder(tmp_path / "a") as growing:
+        (growing.work / "sub").mkdir()
+    assert synced == [(growing.work / "sub", False), (growing.work, False), (tmp_path, True)]
 
 
 def test_one_writer_until_it_is_killed(tmp_path):

@@ -255,7 +255,7 @@ def test_a_kill_while_merging_leaves_nothing_under_the_name(tmp_path):
     if child == 0:
         import deltaclip.features.store.writer as module
 
-        module.publish = lambda *_: os.kill(os.getpid(), 9)
+        module.publish_new = lambda *_: os.kill(os.getpid(), 9)
         merge([tmp_path / "a.h5"], tmp_path / "all.h5")
         os._exit(1)
     _, status = os.waitpid(child, 0)
