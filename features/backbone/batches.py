@@ -189,7 +189,10 @@ def _prepared(
     started = time.perf_counter()
     content: Any = source.read(root)
     read_s, started = time.perf_counter() - started, time.thread_time()
-    prepared = prepare(source, source.decode(content, open_file))
+    try:
+        prepared = prepare(source, source.decode(content, open_file))
+    except MemoryError:  # the next image may be smaller
+        raise UnreadableFile("not enough memory to decode it") from None
     return _Timed(prepared, read_s, time.thread_time() - started)
 
 

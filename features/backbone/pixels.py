@@ -6,6 +6,7 @@ know files.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
@@ -40,7 +41,7 @@ def center_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
         return lambda image: backbone.preprocess(image)[None]
     if backbone.decode == "fast":
         return _fast_crops(backbone, steps[:-2])
-    before = tv.Compose(steps[:-2])
+    before = tv.Compose(_own_crops(steps[:-2]))
     return lambda image: _as_tensor(before(image)).contiguous()[None]
 
 
@@ -51,7 +52,11 @@ def single_pixels(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
         UserError: see `center_crops`.
     """
     if backbone.decode != "fast":
-        return backbone.preprocess
+        import torchvision.transforms as tv
+
+        steps = getattr(backbone.preprocess, "transforms", [backbone.preprocess])
+        whole: Callable[[Image.Image], torch.Tensor] = tv.Compose(_own_crops(steps))
+        return whole
     crops = center_crops(backbone)
     return lambda image: normalise(backbone, crops(image))[0]
 
@@ -88,6 +93,25 @@ def input_size(backbone: Backbone) -> tuple[int, int]:
     size = backbone.facts["preprocessing"]["size"]
     height, width = size if isinstance(size, list) else (size, size)
     return height, width
+
+
+def _own_crops(steps: Sequence[Any]) -> list[Any]:
+    """Return a transform's steps with crops that no switch of Pillow's refuses; the pixels are the same."""
+    import torchvision.transforms as tv
+
+    return [functools.partial(_center_cut, step) if isinstance(step, tv.CenterCrop) else step for step in steps]
+
+
+def _center_cut(step: Any, image: Image.Image) -> Image.Image:
+    from deltaclip.features.data.pillow import cut
+
+    height, width = step.size
+    if image.width < width or image.height < height:
+        padded: Image.Image = step(image)
+        return padded
+    # torchvision's rounding of the corner
+    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    return cut(image, (left, top, left + width, top + height))
 
 
 def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Image], torch.Tensor]:

@@ -61,7 +61,9 @@ def view_pixels(
         input_size: (H, W).
     """
     if match := CROP.fullmatch(view):
-        return preprocess(image.crop(crop_box(image.size, sha256, input_size=input_size, number=int(match[1]))))
+        from deltaclip.features.data.pillow import cut
+
+        return preprocess(cut(image, crop_box(image.size, sha256, input_size=input_size, number=int(match[1]))))
     pixels = preprocess(image)
     return pixels.flip(-1) if view == FLIP else pixels
 

@@ -5,23 +5,27 @@ Knows Pillow's modes and limits. Must not know manifests or CLIP.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import stat
 import struct
-import warnings
-from typing import IO, TYPE_CHECKING, NamedTuple
+import zlib
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from deltaclip.features.data.png import SIGNATURE, picture_only
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; larger files are bombs or scans, not generated images
 MAX_ASPECT = 100  # CLIP resizes the short side: a longer strip would blow up to gigabytes and lose all but its middle
-# Pillow knows forty more, some of which start other programs (EPS) or have rarely met hostile files.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "TGA", "ICO")
 # What Pillow's decoders raise on broken data, found by flipping bytes of 230,000 files.
 BROKEN = (
     OSError,
@@ -32,8 +36,30 @@ BROKEN = (
     TypeError,
     LookupError,
     ArithmeticError,
+    AttributeError,
+    AssertionError,
+    BufferError,
     struct.error,
+    zlib.error,
 )
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LYING = {5, 6, 7, 8}  # width and height change places
+NOT_FILES = {
+    stat.S_IFDIR: "Is a directory",
+    stat.S_IFIFO: "a pipe, not a file",
+    stat.S_IFSOCK: "a socket, not a file",
+    stat.S_IFCHR: "a device, not a file",
+    stat.S_IFBLK: "a device, not a file",
+}
 
 
 class UnreadableImage(Exception):  # noqa: N818 - a reason to list, not an error to stop at
@@ -52,18 +78,33 @@ def read_image_bytes(path: Path, root: Path | None) -> bytes:
         root: folder that it must lie in once symbolic links are followed; None permits every place.
 
     Raises:
-        UnreadableFile: no such file, no right to read it, empty, or outside the root.
+        UnreadableFile: no such file, no right to read it, empty, no regular file, or outside the root.
     """
+    with _refusing_files(), _open_file(path, root) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _refusing_files() -> Iterator[None]:
     try:
-        refuse_outside_links(path, root)
-        content = path.read_bytes()
+        yield
     except FileNotFoundError:
         raise UnreadableFile("no such file") from None
     except OSError as error:
         raise UnreadableFile(error.strerror or str(error)) from error
-    if not content:
-        raise UnreadableFile("empty file")
-    return content
+    except ValueError:  # a zero byte, or a letter that this machine's names cannot have
+        raise UnreadableFile("not the name of a file") from None
+    except MemoryError:
+        raise UnreadableFile("not enough memory to read it") from None
+
+
+def _open_file(path: Path, root: Path | None) -> IO[bytes]:
+    refuse_outside_links(path, root)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        raise UnreadableFile(NOT_FILES.get(stat.S_IFMT(status.st_mode), "empty file"))
+    # Not to wait, should it have become a pipe: that has no end before somebody writes to it. Windows lacks the flag.
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def refuse_outside_links(path: Path, root: Path | None) -> None:
@@ -71,9 +112,14 @@ def refuse_outside_links(path: Path, root: Path | None) -> None:
 
     Raises:
         UnreadableFile: it lies elsewhere.
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or links lead in a circle.
     """
-    if root is not None and not path.resolve(strict=True).is_relative_to(root.resolve()):
+    if root is None:
+        return
+    # Not Path.resolve: it answers a circle of links with a RuntimeError.
+    base = os.path.realpath(root)
+    there = os.path.realpath(path, strict=True)
+    if there != base and not there.startswith(os.path.join(base, "")):  # noqa: PTH118 - ends in one separator
         raise UnreadableFile("links to a file outside the image root")
 
 
@@ -91,22 +137,59 @@ def open_image(content: bytes, *, short_side: int | None = None, max_pixels: int
         UnreadableImage: not an image, truncated, over `max_pixels`, a strip longer than 100:1, pixels
             without a known range (float, 32 bits), or a transparent colour that cannot be told from others.
     """
-    try:
-        image = _opened(io.BytesIO(content))
-        _check_size(*image.size, max_pixels=max_pixels)
-        _check_range(image)
-        _check_transparent_colour(image, content)
+    from deltaclip.features.data.pillow import as_public
+
+    with _refusing():
+        image = _look(io.BytesIO(content), header=False, max_pixels=max_pixels).image
         if short_side is not None:
             image.draft(None, (short_side, short_side))
         image.load()
-        _check_size(*image.size, max_pixels=max_pixels)  # an icon's entry says 16 x 16 of whatever lies in it
-        return _to_rgb(_upright(image))
-    except UnidentifiedImageError:
-        raise UnreadableImage("not an image in a known format") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
+        return as_public(_to_rgb(_upright(image)))
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise UnreadableFile("not enough memory to decode it") from None
     except BROKEN as error:
-        raise UnreadableImage(f"broken image data ({error})") from error
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Pillow's
+            raise UnreadableFile(error.strerror or str(error)) from error
+        raise UnreadableImage(f"broken image data ({str(error) or type(error).__name__})") from error
+
+
+class _Look(NamedTuple):
+    image: Any  # of Pillow's, not decoded
+    more_frames: bool
+
+
+def _look(file: IO[bytes], *, header: bool, max_pixels: int = MAX_PIXELS) -> _Look:
+    """Identify an image and refuse what its first bytes are reason enough to; the one look that all others go on from.
+
+    Args:
+        file: of an image.
+        header: read no further than where the pixels start.
+        max_pixels: of the file.
+
+    Raises:
+        UnreadableImage: see `open_image`.
+    """
+    from deltaclip.features.data import pillow  # at the first picture: it takes as long to import as Pillow itself
+
+    more_frames, depth = False, None
+    if (start := file.read(len(SIGNATURE) + 17)).startswith(SIGNATURE):
+        file, more_frames = picture_only(file, header=header)
+        depth = start[-1]
+    image = pillow.opened(file)
+    if image is None:
+        raise UnreadableImage("not an image in a known format")
+    if image.format == "ICO":  # an icon's entry says 16 x 16 of whatever lies in it
+        _check_size(*image.ico.getimage(image.size).size, max_pixels=max_pixels)
+    _check_size(*image.size, max_pixels=max_pixels)
+    _check_range(image)
+    _check_transparent_colour(image, depth)
+    return _Look(image, more_frames or bool(getattr(image, "is_animated", False)))
 
 
 def is_image(path: Path, root: Path | None) -> bool:
@@ -122,21 +205,36 @@ def from_memory(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
     """Return an image in memory as `open_image` returns it from its file.
 
     Args:
-        image: of any mode, as Pillow opens or makes it; or RGB pixels, (H, W, 3) uint8.
+        image: of any mode, as Pillow opens or makes it; or RGB pixels, (H, W, 3) uint8. One that was opened and not
+            decoded yet is read from its file as every file is, whatever switches of Pillow's are set.
 
     Raises:
-        UnreadableImage: as `open_image`; and a PNG's transparent colour, whose scale only the file tells.
+        UnreadableImage: as `open_image`; and a decoded PNG's transparent colour, whose scale only the file tells.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    try:
+    if (content := _undecoded(image)) is not None:
+        return open_image(content)
+    with _refusing():  # Pillow reads the pixels of an opened file here, not before
         _check_size(*image.size)
         _check_range(image)
         if image.format == "PNG" and image.mode in {"L", "RGB"} and image.info.get("transparency") is not None:
             raise UnreadableImage("a PNG with a transparent colour: only its file tells which, so give its path")
+        image.load()
         return _to_rgb(_upright(image))
-    except BROKEN as error:  # Pillow reads the pixels of an opened file here, not before
-        raise UnreadableImage(f"broken image data ({error})") from error
+
+
+def _undecoded(image: Image.Image) -> bytes | None:
+    """Return the file of an opened image that nobody has decoded, gone on in or scaled; None of every other."""
+    file = getattr(image, "fp", None)
+    if not file or not getattr(image, "tile", None) or image.tell() or getattr(image, "decoderconfig", None):
+        return None
+    with _refusing():
+        place = file.tell()
+        file.seek(0)
+        content: bytes = file.read()
+        file.seek(place)
+    return content
 
 
 class ImageHeader(NamedTuple):
@@ -158,26 +256,10 @@ def read_header(path: Path, root: Path | None) -> ImageHeader:
     Raises:
         UnreadableImage: as `read_image_bytes` and `open_image`, as far as a header tells.
     """
-    try:
-        refuse_outside_links(path, root)
-        size_bytes = path.stat().st_size
-        if not size_bytes:
-            raise UnreadableFile("empty file")
-        with path.open("rb") as file:
-            image = _opened(file)
-            _check_size(*image.size)
-            _check_range(image)
-            return ImageHeader(*image.size, bool(getattr(image, "is_animated", False)), size_bytes)
-    except FileNotFoundError:
-        raise UnreadableFile("no such file") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise UnreadableFile(error.strerror or str(error)) from error
-    except UnidentifiedImageError:
-        raise UnreadableImage("not an image in a known format") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(f"over {MAX_PIXELS // 1_000_000} million pixels") from None
-    except BROKEN as error:
-        raise UnreadableImage(f"broken image data ({error})") from error
+    with _refusing_files(), _open_file(path, root) as file, _refusing():
+        image, more_frames = _look(file, header=True)
+        width, height = image.size[::-1] if _orientation(image) in LYING else image.size
+        return ImageHeader(width, height, more_frames, os.fstat(file.fileno()).st_size)
 
 
 def has_more_frames(content: bytes) -> bool:
@@ -189,8 +271,9 @@ def has_more_frames(content: bytes) -> bool:
     if not _may_have_frames(content):
         return False
     try:
-        return bool(getattr(_opened(io.BytesIO(content)), "is_animated", False))
-    except (*BROKEN, Image.DecompressionBombError):
+        with _refusing():
+            return _look(io.BytesIO(content), header=True).more_frames
+    except UnreadableImage:
         return False
 
 
@@ -201,18 +284,6 @@ def _may_have_frames(content: bytes) -> bool:
     if content.startswith(b"RIFF"):
         return content[12:16] == b"VP8X" and len(content) > 20 and bool(content[20] & 2)
     return content.startswith((b"GIF8", b"II", b"MM")) or content[4:12] == b"ftypavis"
-
-
-def _opened(file: IO[bytes]) -> Image.Image:
-    # Pillow warns of sizes (our limit is the one that refuses) and of odd metadata. The filter stays:
-    # catch_warnings swaps state of the whole process, and this runs in many threads.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    return Image.open(file, formats=_formats())
-
-
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -230,12 +301,11 @@ def _check_range(image: Image.Image) -> None:
         raise UnreadableImage("32-bit pixels have no known range")
 
 
-def _check_transparent_colour(image: Image.Image, content: bytes) -> None:
-    """Bring a PNG's transparent colour to the scale of the pixels: Pillow leaves it in the file's."""
-    colour = image.info.get("transparency")
-    if image.format != "PNG" or colour is None:
+def _check_transparent_colour(image: Image.Image, depth: int | None) -> None:
+    """Bring a PNG's transparent colour to the scale of the pixels: Pillow leaves it in the file's, of `depth` bits."""
+    colour: Any = image.info.get("transparency")
+    if depth is None or colour is None:
         return
-    depth = content[24]
     if image.mode == "L" and depth < 8:
         image.info["transparency"] = colour * 255 // (2**depth - 1)
     elif image.mode == "RGB" and depth == 16:  # the pixels come with the upper 8 bits alone
@@ -243,10 +313,24 @@ def _check_transparent_colour(image: Image.Image, content: bytes) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how the camera was held, 1 to 8 by EXIF; 1 where nothing says so that can be read.
+
+    The camera's notes may be damaged where the picture is not: then as it lies, which is what viewers show.
+    """
+    if image.format == "TIFF":  # Pillow turns these itself while it decodes them
+        return 1
+    # Not a PNG's own method, which decodes the picture to look for notes behind it.
+    notes: Any = super(type(image), image) if image.format == "PNG" else image
     try:
-        return ImageOps.exif_transpose(image)
-    except BROKEN:  # the camera's notes are damaged, the picture is not: as it lies, which is what viewers show
-        return image
+        found = notes.getexif().get(ORIENTATION)
+    except (*BROKEN, Warning):  # of a picture in memory Pillow's warnings may be errors here
+        return 1
+    return found if isinstance(found, int) and found in TURNS else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -125,7 +125,7 @@ def refused_files():
         "text.jpg": (b"this is text\n" * 9, "not an image in a known format"),
         "strip.png": (encoded(Image.new("L", (30_000, 10))), "30000 x 10 is a strip longer than 100:1"),
         "tall.png": (encoded(Image.new("L", (10, 30_000))), "10 x 30000 is a strip longer than 100:1"),
-        "bomb.png": (png_header(60_000, 60_000), "over 100 million pixels"),
+        "bomb.png": (png_header(60_000, 60_000), "60000 x 60000 is over 100 million pixels"),
         "large.png": (png_header(10_001, 10_000), "10001 x 10000 is over 100 million pixels"),
         "float.tiff": (
             encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
