@@ -11,7 +11,7 @@ from deltaclip.features.checking.files import check_images
 from deltaclip.features.checking.findings import Finding, Findings, Rows
 from deltaclip.features.checking.sides import check_groups, check_sources, check_split
 from deltaclip.features.data.adapters import open_data
-from deltaclip.features.data.labels import parse_label_range
+from deltaclip.features.data.labels import parse_label_ranges
 
 if TYPE_CHECKING:
     from deltaclip.features.settings import CheckConfig
@@ -86,13 +86,13 @@ def check_data(config: CheckConfig) -> CheckResult:
         UserError: there is nothing to look at: no such file, a table that cannot be read at all.
     """
     started = time.monotonic()
-    given = parse_label_range(config.label_range) if config.label_range else None
+    given = parse_label_ranges(config.label_range)
     data = open_data(config.data, image_root=config.image_root)
     root = None if config.allow_outside else data.image_root
     findings = Findings(Rows(data))
     unused = check_columns(findings, data.tables, of_set=data.label_range is not None)
     check_cells(findings, root)
-    labels = check_labels(findings, given or data.label_range)
+    labels = check_labels(findings, data.ranges(given))
     keys: list[object] = list(findings.rows.cells["image"])
     images = None
     if config.images != "none" and "image" in findings.rows.columns:

@@ -17,7 +17,7 @@ from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.content import ImageContent, hash_images
 from deltaclip.features.data.embeddings import read_source
-from deltaclip.features.data.labels import parse_label_range
+from deltaclip.features.data.labels import parse_label_ranges
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.writer import STORED_DTYPE, StoreWriter, draft_path
@@ -124,7 +124,7 @@ def _manifest(config: ImportConfig, source: Source) -> Manifest:
         source.table,
         name=config.source.stem,
         image_root=config.image_root or source.table.path.parent,
-        label_range=parse_label_range(config.label_range) if config.label_range else None,
+        label_ranges=parse_label_ranges(config.label_range),
         allow_outside=config.image_root is None,
     )
 

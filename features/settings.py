@@ -39,7 +39,9 @@ class ExtractConfig:
     )
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
-    label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")
+    label_range: list[str] | None = setting(
+        None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."
+    )
     on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
     shard: str | None = setting(
         None,
@@ -72,7 +74,9 @@ class ImportConfig:
     texts: Path | None = setting(None, help="For an .npy of images: the .npy of the texts, row by row.")
     manifest: Path | None = setting(None, help="Table whose rows are those of the embeddings; default the source's.")
     image_root: Path | None = setting(None, help="Folder of the images: files are hashed, so that copies are known.")
-    label_range: str | None = setting(None, help="LO,HI of both labels; default detected.")
+    label_range: list[str] | None = setting(
+        None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default detected."
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,7 +109,9 @@ class CheckConfig:
     )
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
-    label_range: str | None = setting(None, help="LO,HI of both labels; default the adapter's, else detected.")
+    label_range: list[str] | None = setting(
+        None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, write_json
 from deltaclip.base.progress import Progress
+from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.run.comparing import Round, compare_label, read_round, source_of_spread
 from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.tables import comparison_table
 
 if TYPE_CHECKING:

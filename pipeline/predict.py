@@ -11,15 +11,17 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result
 from deltaclip.base.settings import option_name
+from deltaclip.base.targets import need_prompts
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
-from deltaclip.pipeline.run.folder import check_outside
+from deltaclip.pipeline.run.folder import check_outside, open_run
 from deltaclip.pipeline.run.predictions import check_suffix, write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
 if TYPE_CHECKING:
+    from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.scorer import ScoredPairs
     from deltaclip.pipeline.settings import PredictConfig
 
@@ -48,6 +50,7 @@ class PredictResult:
     failed: int
     truncated_prompts: int
     note: str
+    labels: tuple[str, ...]  # what the run scores
 
     def to_json(self) -> dict[str, Any]:
         """Return one object a row, with counts."""
@@ -66,10 +69,10 @@ class PredictResult:
         lines = []
         if self.out is None:
             width = max(len(name) for name in images[:ROWS_SHOWN])
-            lines.append(f"{'image':{width}}  quality  consistency")
+            lines.append("  ".join([f"{'image':{width}}", *self.labels]))
             for row, name in enumerate(images[:ROWS_SHOWN]):
-                q, c = (f"{self.columns[x][row]:.3f}" if np.isfinite(self.columns[x][row]) else "-" for x in ("q", "c"))
-                lines.append(f"{name:{width}}  {q:>7}  {c:>11}")
+                cells = [f"{_shown(self.columns[label[0]][row]):>{len(label)}}" for label in self.labels]
+                lines.append("  ".join([f"{name:{width}}", *cells]))
             if len(images) > ROWS_SHOWN:
                 lines.append(f"... {len(images) - ROWS_SHOWN:,} more: give --out FILE.csv for all")
         else:
@@ -92,9 +95,11 @@ def predict(config: PredictConfig) -> PredictResult:
     if config.out:
         check_suffix(config.out)
         _refuse_overwriting_input(config)
-    pairs = _pairs(config)
+    run = open_run(config.run)
+    pairs = _pairs(config, needs_prompts=run.needs_prompts)
+    prompts = [prompt or None for prompt in pairs.prompts] if run.needs_prompts else None
     scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
-    found = scorer.score(pairs.paths, pairs.prompts, root=pairs.root, batch_size=config.batch_size)
+    found = scorer.score(pairs.paths, prompts, root=pairs.root, batch_size=config.batch_size)
     _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
     columns["error"] = [found.failed.get(row, "") for row in range(len(pairs.names))]
@@ -105,8 +110,21 @@ def predict(config: PredictConfig) -> PredictResult:
         columns=columns,
         failed=len(found.failed),
         truncated_prompts=found.truncated_prompts,
-        note=pairs.note,
+        note=_joined_notes(pairs, run),
+        labels=run.labels,
     )
+
+
+def _joined_notes(pairs: _Pairs, run: RunFolder) -> str:
+    """Return what is to be said of the rows: which were not scored, and which prompts are not there or not used."""
+    blind = [label for label in run.labels if need_prompts([label])]
+    empty = sum(not prompt for prompt in pairs.prompts)
+    notes = [pairs.note] if pairs.note else []
+    if blind and empty:
+        notes.append(f"{empty:,} rows have no prompt, and so no {' and '.join(blind)}")
+    if not blind and empty < len(pairs.prompts):
+        notes.append(f"the prompts are not used: the run scores {' and '.join(run.labels)} alone")
+    return "; ".join(notes)
 
 
 def _check_failures(found: ScoredPairs, pairs: _Pairs, *, strict: bool) -> None:
@@ -130,28 +148,31 @@ def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:
             raise UserError("would not be used", place=option_name(name), remedy=f"leave it out: the target is {what}")
 
 
-def _pairs(config: PredictConfig) -> _Pairs:
+def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
     path = Path(config.target)
     if path.is_dir():
         _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
-        return _folder_pairs(config, path)
+        return _folder_pairs(config, path, needs_prompts=needs_prompts)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         _refuse_unused(config, "one image", "prompts", "image_root", "allow_outside")
-        if not config.prompt:
+        if needs_prompts and not config.prompt:
             raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
         if not path.is_file():  # before the backbone is loaded
             raise UserError("no such file", place=path, remedy="give an image that can be read")
-        return _Pairs([path.name], [path], [config.prompt], None)
+        return _Pairs([path.name], [path], [config.prompt or ""], None)
     _refuse_unused(config, "a manifest, which has its own prompts", "prompt", "prompts")
     manifest = read_manifest(
         config.target, image_root=config.image_root, allow_outside=config.allow_outside, read_labels=False
     )
+    if needs_prompts and not any(manifest.prompts):
+        remedy = "add a column prompt, or train a run on quality alone"
+        raise UserError("has no prompts to be scored against", place=manifest.path, remedy=remedy)
     root = None if config.allow_outside else manifest.image_root
     paths = [manifest.image_path(row) for row in range(len(manifest))]
     return _Pairs(manifest.images, paths, manifest.prompts, root)
 
 
-def _folder_pairs(config: PredictConfig, folder: Path) -> _Pairs:
+def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:
     root = None if config.allow_outside else folder
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if config.prompts:
@@ -165,7 +186,7 @@ def _folder_pairs(config: PredictConfig, folder: Path) -> _Pairs:
         return _Pairs(manifest.images, paths, manifest.prompts, root, note)
     if not images:
         raise UserError("holds no images", place=folder, remedy=f"known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}")
-    prompts = [config.prompt or _prompt_beside(image) for image in images]
+    prompts = [(config.prompt or _prompt_beside(image)) if needs_prompts else "" for image in images]
     return _Pairs([str(image.relative_to(folder)) for image in images], images, prompts, root)
 
 
@@ -183,6 +204,10 @@ def _prompt_beside(image: Path) -> str:
             remedy=f"give --prompts TABLE ({tables}) or --prompt 'TEXT'",
         )
     return prompt
+
+
+def _shown(score: float) -> str:
+    return f"{score:.3f}" if np.isfinite(score) else "-"
 
 
 def _plain(values: Any) -> list[Any]:

@@ -16,7 +16,7 @@ MANIFESTS = {
     "no_prompt_column.csv": "image,promptt,quality\na.png,a red circle,0.5\n",
     "no_image_column.csv": "prompt,quality\na red circle,0.5\n",
     "no_rows.csv": "image,prompt\n",
-    "empty_prompt.csv": "image,prompt\na.png,a red circle\na.png,\n",
+    "no_prompts.csv": "image,consistency\na.png,1\na.png,2\n",
     "empty_image.jsonl": '{"image": "a.png", "prompt": "x"}\n{"prompt": "y"}\n',
     "label_too_large.csv": "image,prompt,quality\na.png,x,0.5\na.png,y,1.5\n",
     "label_beyond_all.csv": "image,prompt,quality\na.png,x,0.5\na.png,y,150\n",
@@ -71,7 +71,7 @@ def run(*arguments):
 
 
 REPAIR = "repair or remove it, or give --on-error skip"
-RANGE = "correct the label or give --label-range LO,HI"
+RANGE = "correct the label or give --label-range quality=LO,HI"
 ANEW = "give another path, or remove it and extract again"
 FRACTIONS = "give train,val,test that sum to 1, train above 0, for example 0.7,0.1,0.2"
 
@@ -105,8 +105,8 @@ TABLE = [
     ),
     ("extract {at}/no_image_column.csv", "{at}/no_image_column.csv: missing column 'image'; found: prompt, quality"),
     (
-        "extract {at}/empty_prompt.csv",
-        "{at}/empty_prompt.csv, line 3, column prompt: empty prompt; fill it in or remove the row",
+        "extract {at}/no_prompts.csv",
+        "{at}/no_prompts.csv: has 2 labels of consistency and no prompts to go with them; add a column prompt",
     ),
     (
         "extract {at}/empty_image.jsonl",

@@ -195,7 +195,9 @@ def count_parameters(tower: CutTower) -> ParameterCount:
     return ParameterCount(trainable=trainable, frozen=frozen, words=words)
 
 
-def cut_towers(backbone: Backbone, *, freeze_layers: int, freeze_text_layers: int | None) -> tuple[CutTower, CutTower]:
+def cut_towers(
+    backbone: Backbone, *, freeze_layers: int, freeze_text_layers: int | None, train_text: bool = True
+) -> tuple[CutTower, CutTower]:
     """Cut and freeze the image and the text tower of a model.
 
     What is frozen in the model already stays so: fixed position embeddings, and what an earlier cut froze. What belongs
@@ -206,6 +208,7 @@ def cut_towers(backbone: Backbone, *, freeze_layers: int, freeze_text_layers: in
         freeze_layers: first blocks of the image tower to freeze, 0 to its depth.
         freeze_text_layers: those of the text tower, whose depth freezes all of it; None takes as many as of the image
             tower, at most that depth.
+        train_text: False freezes all of the text tower, whatever `freeze_text_layers` says.
 
     Raises:
         UserError: a tower has fewer blocks, or cannot be cut.
@@ -215,6 +218,8 @@ def cut_towers(backbone: Backbone, *, freeze_layers: int, freeze_text_layers: in
     wanted = min(freeze_layers, text_depth) if freeze_text_layers is None else freeze_text_layers
     _check_range(backbone, "text", wanted, text_depth)
     all_frozen = wanted == text_depth if text_depth else freeze_text_layers is None and freeze_layers > 0
+    if not train_text:
+        wanted, all_frozen = text_depth, True
     if wanted and not all_frozen and not block_names(backbone.model, "text"):
         form = type(backbone.model.text).__name__
         remedy = f"give {OPTIONS['text']} {text_depth} to freeze all of it, or 0"

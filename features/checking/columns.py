@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import nearest
-from deltaclip.features.data.labels import KNOWN_RANGES, LabelRange
-from deltaclip.features.data.manifest import ALIASES, LABELS, rows_outside
+from deltaclip.base.targets import LABELS
+from deltaclip.features.data.labels import LabelRange, missing_words, range_of, sparse_words
+from deltaclip.features.data.manifest import ALIASES, rows_outside
+from deltaclip.features.data.numbers import Numbers, is_numeric, read_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from deltaclip.features.checking.findings import Findings
     from deltaclip.features.data.table import Table
@@ -37,9 +38,12 @@ def check_columns(findings: Findings, tables: list[Table], *, of_set: bool) -> l
     """
     known = [alias for aliases in ALIASES.values() for alias in aliases]
     unused = list(dict.fromkeys(name for table in tables for name in table.columns if name.lower() not in known))
+    texts = [name for name in unused if not any(is_numeric(table.columns.get(name, [])) for table in tables)]
     for column in REQUIRED:
         if column not in findings.rows.columns:
-            close = nearest(column, unused)
+            close = nearest(column, texts)
+            if column == "prompt" and not close:  # data of images alone
+                continue
             remedy = f"rename {close!r} to {column!r}" if close else f"add it; found: {', '.join(tables[0].columns)}"
             findings.error("missing_column", f"there is no column {column!r}", remedy=remedy)
     if of_set:
@@ -63,12 +67,14 @@ def check_cells(findings: Findings, root: Path | None) -> None:
         root: folder that image paths may not leave; None permits every place.
     """
     rows = findings.rows
-    for column in REQUIRED:
-        empty = [row for row, cell in enumerate(rows.cells[column]) if not cell]
-        if column in rows.columns and empty:
-            findings.error(
-                f"empty_{column}", f"{len(empty):,} rows have no {column}", at=empty, column=column, remedy="fill it in"
-            )
+    empty = {name: [row for row, cell in enumerate(rows.cells[name]) if not cell] for name in REQUIRED}
+    if "image" in rows.columns and empty["image"]:
+        message = f"{len(empty['image']):,} rows have no image"
+        findings.error("empty_image", message, at=empty["image"], remedy="fill it in")
+    if "prompt" in rows.columns and empty["prompt"]:
+        message = f"{len(empty['prompt']):,} rows have no prompt: they serve quality alone"
+        remedy = "fill it in where there was one; labels of consistency are not used without"
+        findings.warn("empty_prompt", message, at=empty["prompt"], column="prompt", remedy=remedy)
     if root is not None and "image" in rows.columns:
         outside = [row for row in rows_outside(rows.cells["image"], root) if rows.cells["image"][row]]
         if outside:
@@ -135,15 +141,19 @@ def _check_twice(findings: Findings) -> None:
         )
 
 
-def check_labels(findings: Findings, given: LabelRange | None) -> dict[str, dict[str, object]]:
-    """Look for labels that are no numbers, out of range or all the same; returns what is known of each label."""
+def check_labels(findings: Findings, known: Mapping[str, LabelRange]) -> dict[str, dict[str, object]]:
+    """Look for labels that are no numbers, out of range or all the same; returns what is known of each label.
+
+    `known` are the ranges that were given or are the set's.
+    """
     about: dict[str, dict[str, object]] = {}
     for label in LABELS:
         if label in findings.rows.columns:
-            values = _numbers(findings, label)
-            about[label] = _check_range(findings, label, values, given)
+            about[label] = _check_range(findings, label, _numbers(findings, label), known.get(label))
+        elif label in known and known[label].how == "given" and len(set(known.values())) > 1:
+            findings.warn("unused_range", f"there is no column of {label} for its range", remedy="leave it out")
         if f"{label}_std" in findings.rows.columns:
-            deviations = _numbers(findings, f"{label}_std")
+            deviations = _numbers(findings, f"{label}_std").values
             negative = np.flatnonzero(deviations < 0).tolist()
             if negative:
                 findings.error(
@@ -153,41 +163,46 @@ def check_labels(findings: Findings, given: LabelRange | None) -> dict[str, dict
                     column=f"{label}_std",
                     remedy="correct them",
                 )
-    if not any(known["labels"] for known in about.values()):
+    if not any(found["labels"] for found in about.values()):
         findings.warn("no_labels", "no row has a label", remedy="add quality or consistency to train on this data")
     return about
 
 
-def _numbers(findings: Findings, column: str) -> NDArray[np.float64]:
-    cells = findings.rows.cells[column]
-    values = np.full(len(cells), np.nan)
-    wrong = []
-    for row, cell in enumerate(cells):
-        try:
-            values[row] = float(cell) if cell else np.nan
-        except ValueError:
-            wrong.append(row)
-    wrong = sorted([*wrong, *np.flatnonzero(np.isinf(values)).tolist()])
-    values[wrong] = np.nan
-    if wrong:
+def _numbers(findings: Findings, column: str) -> Numbers:
+    numbers = read_numbers(findings.rows.cells[column])
+    if numbers.wrong:
         findings.error(
             "not_a_number",
-            f"{len(wrong):,} cells of {column} are no finite number",
-            at=wrong,
+            f"{len(numbers.wrong):,} cells of {column} are no finite number",
+            at=list(numbers.wrong),
             column=column,
             remedy="leave a missing label empty",
         )
-    return values
+    if numbers.missing:
+        at = [row for row, cell in enumerate(findings.rows.cells[column]) if cell in numbers.missing]
+        findings.warn(
+            "missing_word",
+            missing_words(column, numbers),
+            at=at,
+            column=column,
+            remedy="nothing needs to be done if they have no value",
+        )
+    return numbers
 
 
-def _check_range(
-    findings: Findings, label: str, values: NDArray[np.float64], given: LabelRange | None
-) -> dict[str, object]:
+def _check_range(findings: Findings, label: str, numbers: Numbers, given: LabelRange | None) -> dict[str, object]:
+    values = numbers.values
     present = values[~np.isnan(values)]
     if not present.size:
+        if not numbers.wrong:
+            findings.warn(
+                "empty_label",
+                f"the column of {label} is there, and none of its cells has a value",
+                remedy="formulas of a workbook have none until a program has computed and saved it; else leave it out",
+            )
         return {"labels": 0, "range": None, "lowest": None, "highest": None}
     low, high = float(present.min()), float(present.max())
-    known = given or next((LabelRange(lo, hi, "detected") for lo, hi in KNOWN_RANGES if lo <= low and high <= hi), None)
+    known = range_of(numbers, given)
     about: dict[str, object] = {
         "labels": int(present.size),
         "range": str(known) if known else None,
@@ -210,8 +225,10 @@ def _check_range(
             f"{len(outside):,} labels of {label} are outside {known}",
             at=outside,
             column=label,
-            remedy="correct them or give --label-range LO,HI",
+            remedy=f"correct them or give --label-range {label}=LO,HI",
         )
+    elif sparse := sparse_words(label, present, known):
+        findings.warn("range_half_empty", sparse.partition(":")[0], remedy=sparse.partition(": ")[2])
     if present.size > 1 and low == high:
         findings.warn("constant_label", f"all labels of {label} are {low:g}", remedy="nothing can be learned from them")
     return about

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltaclip.features.data.manifest import ALIASES, LABELS, find_columns
+from deltaclip.base.targets import LABELS
+from deltaclip.features.data.manifest import ALIASES, find_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deltaclip.base.errors import UserError, nearest
+from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
+from deltaclip.features.data.numbers import is_numeric
 from deltaclip.features.data.table import SHARED_TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,7 +58,6 @@ ALIASES = {
     "source": ("source", "generator", "model"),
     "split": ("split", "subset", "partition", "set"),
 }
-LABELS = ("quality", "consistency")
 TEXT_FIELDS = ("images", "prompts", "explanations", "groups", "sources", "splits", "places")
 
 
@@ -106,7 +108,7 @@ def manifest_from_table(
     *,
     name: str,
     image_root: Path,
-    label_range: LabelRange | None = None,
+    label_ranges: Mapping[str, LabelRange] = MappingProxyType({}),
     source_of: Callable[[str], str] | None = None,
     allow_outside: bool = False,
     read_labels: bool = True,
@@ -117,7 +119,7 @@ def manifest_from_table(
         table: columns as read.
         name: short name of the data set, for tables and default file names.
         image_root: folder that image paths are relative to and may not leave.
-        label_range: scale of both labels; None detects it per label.
+        label_ranges: scales of labels; one that is not among them is detected.
         source_of: gives the generator from an image name where no column does.
         allow_outside: permit image paths that leave `image_root`.
         read_labels: False leaves the label columns alone, whatever is in them.
@@ -127,10 +129,11 @@ def manifest_from_table(
     """
     found = find_columns(table)
     images = _required(table, found, "image")
-    prompts = _required(table, found, "prompt")
+    prompts = _prompts(table, found)
     if not allow_outside:
         _refuse_outside(table, found["image"], images, image_root)
-    labels, ranges = _read_labels(table, found if read_labels else {}, label_range)
+    labels, ranges, notes = _read_labels(table, found if read_labels else {}, label_ranges)
+    notes += _mask_unprompted(table, prompts, labels)
     empty = [""] * len(images)
     sources = (
         table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
@@ -145,11 +148,12 @@ def manifest_from_table(
         prompts=prompts,
         labels=labels,
         explanations=table.columns[found["explanation"]] if "explanation" in found else empty,
-        groups=[group or group_of(prompt) for group, prompt in zip(groups, prompts, strict=True)],
+        groups=[group or (prompt and group_of(prompt)) for group, prompt in zip(groups, prompts, strict=True)],
         sources=sources,
         splits=table.columns[found["split"]] if "split" in found else empty,
         places=table.places(),
         label_ranges=ranges,
+        notes=tuple(notes),
     )
 
 
@@ -180,18 +184,52 @@ def _required(table: Table, found: dict[str, str], column: str) -> list[str]:
     return cells
 
 
+def _prompts(table: Table, found: dict[str, str]) -> list[str]:
+    """Return the prompts, '' where a row has none; a column that is probably misspelt is not passed over."""
+    if "prompt" in found:
+        return table.columns[found["prompt"]]
+    close = nearest(
+        "prompt", [name for name in table.columns if name not in found.values() and not is_numeric(table.columns[name])]
+    )
+    if close:
+        raise UserError("missing column 'prompt'", place=table.path, remedy=f"rename {close!r} to 'prompt'")
+    return [""] * len(table.lines)
+
+
+def _mask_unprompted(table: Table, prompts: list[str], labels: dict[str, NDArray[np.float64]]) -> list[str]:
+    """Take the labels that see a prompt from the rows that have none, and say what such rows are good for.
+
+    Raises:
+        UserError: no label is left.
+    """
+    none_N = np.array([not prompt for prompt in prompts], dtype=bool)
+    if not none_N.any():
+        return []
+    blind = [label for label in LABELS if need_prompts([label])]
+    lost = {label: int((~np.isnan(labels[label][none_N])).sum()) for label in blind}
+    for label in blind:
+        labels[label][none_N] = labels[f"{label}_std"][none_N] = np.nan
+    words = " and ".join(f"{count:,} labels of {label}" for label, count in lost.items() if count)
+    if words and all(np.isnan(labels[label]).all() for label in LABELS):
+        raise UserError(f"has {words} and no prompts to go with them", place=table.path, remedy="add a column prompt")
+    who = "no row has a prompt" if none_N.all() else f"{none_N.sum():,} rows have no prompt"
+    note = f"{who}: of use for {' and '.join(label for label in LABELS if label not in blind)} alone"
+    return [f"{note}; {words} are left out" if words else note]
+
+
 def _read_labels(
-    table: Table, found: dict[str, str], label_range: LabelRange | None
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, LabelRange]]:
-    num_rows = len(table.lines)
+    table: Table, found: dict[str, str], given: Mapping[str, LabelRange]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, LabelRange], list[str]]:
+    num_rows, notes = len(table.lines), list[str]()
     labels = {name: np.full(num_rows, np.nan) for label in LABELS for name in (label, f"{label}_std")}
     ranges = {}
     for label in LABELS:
         if label in found:
-            labels[label], ranges[label] = read_label(table, found[label], label_range)
+            labels[label], ranges[label], said = read_label(table, found[label], label, given.get(label))
+            notes += said
             if f"{label}_std" in found:
                 labels[f"{label}_std"] = read_label_std(table, found[f"{label}_std"], ranges[label])
-    return labels, ranges
+    return labels, ranges, notes
 
 
 def _refuse_outside(table: Table, column: str, images: list[str], root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaclip.features.store.schema import KEY_BYTES, MISSING_KEY, NUMBER_COLUMNS, Plan, text_key
+from deltaclip.features.store.schema import KEY_BYTES, MISSING_KEY, NO_TEXT, NUMBER_COLUMNS, Plan, text_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +31,11 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Par
     """
     row_image, first_rows = _first_seen([c.sha256 or f"missing {manifest.images[r]}" for r, c in enumerate(contents)])
     explanations = [text for text in manifest.explanations if text]
-    texts = list(dict.fromkeys([*manifest.prompts, *explanations]))
-    text_index = {text: entry for entry, text in enumerate(texts)}
+    texts = list(dict.fromkeys([*(text for text in manifest.prompts if text), *explanations]))
+    text_index = {text: entry for entry, text in enumerate(texts)} | {"": NO_TEXT}
     codes, names = {}, {}
     for column, values in (
-        ("group", manifest.groups),
+        ("group", _groups(manifest, contents)),
         ("source", manifest.sources),
         ("split", manifest.splits),
     ):
@@ -52,7 +52,7 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Par
         row_files=manifest.images,
         row_image=row_image,
         row_prompt=np.array([text_index[text] for text in manifest.prompts], dtype=np.int64),
-        row_explanation=np.array([text_index[t] if t else -1 for t in manifest.explanations], dtype=np.int64),
+        row_explanation=np.array([text_index[text] for text in manifest.explanations], dtype=np.int64),
         numbers={column: manifest.labels[column].astype(np.float32) for column in NUMBER_COLUMNS},
         codes=codes,
         names=names,
@@ -63,6 +63,14 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Par
         },
         part=part,
     )
+
+
+def _groups(manifest: Manifest, contents: Sequence[ImageContent]) -> list[str]:
+    """Return the group of each row; where neither a column nor a prompt gives one, the image by its content does."""
+    return [
+        group or f"image {content.sha256.hex()[:16] if content.sha256 else name}"
+        for group, content, name in zip(manifest.groups, contents, manifest.images, strict=True)
+    ]
 
 
 def _first_seen(keys: Sequence[bytes | str]) -> tuple[NDArray[np.int64], list[int]]:

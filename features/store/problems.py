@@ -87,7 +87,7 @@ def read_recipe(file: h5py.File, view: str) -> Any:
 
 def _broken_indices(file: h5py.File) -> str | None:
     num_images, num_texts = len(file["images/file"]), len(file["texts/text"])
-    limits = {"image": (0, num_images), "prompt": (0, num_texts), "explanation": (-1, num_texts)}
+    limits = {"image": (0, num_images), "prompt": (-1, num_texts), "explanation": (-1, num_texts)}
     for column in CODE_COLUMNS:
         if not isinstance(file.get(f"names/{column}"), h5py.Dataset):
             return f"is damaged (no names/{column})"

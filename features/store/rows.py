@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Rows:
     """Rows of a cache, by default the usable ones: those whose image has an embedding.
 
-    `image`, `prompt`, `explanation` (N,) int64 index the embeddings (-1: no explanation); `numbers` (N,) float32
+    `image`, `prompt`, `explanation` (N,) int64 index the embeddings (-1: no such text); `numbers` (N,) float32
     labels in [0, 1] and their SDs, NaN where missing; `text` columns: file, prompt, group, source, split.
     """
 

@@ -31,6 +31,7 @@ PENDING, DONE, FAILED = 0, 1, 2
 
 NUMBER_COLUMNS = ("quality", "consistency", "quality_std", "consistency_std")
 CODE_COLUMNS = ("group", "source", "split")
+NO_TEXT = -1  # the text of a row that has none
 MISSING_KEY = bytes(KEY_BYTES)  # of an image file that could not be read at all
 
 
@@ -57,8 +58,8 @@ class Plan:
     """What a cache is to hold, all but the embeddings.
 
     `image_keys` (I, 32) and `text_keys` (T, 32) are uint8 SHA-256; `row_image`, `row_prompt`, `row_explanation`
-    (N,) int64 index images and texts, -1 where a row has no explanation; `numbers` holds (N,) float32 labels, NaN
-    where missing; `codes` holds (N,) int32 into `names`, -1 where a cell is empty.
+    (N,) int64 index images and texts, -1 (`NO_TEXT`) where a row has no such text; `numbers` holds (N,) float32 labels,
+    NaN where missing; `codes` holds (N,) int32 into `names`, -1 where a cell is empty.
     """
 
     image_keys: NDArray[np.uint8]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.model.calibrate import Sums, calibrate, fit_line
 from deltaclip.pipeline.model.heads import KernelShape, ResidualHeads
 from deltaclip.pipeline.model.kernel import Kernel, Part, fit_kernel
 from deltaclip.pipeline.run.predictions import SCORE_BATCH
-from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.sides import joined_groups
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.run.recorded import (
     check_labels,
     common_test_rows,
@@ -19,7 +20,6 @@ from deltaclip.pipeline.run.recorded import (
     trained_on_test_of_others,
 )
 from deltaclip.pipeline.run.repeats import spread
-from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.scoring.bootstrap import paired_difference, srocc_interval
 from deltaclip.pipeline.scoring.metrics import agreement, json_number
 from deltaclip.pipeline.scoring.paired_t import mean_difference

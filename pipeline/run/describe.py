@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.settings import option_name
+from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
 from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.run.measure import present_labels, rankable_labels, trained_labels
-from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.targets import labels_with_std, num_explained
 
 if TYPE_CHECKING:

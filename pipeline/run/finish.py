@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.settings import settings_to_json
+from deltaclip.base.targets import LABELS
 from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.folder import RunContents, surroundings, write_run
 from deltaclip.pipeline.run.measure import measure, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.run.repeats import combine
-from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.run.sides import SIDES
 from deltaclip.pipeline.run.tensorboard import FOLDER as EVENTS
 

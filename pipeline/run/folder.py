@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, keep_result, whole_folder
+from deltaclip.base.targets import need_prompts
 from deltaclip.pipeline.model.spec import HeadSpec
 from deltaclip.pipeline.run.checkpoint import load_heads, load_tuned, save_heads
 from deltaclip.pipeline.run.predictions import write_table
@@ -62,6 +63,16 @@ class RunFolder:
     spec: HeadSpec
     config: dict[str, Any]
     metrics: dict[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the run was trained on; the scores of other heads mean nothing."""
+        return tuple(self.config["labels"])
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether any score of the run sees the prompt: without one it is of images alone."""
+        return need_prompts(self.labels)
 
     @property
     def is_tuned(self) -> bool:
@@ -136,6 +147,7 @@ def _write_run(path: Path, contents: RunContents) -> Path:
             "backbone": contents.config["backbone"],
             "request": contents.config["request"],
             "mode": contents.mode,
+            "labels": contents.config["labels"],
         }
         checkpoint = folder / f"{contents.mode}_best.safetensors"
         save_heads(checkpoint, contents.heads, contents.spec, about, tuned=contents.tuned)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.run.keys import row_keys
-from deltaclip.pipeline.run.rows import LABELS
 from deltaclip.pipeline.scoring.bootstrap import srocc_interval
 from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
 from deltaclip.pipeline.scoring.floors import cosine_floor, no_image_floor
@@ -116,14 +116,16 @@ def _side(
 def _floors(rows: CacheRows, split: Split, labels: list[str], group_N: KeyArray) -> dict[str, Any]:
     sources = rows.rows.text["source"]
     known = sources.codes if sources.some() else None
-    cosine_M = rows.cosine(split.test)
+    prompted = split.test[rows.rows.prompt[split.test] >= 0]
+    cosine_M = rows.cosine(prompted)
     floors: dict[str, Any] = {"no_image": {}, "cosine": {}}
     for label in labels:
         truth = rows.label(label)
         if split.train.size:
             floor = no_image_floor(truth, groups=group_N, train=split.train, test=split.test, sources=known)
             floors["no_image"][label] = floor.agreement.to_json()
-        floors["cosine"][label] = cosine_floor(cosine_M, truth[split.test]).to_json()
+        if prompted.size:
+            floors["cosine"][label] = cosine_floor(cosine_M, truth[prompted]).to_json()
     return floors
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Pairs:
     """N pairs: `sources` are the distinct images, their entries 0, 1, ...; pair n has source `image_N[n]`.
 
-    `prompts` is None where there are none.
+    `prompts` is None where there are none at all, and one of them '' where its pair has none.
     """
 
     sources: list[ImageFile | MemoryImage]
@@ -41,7 +41,8 @@ def pair(images: Any, prompts: Any) -> Pairs:
 
     Args:
         images: what `as_picture` takes, or a list, column, generator or batch (N, ...) of such.
-        prompts: a text; or a list, column or generator of texts; or None for images alone.
+        prompts: a text; or a list, column or generator of texts, None in place of one for an image alone; or None for
+            images alone.
 
     Raises:
         ValueError: lengths differ, an array is no image, or a prompt is empty.
@@ -93,6 +94,9 @@ def _texts(prompts: Any) -> tuple[list[str] | None, bool]:
     texts = []
     for number, text in enumerate(given):
         place = "prompts" if lone else f"prompts[{number}]"
+        if text is None:  # of a row that has none
+            texts.append("")
+            continue
         if not isinstance(text, str):
             raise TypeError(f"{place} is {named(text)}, not a text")
         if fault := prompt_fault(text):

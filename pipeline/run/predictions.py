@@ -15,6 +15,7 @@ import torch
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
 from deltaclip.base.progress import Progress
+from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.pipeline.model.scores import score_rows
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Scores:
 def score(heads: nn.Module, batches: Iterable[Batch], *, total: int = 0) -> Scores:
     """Score batches in order; beside the scores, 24 bytes a row, one batch is in memory.
 
+    Of a row without a prompt, whose t is 0, every score that sees one is NaN.
     `total` is the number of rows that a bar on a terminal counts to; 0 shows none.
     """
     # One growing buffer a column: thousands of small arrays between the activations of their batches would keep the
@@ -65,7 +67,7 @@ def score(heads: nn.Module, batches: Iterable[Batch], *, total: int = 0) -> Scor
     columns: dict[str, bytearray] = {}
     with Progress(total, "scoring", unit="rows", shown=total > 0) as progress:
         for batch in batches:
-            for name, values in _columns(score_rows(heads, [batch])).items():
+            for name, values in _seen(_columns(score_rows(heads, [batch])), batch).items():
                 columns.setdefault(name, bytearray()).extend(values.tobytes())
             progress.advance(len(batch.v_BD))
     return Scores(**{name: np.frombuffer(content, dtype=np.float32) for name, content in columns.items()})
@@ -88,13 +90,25 @@ def _columns(found: HeadScores) -> dict[str, NDArray[np.float32]]:
         }
 
 
+def _seen(columns: dict[str, NDArray[np.float32]], batch: Batch) -> dict[str, NDArray[np.float32]]:
+    blind_B = ~batch.t_BD.any(dim=1).cpu().numpy()
+    if blind_B.any():
+        for name in (name for label in LABELS if need_prompts([label]) for name in score_names(label)):
+            columns[name] = np.where(blind_B, np.float32(np.nan), columns[name])
+    return columns
+
+
+def score_names(label: str) -> tuple[str, str, str]:
+    """Return the columns of `Scores` that belong to a label: score, base, correction."""
+    letter = label[0]
+    return letter, f"{letter}_base", f"{letter}_delta"
+
+
 def blank_untrained(scores: Scores, labels: Collection[str]) -> Scores:
     """Return the scores with NaN for every head that had no labels to learn from: it says nothing."""
     nothing = np.full(len(scores.q), np.nan, dtype=np.float32)
-    for label, letter in (("quality", "q"), ("consistency", "c")):
-        if label not in labels:
-            scores = replace(scores, **dict.fromkeys((letter, f"{letter}_base", f"{letter}_delta"), nothing))
-    return scores
+    blank = [name for label in LABELS if label not in labels for name in score_names(label)]
+    return replace(scores, **dict.fromkeys(blank, nothing))
 
 
 def check_suffix(path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.targets import LABELS
 from deltaclip.features.data.manifest import prompt_group
 from deltaclip.pipeline.run.predictions import read_predictions
-from deltaclip.pipeline.run.rows import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

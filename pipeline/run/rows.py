@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from deltaclip.base.targets import LABELS
 from deltaclip.features.data.views import RECIPES
 from deltaclip.features.store.joined import open_cache
-from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
+from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches, taken
 from deltaclip.pipeline.training.streaming import StreamBatches
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from deltaclip.features.store.rows import Rows
     from deltaclip.features.store.store import FeatureStore, Kind
 
-LABELS = ("quality", "consistency")
 MEMORY_BYTES = 1 << 30  # vectors up to this size are held in memory
 WINDOW_BYTES = 128 << 20  # vectors of larger caches that are in memory at a time; twice that between two windows
 
@@ -66,9 +66,9 @@ class CacheRows:
         return self.x_IF[torch.from_numpy(self.rows.image).to(self.device)].float()
 
     def prompts(self) -> Tensor:
-        """Return the prompt embedding of every row, (N, D) float32; of rows with a further view, hence in memory."""
-        assert self.t_TD is not None
-        return self.t_TD[torch.from_numpy(self.rows.prompt).to(self.device)].float()
+        """Return the prompt embedding of every row, (N, D) float32, 0 without one; of rows with a further view."""
+        assert self.t_TD is not None, "a further view has everything in memory"
+        return taken(self.t_TD, torch.from_numpy(self.rows.prompt).to(self.device), missing=0.0)
 
     def cosine(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return s = v . t of some rows (all when None), (N,) float32 in [-1, 1]."""

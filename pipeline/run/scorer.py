@@ -16,6 +16,7 @@ import torch
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
+from deltaclip.base.targets import need_prompts
 from deltaclip.features.backbone.batches import default_workers, image_batches
 from deltaclip.features.backbone.encode_texts import text_batches
 from deltaclip.features.backbone.views import file_opener, make_views
@@ -73,6 +74,7 @@ class Scorer:
 
     def __init__(self, heads: nn.Module, backbone: Backbone, labels: Sequence[str]) -> None:
         self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
+        self.needs_prompts = need_prompts(self.labels)
         self._views = self._make_views()
 
     def _make_views(self) -> list[View]:
@@ -138,8 +140,8 @@ class Scorer:
                 pandas or pyarrow, or a batch of pixels (N, ...). What cannot be read is listed in the result, never
                 dropped.
             prompts: a text, or a list or column of texts; longer ones are cut at the context length and counted. Lists
-                go pair by pair and must be of equal length; a single image or text goes with all of the others. None
-                scores quality alone: consistency is NaN.
+                go pair by pair and must be of equal length; a single image or text goes with all of the others. None,
+                for all or in the list for one, scores quality alone: consistency is NaN.
             root: folder that files may not leave through links; None permits every place.
             batch_size: images per forward pass, at least 1.
 
@@ -207,10 +209,13 @@ class Scorer:
         return blank_untrained(score(self.heads, [batch]), labels)
 
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool."""
-        t_TD = torch.empty(len(texts), self.backbone.dim, device=self.backbone.device)
+        """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.
+
+        An empty text is none: 0, which `score` takes for it.
+        """
+        t_TD = torch.zeros(len(texts), self.backbone.dim, device=self.backbone.device)
         truncated_T = np.zeros(len(texts), dtype=bool)
-        for batch in text_batches(self.backbone, texts, range(len(texts))):
+        for batch in text_batches(self.backbone, texts, [entry for entry, text in enumerate(texts) if text]):
             t_TD[batch.entries] = self._as_cached(batch.found.unit_BD)
             truncated_T[batch.entries] = batch.truncated_B
         return t_TD, truncated_T

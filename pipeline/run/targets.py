@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.pipeline.model.losses import std_weights
 from deltaclip.pipeline.run.measure import present_labels
-from deltaclip.pipeline.run.rows import LABELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,16 @@ class LossWeights(NamedTuple):
     q: float
     c: float
     exp: float = 0.0
+
+    @property
+    def see_prompts(self) -> bool:
+        """Whether any part of the loss sees the prompt."""
+        return self.exp > 0 or need_prompts(self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels whose loss weighs."""
+        return [label for label, weight in zip(LABELS, self, strict=False) if weight > 0]
 
 
 def loss_weights(config: LearningSettings, rows: CacheRows) -> LossWeights:

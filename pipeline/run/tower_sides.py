@@ -164,6 +164,7 @@ class SideMaker:
 
     def _text_boundary(self, tower: CutTower, texts: list[str]) -> BoundaryInputs:
         entries = np.unique(self.rows.rows.prompt)  # explanations do not go through the tower
+        entries = entries[entries >= 0]
         self._announce(tower, len(entries), (CENTER,))
         prompts = [texts[entry] for entry in entries.tolist()]
 

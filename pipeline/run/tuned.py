@@ -34,7 +34,7 @@ EVAL_BATCH = 64  # entries a forward pass without gradients
 
 
 class Entries(NamedTuple):
-    """The distinct entries of some rows, what goes into the tower for each, and which of them every row has."""
+    """The distinct entries of some rows, what goes into the tower for each, and which of them a row has, -1 none."""
 
     x: Tensor
     index_B: Tensor
@@ -65,8 +65,11 @@ class TowerSide:
     tokens_TL: Tensor | None = None
 
     def entries(self, entry_B: NDArray[np.int64], epoch: int | None) -> Entries:
-        """Return what goes into the tower for rows of these entries, each entry once."""
-        distinct, index_B = np.unique(entry_B, return_inverse=True)
+        """Return what goes into the tower for rows of these entries, each entry once; -1 is a row without one."""
+        distinct = np.unique(entry_B[entry_B >= 0])
+        if not distinct.size:  # of rows that all have none: the pass goes through one that no row takes
+            distinct = np.zeros(1, dtype=np.int64)
+        index_B = np.where(entry_B < 0, -1, np.searchsorted(distinct, entry_B))
         tokens = None if self.tokens_TL is None else self.tokens_TL[torch.from_numpy(distinct)].long()
         return Entries(self.inputs.read(distinct, epoch), torch.from_numpy(index_B), tokens)
 
@@ -127,7 +130,7 @@ class TunedModel:
         return replace(rows, v_ID=v_ID, t_TD=t_TD, device=self.device)
 
     def _embed_entries(self, side: TowerSide, cached: Tensor, entry_N: NDArray[np.int64]) -> Tensor:
-        distinct = np.unique(entry_N)
+        distinct = np.unique(entry_N[entry_N >= 0])
         found = torch.zeros((len(distinct), cached.shape[1]), device=self.device)
         mine = self.processes.share(len(distinct))
         for start in range(mine.start, mine.stop, EVAL_BATCH):
@@ -143,7 +146,8 @@ class TunedModel:
         assert entries is not None
         with self._in_precision():
             features_ED = side.features(entries)
-        unit_BD = unit(features_ED)[entries.index_B.to(features_ED.device)]
+        index_B = entries.index_B.to(features_ED.device)
+        unit_BD = unit(features_ED)[index_B.clamp(min=0)].masked_fill((index_B < 0).unsqueeze(-1), 0.0)
         return self.processes.whole(unit_BD, mine, num_rows)
 
     def _in_precision(self) -> AbstractContextManager[Any]:

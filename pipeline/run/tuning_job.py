@@ -107,6 +107,8 @@ class TuningJob:
         words = mode_words(config, self.image, self.text, precision=precision, processes=processes)
         self.description = describe(heads_config(config), rows, weights, mode=words)
         self.warnings = list(dict.fromkeys(line for split in splits for line in tune_warnings(config, rows, split)))
+        if config.freeze_text_layers is not None and not weights.see_prompts:
+            self.warnings.append("warning: --freeze-text-layers is not used: nothing that trains sees the prompt")
         # Where the run will lie, and its state until then.
         self.name = f"{config.cache.stem}_{self.mode}"
         self.path = free_run_path(config.out, self.name)
@@ -114,13 +116,14 @@ class TuningJob:
         self.work = self.path.with_name(f".{own_name}.{self._digest()[:8]}.resume")
 
     def _cut(self) -> tuple[CutTower, CutTower]:
-        """Cut both towers, at a share of their depth where one was given."""
+        """Cut both towers, at a share of their depth where one was given; what sees no prompt trains no text tower."""
         config, model = self.config, self.backbone.model
         image, text = 0.0 if config.trains_all else config.freeze_layers, config.freeze_text_layers
         return cut_towers(
             self.backbone,
             freeze_layers=_blocks(image, tower_depth(model, "image")),
             freeze_text_layers=None if text is None else _blocks(text, tower_depth(model, "text")),
+            train_text=self.weights.see_prompts,
         )
 
     def _digest(self) -> str:

@@ -74,19 +74,31 @@ class MemoryBatches:
     def take(self, rows_B: Tensor) -> Batch:
         """Return some rows as a batch."""
         images_B = rows_B if self.image_index_N is None else self.image_index_N.index_select(0, rows_B)
-        texts_B = rows_B if self.text_index_N is None else self.text_index_N.index_select(0, rows_B)
         return Batch(
             v_BD=self.v_ID.index_select(0, images_B).float(),
-            t_BD=self.t_MD.index_select(0, texts_B).float(),
+            t_BD=self._texts(rows_B),
             q_B=self.q_N.index_select(0, rows_B),
             c_B=self.c_N.index_select(0, rows_B),
             **{name: column_N.index_select(0, rows_B) for name, column_N in self.columns_N.items()},
             e_BD=None if self.explanation_index_N is None else self._explanations(self.explanation_index_N[rows_B]),
         )
 
+    def _texts(self, rows_B: Tensor) -> Tensor:
+        if self.text_index_N is None:
+            return self.t_MD.index_select(0, rows_B).float()
+        return taken(self.t_MD, self.text_index_N.index_select(0, rows_B), missing=0.0)
+
     def _explanations(self, texts_B: Tensor) -> Tensor:
-        e_BD = self.t_MD.index_select(0, texts_B.clamp(min=0)).float()
-        return e_BD.masked_fill((texts_B < 0).unsqueeze(-1), torch.nan)
+        return taken(self.t_MD, texts_B, missing=torch.nan)
+
+
+def taken(t_MD: Tensor, entry_B: Tensor, *, missing: float) -> Tensor:
+    """Return rows of embeddings in float32, (B, D), each of value `missing` where the entry is -1: there is no text."""
+    none_B = entry_B < 0
+    if not len(t_MD):
+        return torch.full((len(entry_B), t_MD.shape[1]), missing, device=t_MD.device)
+    t_BD = t_MD.index_select(0, entry_B.clamp(min=0)).float()
+    return t_BD.masked_fill(none_B.unsqueeze(-1), missing) if none_B.any() else t_BD
 
 
 def memory_batches(  # noqa: PLR0913 - four columns and what places them
@@ -106,8 +118,8 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
 
     With an index (int64) the embeddings come deduplicated: row n has v_ID[image_index_N[n]] and
     t_MD[text_index_N[n]]; without, they have one row per row. `columns_N` are further fields of `Batch`, such as
-    q_std_B, with one value per row; explanation_index_N finds e_BD in t_MD, -1 for rows without one. Nothing is
-    copied here, and only one batch at a time later.
+    q_std_B, with one value per row; explanation_index_N finds e_BD in t_MD. An entry of -1 is no text: t is 0 there,
+    e is NaN. Nothing is copied here, and only one batch at a time later.
     """
     num_rows = len(q_N)
     lengths = {

@@ -101,8 +101,8 @@ class StreamBatches:
         explanation_W = None if self.explanation_index_N is None else self.explanation_index_N[rows_W]
         wanted = self.text_index_N[rows_W]
         if explanation_W is not None:
-            wanted = np.concatenate([wanted, explanation_W[explanation_W >= 0]])
-        texts_K = np.unique(wanted)
+            wanted = np.concatenate([wanted, explanation_W])
+        texts_K = np.unique(wanted[wanted >= 0])  # -1 is no text
         device = self.q_N.device
         rows = torch.from_numpy(rows_W).to(device)
 

@@ -175,7 +175,8 @@ def test_a_head_without_labels_says_nothing(scored, train_demo, relabelled, pict
     result = scored(folder, prompt=rows["a.png"]["prompt"], run=train_demo(cache=relabelled(drop)).run)
     assert np.isnan(result.columns["c"]).all()
     assert np.isfinite(result.columns["q"]).all()
-    assert result.summary().splitlines()[1].split()[-1] == "-"
+    assert result.summary().splitlines()[0].split() == ["image", "quality"]
+    assert result.note == "the prompts are not used: the run scores quality alone"
 
 
 def test_direct_heads_have_no_parts(scored, train_demo, pictures):

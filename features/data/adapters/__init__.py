@@ -23,11 +23,11 @@ from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
 from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.layout import DataTables, manifest_of
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
-from deltaclip.features.data.labels import parse_label_range
+from deltaclip.features.data.labels import parse_label_ranges
 from deltaclip.features.data.table import SUFFIXES, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from deltaclip.features.data.manifest import Manifest
 
@@ -46,7 +46,7 @@ def read_manifest(
     data: str,
     *,
     image_root: Path | None = None,
-    label_range: str | None = None,
+    label_range: str | Sequence[str] | None = None,
     allow_outside: bool = False,
     read_labels: bool = True,
 ) -> Manifest:
@@ -55,16 +55,16 @@ def read_manifest(
     Args:
         data: as the user typed it.
         image_root: folder of the images; default is the folder of the table.
-        label_range: `LO,HI` of both labels; default is the adapter's, else detected.
+        label_range: `LO,HI` of all labels, `LABEL=LO,HI` of one; default is the adapter's, else detected.
         allow_outside: permit image paths that leave the image root.
         read_labels: False leaves the label columns alone, whatever is in them.
 
     Raises:
         UserError: unknown adapter, missing folder, or anything wrong in the table.
     """
-    given = parse_label_range(label_range) if label_range else None
+    given = parse_label_ranges(label_range)
     tables = open_data(data, image_root=image_root)
-    return manifest_of(tables, label_range=given, allow_outside=allow_outside, read_labels=read_labels)
+    return manifest_of(tables, label_ranges=given, allow_outside=allow_outside, read_labels=read_labels)
 
 
 def open_data(data: str, *, image_root: Path | None = None) -> DataTables:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltaclip.features.data.adapters.layout import (
-    NO_PROMPT,
     DataTables,
     column,
     find_file,
@@ -65,11 +64,11 @@ def source_of(image: str) -> str:
 
 
 def prompt_of(image: str) -> str:
-    """Return `cat driving bike, city, realistic style` of `deepai_1_1_0_1.jpg`; a name without a key has no prompt."""
+    """Return `cat driving bike, city, realistic style` of `deepai_1_1_0_1.jpg`; a name without a key has none, ''."""
     keys = Path(image).stem.split("_")[1:]
     if len(keys) != len(WORDS) or not all(key.isascii() and key.isdigit() for key in keys):
-        return NO_PROMPT
+        return ""
     if any(int(key) >= len(words) for key, words in zip(keys, WORDS, strict=True)):
-        return NO_PROMPT
+        return ""
     first, second, *rest = (words[int(key)] for key, words in zip(keys, WORDS, strict=True))
     return ", ".join([f"{first} {second}", *rest])

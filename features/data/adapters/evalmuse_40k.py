@@ -72,7 +72,7 @@ def _row(record: Any, place: str) -> dict[str, str]:
     if not isinstance(record, dict):
         raise UserError("is no object", place=place, remedy="expected {prompt, img_path, total_score, ...}")
     for name in ("img_path", "prompt"):
-        if not isinstance(record.get(name), str):
+        if not isinstance(record.get(name), str) or not record[name].strip():
             raise UserError(f"has no text {name!r}", place=place, remedy="add it or remove the entry")
     scores = _scores(record.get("total_score"), place)
     image = record["img_path"].strip().replace("\\", "/")

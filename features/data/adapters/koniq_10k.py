@@ -14,7 +14,6 @@ from deltaclip.features.data.adapters.layout import (
     image_folder,
     required,
     with_columns,
-    without_prompts,
 )
 from deltaclip.features.data.labels import LabelRange
 from deltaclip.features.data.table import read_table
@@ -36,6 +35,6 @@ def read_koniq_10k(folder: Path) -> DataTables:
     table = read_table(find_file(folder, FILES, what="the table of images and scores"), names=COLUMNS)
     images = required(table, "image_name", "image", "name")
     quality = required(table, "mos")
-    table = without_prompts(with_columns(table, image=images, quality=quality), images)
+    table = with_columns(table, image=images, quality=quality)
     root = image_folder(folder, images, ("1024x768", "512x384", "images"))
     return DataTables(name="koniq-10k", tables=[table], image_root=root, label_range=RANGE)

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.manifest import LABELS, joined, manifest_from_table
+from deltaclip.base.targets import LABELS
+from deltaclip.features.data.manifest import joined, manifest_from_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from deltaclip.features.data.labels import LabelRange
     from deltaclip.features.data.manifest import Manifest
     from deltaclip.features.data.table import Table
 
-# Some sets have no prompts. Every row then has this one, so that the prompt tells nothing and cannot leak; rows are
-# groups of their own, since nothing else ties them together.
-NO_PROMPT = "a picture"
 LOOKED_AT = 20  # images that tell which folder they lie in
 
 
@@ -42,15 +40,19 @@ class DataTables:
     labelled_only: bool = False
     notes: tuple[str, ...] = ()
 
+    def ranges(self, given: Mapping[str, LabelRange]) -> dict[str, LabelRange]:
+        """Return the scales that are known of labels: those given, else the set's."""
+        return (dict.fromkeys(LABELS, self.label_range) if self.label_range else {}) | dict(given)
+
 
 def manifest_of(
-    data: DataTables, *, label_range: LabelRange | None, allow_outside: bool = False, read_labels: bool = True
+    data: DataTables, *, label_ranges: Mapping[str, LabelRange], allow_outside: bool = False, read_labels: bool = True
 ) -> Manifest:
     """Turn tables into one manifest.
 
     Args:
         data: the tables, as `open_data` gives them.
-        label_range: scale of both labels that wins over the set's.
+        label_ranges: scales of labels that win over the set's.
         allow_outside: permit image paths that leave the root.
         read_labels: False leaves label columns alone and keeps rows that have none.
 
@@ -63,7 +65,7 @@ def manifest_of(
             table,
             name=data.name,
             image_root=data.image_root,
-            label_range=label_range or data.label_range,
+            label_ranges=data.ranges(label_ranges),
             allow_outside=allow_outside,
             read_labels=read_labels,
         )
@@ -83,7 +85,8 @@ def _labelled(part: Manifest) -> Manifest:
         return part
     left = int((~has).sum())
     note = f"{part.path.name}: {left:,} rows have no score and are left out"
-    return replace(part.selected(np.flatnonzero(has)), notes=(*part.notes, note))
+    said = part.notes if has.any() else ()  # what there is to say of a part without scores
+    return replace(part.selected(np.flatnonzero(has)), notes=(*said, note))
 
 
 def find_file(folder: Path, names: Sequence[str], *, inside: Sequence[str] = ("",), what: str) -> Path:
@@ -129,11 +132,6 @@ def image_folder(folder: Path, images: Sequence[str], subs: Sequence[str]) -> Pa
 def with_columns(table: Table, **columns: list[str]) -> Table:
     """Return a table with columns put in or replaced."""
     return replace(table, columns=table.columns | columns)
-
-
-def without_prompts(table: Table, images: list[str]) -> Table:
-    """Return a table of a set without prompts: one prompt for all, every image its own group."""
-    return with_columns(table, prompt=[NO_PROMPT] * len(images), group=images)
 
 
 def column(table: Table, *names: str) -> list[str] | None:

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters.layout import (
     DataTables,
-    column,
     find_optional,
     image_folder,
     required,
     with_columns,
-    without_prompts,
 )
 from deltaclip.features.data.labels import LabelRange
 from deltaclip.features.data.table import read_table
@@ -67,7 +65,7 @@ def _table(path: Path) -> Table:
     table = with_columns(table, image=images, quality=quality, source=[source_of(image) for image in images])
     if side:
         table = with_columns(table, split=[side] * len(images))
-    return table if column(table, "prompt", "caption", "text") else without_prompts(table, images)
+    return table
 
 
 def source_of(image: str) -> str:

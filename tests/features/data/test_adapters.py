@@ -48,7 +48,7 @@ def test_agiqa_3k_in_small(small_agiqa):
     )
     (small_agiqa / "images").mkdir()
     assert read_manifest(f"agiqa-3k:{small_agiqa}").image_root == small_agiqa / "images"
-    given = read_manifest(f"agiqa-3k:{small_agiqa}", label_range="0,10")
+    given = read_manifest(f"agiqa-3k:{small_agiqa}", label_range=["0,10"])
     assert given.labels["quality"][2] == 0.5
 
 
@@ -71,7 +71,7 @@ def test_image_root_of_a_table_and_labels_out_of_an_adapters_range(small_agiqa):
     (small_agiqa / "data.csv").write_text("\n".join([*LINES[:2], "b_0.jpg,p,,,,5.5,0,1,0"]))
     place = f"{small_agiqa}/data.csv, line 3, column mos_quality"
     assert refused(f"agiqa-3k:{small_agiqa}") == (
-        f"{place}: label 5.5 is outside 0 to 5 (adapter); correct the label or give --label-range LO,HI"
+        f"{place}: label 5.5 is outside 0 to 5 (adapter); correct the label or give --label-range quality=LO,HI"
     )
 
 

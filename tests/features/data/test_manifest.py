@@ -70,7 +70,10 @@ def test_the_best_alias_wins(tmp_path):
         ("image,prompts\na,b\n", ": missing column 'prompt'; rename 'prompts' to 'prompt'"),
         ("x,y\na,b\n", ": missing column 'image'; found: x, y"),
         ("image,prompt\na,b\n ,c\n", ", line 3, column image: empty image; fill it in or remove the row"),
-        ("img,text\na,b\nc,\n", ", line 3, column text: empty prompt; fill it in or remove the row"),
+        (
+            "img,consistency\na,1\nc,\n",
+            ": has 1 labels of consistency and no prompts to go with them; add a column prompt",
+        ),
         (
             "image,prompt,mos\na,b,1\nc,d,\ne,f,x\n",
             ", line 4, column mos: 'x' is no number; leave a missing label empty",

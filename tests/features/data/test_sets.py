@@ -17,7 +17,6 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters import FOLDER_ADAPTERS, read_manifest
 from deltaclip.features.data.adapters.agiqa_1k import prompt_of
 from deltaclip.features.data.adapters.evalmuse_40k import explanation_of
-from deltaclip.features.data.adapters.layout import NO_PROMPT
 from deltaclip.features.data.adapters.pku_i2iqa import source_of
 from deltaclip.features.data.matlab import read_vector
 
@@ -76,11 +75,14 @@ def test_agiqa_1k(tmp_path):
 def test_agiqa_1k_without_prompts(tmp_path):
     write_lines(tmp_path / "AIGC_all.csv", ["Image,Score", *(f"{row[0]},{row[2]}" for row in ONE_K), "odd_8_.jpg,5"])
     found = read_manifest(f"agiqa-1k:{tmp_path}")
-    assert found.prompts == [*(row[1] for row in ONE_K), NO_PROMPT]
+    assert found.prompts == [*(row[1] for row in ONE_K), ""]
     assert found.image_root == tmp_path
-    assert found.notes == ("AIGC_all.csv has no prompts: they are put together from the names of the images",)
+    assert found.notes == (
+        "AIGC_all.csv has no prompts: they are put together from the names of the images",
+        "1 rows have no prompt: of use for quality alone",
+    )
     np.testing.assert_allclose(found.labels["quality"], [0.65, 0, 1])
-    assert prompt_of("deepai_12_0_0_0.jpg") == prompt_of("deepai_1_1_0.jpg") == prompt_of("x_²_1_1_1.jpg") == NO_PROMPT
+    assert prompt_of("deepai_12_0_0_0.jpg") == prompt_of("deepai_1_1_0.jpg") == prompt_of("x_²_1_1_1.jpg") == ""
 
 
 # AIGCIQA2023
@@ -254,8 +256,9 @@ def test_pku_i2iqa_in_parts_and_as_annotations(tmp_path):
         (tmp_path / name).unlink()
     write_lines(tmp_path / "annotations.csv", ["name,mos_quality", "mj_1.png,3", "other/x.png,5"])
     found = read_manifest(f"pku-i2iqa:{tmp_path}")
-    assert found.prompts == [NO_PROMPT] * 2
-    assert found.groups == ["mj_1.png", "other/x.png"]
+    assert found.prompts == [""] * 2
+    assert found.groups == ["", ""]
+    assert found.notes == ("no row has a prompt: of use for quality alone",)
     assert found.sources == ["Midjourney", "other"]
     np.testing.assert_allclose(found.labels["quality"], [0.5, 1])
     assert source_of("summer.png") == source_of("sdk_tool.png") == ""
@@ -333,7 +336,7 @@ def test_what_raters_saw_is_read_and_never_run(tmp_path):
         ([entry(total_score=[3, 6])], ", entry 1: total_score holds '6'; expected a list of integers from 1 to 5"),
         ([entry(total_score="x")], ", entry 1: total_score holds 'x'; expected a list of integers from 1 to 5"),
         ([entry(element_score="cat")], ", entry 1: element_score 'cat' holds no dict; correct it or leave it out"),
-        ([entry(prompt="")], ", entry 1, column prompt: empty prompt; fill it in or remove the row"),
+        ([entry(prompt="")], ", entry 1: has no text 'prompt'; add it or remove the entry"),
     ],
 )
 def test_evalmuse_40k_refusals(tmp_path, records, line):
@@ -354,7 +357,7 @@ def test_koniq_10k(tmp_path, quoted):
     draw(tmp_path / "512x384", ["10004473376.jpg"])
     found = read_manifest(f"koniq-10k:{tmp_path}")
     assert (found.image_root, found.images) == (tmp_path / "512x384", ["10004473376.jpg", "10007357496.jpg"])
-    assert (found.prompts, found.groups) == ([NO_PROMPT] * 2, found.images)
+    assert (found.prompts, found.groups) == ([""] * 2, [""] * 2)
     np.testing.assert_allclose(found.labels["quality"], [(3.828571429 - 1) / 4, 0])
     np.testing.assert_allclose(found.labels["quality_std"], [0.125, 0.25])
     assert ranges(found) == {"quality": "1 to 5 (adapter)"}
