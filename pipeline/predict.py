@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.run.folder import check_outside, open_run
+from deltaclip.pipeline.run.pairing import pair
 from deltaclip.pipeline.run.predictions import check_suffix, write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
@@ -97,9 +98,9 @@ def predict(config: PredictConfig) -> PredictResult:
         _refuse_overwriting_input(config)
     run = open_run(config.run)
     pairs = _pairs(config, needs_prompts=run.needs_prompts)
-    prompts = [prompt or None for prompt in pairs.prompts] if run.needs_prompts else None
+    wanted = replace(pair(pairs.paths, None), prompts=pairs.prompts if run.needs_prompts else None)
     scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
-    found = scorer.score(pairs.paths, prompts, root=pairs.root, batch_size=config.batch_size)
+    found = scorer.score_pairs(wanted, root=pairs.root, batch_size=config.batch_size)
     _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
     columns["error"] = [found.failed.get(row, "") for row in range(len(pairs.names))]
@@ -186,7 +187,7 @@ def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -
         return _Pairs(manifest.images, paths, manifest.prompts, root, note)
     if not images:
         raise UserError("holds no images", place=folder, remedy=f"known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}")
-    prompts = [(config.prompt or _prompt_beside(image)) if needs_prompts else "" for image in images]
+    prompts = [config.prompt or (_prompt_beside(image) if needs_prompts else "") for image in images]
     return _Pairs([str(image.relative_to(folder)) for image in images], images, prompts, root)
 
 

@@ -41,8 +41,7 @@ def pair(images: Any, prompts: Any) -> Pairs:
 
     Args:
         images: what `as_picture` takes, or a list, column, generator or batch (N, ...) of such.
-        prompts: a text; or a list, column or generator of texts, None in place of one for an image alone; or None for
-            images alone.
+        prompts: a text; or a list, column or generator of texts; or None for images alone.
 
     Raises:
         ValueError: lengths differ, an array is no image, or a prompt is empty.
@@ -94,9 +93,6 @@ def _texts(prompts: Any) -> tuple[list[str] | None, bool]:
     texts = []
     for number, text in enumerate(given):
         place = "prompts" if lone else f"prompts[{number}]"
-        if text is None:  # of a row that has none
-            texts.append("")
-            continue
         if not isinstance(text, str):
             raise TypeError(f"{place} is {named(text)}, not a text")
         if fault := prompt_fault(text):

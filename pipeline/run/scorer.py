@@ -26,7 +26,7 @@ from deltaclip.features.store.writer import STORED_DTYPE
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.pairing import pair
+from deltaclip.pipeline.run.pairing import Pairs, pair
 from deltaclip.pipeline.run.predictions import Scores, blank_untrained, score
 from deltaclip.pipeline.run.recorded_backbone import Recorded, load_recorded, put_tuned
 
@@ -140,8 +140,8 @@ class Scorer:
                 pandas or pyarrow, or a batch of pixels (N, ...). What cannot be read is listed in the result, never
                 dropped.
             prompts: a text, or a list or column of texts; longer ones are cut at the context length and counted. Lists
-                go pair by pair and must be of equal length; a single image or text goes with all of the others. None,
-                for all or in the list for one, scores quality alone: consistency is NaN.
+                go pair by pair and must be of equal length; a single image or text goes with all of the others. None
+                scores quality alone: consistency is NaN.
             root: folder that files may not leave through links; None permits every place.
             batch_size: images per forward pass, at least 1.
 
@@ -152,7 +152,10 @@ class Scorer:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give 1 or more")
-        pairs = pair(images, prompts)
+        return self.score_pairs(pair(images, prompts), root=root, batch_size=batch_size)
+
+    def score_pairs(self, pairs: Pairs, *, root: Path | None, batch_size: int) -> ScoredPairs:
+        """Score pairs, of which some may have no prompt: see `score`."""
         if pairs.prompts is None and "quality" not in self.labels:
             raise ValueError("this run has learned consistency alone, which needs prompts: give one an image")
         texts = list(dict.fromkeys(pairs.prompts or []))

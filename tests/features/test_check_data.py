@@ -98,7 +98,7 @@ def test_every_error_at_once(pictures):
         "cannot be read: not an image in a known format",
         "cannot be read: empty file",
         "    ... and 1 more\n",
-        "\n\n11 errors, 1 warning",
+        "\n\n10 errors, 2 warnings",
     ):
         assert line in lines
     detected = kinds(check(data, images="none"), "error")
