@@ -1,8 +1,8 @@
 """The calibrated start of the bases, in closed form from training labels.
 
-Knows least squares for a, b and ridge on logits for w, b0, both from sums that stream over batches: memory is
-D x D whatever the number of rows. Must not know where rows come from: it fits to all it is given, so give it
-training rows only.
+Knows least squares for a, b and ridge on logits for w, b0, both from sums that stream over batches, and the constant
+that then gives each base the mean of its labels: memory is D x D and a number a row. Must not know where rows come
+from: it fits to all it is given, so give it training rows only.
 
 Shapes: N rows, D embedding width, K candidate strengths.
 """
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from deltaclip.base.errors import UserError
+from deltaclip.pipeline.model.level import clamp_shift, sigmoid_shift
 from deltaclip.pipeline.model.scores import Batch, cosine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -37,34 +38,45 @@ RELATIVE_STRENGTHS = tuple(10 ** (k / 4) for k in range(-16, 25))
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted; None where a label is entirely missing and the head stays at identity."""
+    """What was fitted; None where a label is entirely missing and the head stays at identity.
+
+    `level_q`, `level_c` are what stands in b0 and `offset` beyond least squares, so that the mean of the base is that
+    of the labels.
+    """
 
     num_rows_q: int
     num_rows_c: int
     slope: float | None
     offset: float | None
     ridge_strength: float | None  # None also where the labels or the embeddings do not vary: w = 0
+    level_q: float | None = None
+    level_c: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
 
 
-def calibrate(heads: ResidualHeads, batches: Iterable[Batch]) -> Calibration:
-    """Set w, b0, a, b of `heads` in place from one pass over labelled rows; labels in [0, 1], NaN = missing.
+def calibrate(heads: ResidualHeads, read: Callable[[], Iterable[Batch]]) -> Calibration:
+    """Set w, b0, a, b of `heads` in place from two passes over labelled rows; labels in [0, 1], NaN = missing.
 
     a, b: least squares of consistency on (s + 1)/2. w, b0: ridge (intercept free) on the logit of quality,
     labels pulled into [LABEL_MARGIN, 1 - LABEL_MARGIN], strength by generalised cross-validation. Sums are in
-    float64.
+    float64. Then b0 and b are moved until the mean of each base, as it is reported, is the mean of its labels; every
+    row counts alike in all of this, also with `--std-weighting`.
+
+    Args:
+        heads: of a new model.
+        read: called for each pass; the same rows in the same order.
     """
     device = heads.q_base.weight.device
     quality, consistency = Sums.zeros(heads.dim, device), Sums.zeros(1, device)
-    for batch in batches:
+    for batch in read():
         v_ND = batch.v_BD.double()
-        quality.add(v_ND, torch.logit(batch.q_B.double().clamp(LABEL_MARGIN, 1 - LABEL_MARGIN)))
+        quality.add(v_ND, pulled_logit(batch.q_B))
         consistency.add((cosine(v_ND, batch.t_BD.double())[:, None] + 1) / 2, batch.c_B.double())
 
-    slope = offset = strength = None
+    slope = offset = strength = level_q = level_c = None
     with torch.no_grad():
         if quality.num_rows:
             ridge = fit_ridge(quality)
@@ -75,25 +87,57 @@ def calibrate(heads: ResidualHeads, batches: Iterable[Batch]) -> Calibration:
             slope, offset = fit_line(consistency)
             heads.c_slope.fill_(slope)
             heads.c_offset.fill_(offset)
-    return Calibration(quality.num_rows, consistency.num_rows, slope, offset, strength)
+        (logit_N, q_N), (line_N, c_N) = _said(heads, read())
+        if len(q_N):
+            level_q = sigmoid_shift(logit_N, q_N)
+            heads.q_base.bias.add_(level_q)
+        if offset is not None:
+            level_c = clamp_shift(line_N, c_N)
+            offset += level_c
+            heads.c_offset.fill_(offset)
+    return Calibration(quality.num_rows, consistency.num_rows, slope, offset, strength, level_q, level_c)
 
 
-def calibrate_branch(heads: DirectHeads, batches: Iterable[Batch]) -> Calibration:
+def _said(heads: ResidualHeads, batches: Iterable[Batch]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return (w . v + b0, label) and (a (s + 1)/2 + b, label) of the rows with that label, float64 and float32."""
+    found: list[tuple[Tensor, ...]] = []
+    parameters = (heads.q_base.weight[0], heads.q_base.bias[0], heads.c_slope, heads.c_offset)
+    w_D, b0, a, b = (parameter.double() for parameter in parameters)
+    for batch in batches:
+        v_BD = batch.v_BD.double()
+        logit_B, line_B = v_BD @ w_D + b0, a * ((cosine(v_BD, batch.t_BD.double()) + 1) / 2) + b
+        has_q_B, has_c_B = ~torch.isnan(batch.q_B), ~torch.isnan(batch.c_B)
+        found.append((logit_B[has_q_B], batch.q_B[has_q_B], line_B[has_c_B], batch.c_B[has_c_B]))
+    logit_N, q_N, line_N, c_N = (torch.cat(column) for column in zip(*found, strict=True))
+    return (logit_N, q_N), (line_N, c_N)
+
+
+def calibrate_branch(heads: DirectHeads, read: Callable[[], Iterable[Batch]]) -> Calibration:
     """Set k, m of two-branch heads in place: least squares of the logit of consistency on s, over labelled rows.
 
-    Labels are pulled in as for w, b0. In the calibration `slope` is k, `offset` is m.
+    Labels are pulled in, and m is moved to their mean, as for w, b0. In the calibration `slope` is k, `offset` is m.
     """
     sums = Sums.zeros(1, heads.cosine_slope.device)
-    for batch in batches:
-        s_N = cosine(batch.v_BD.double(), batch.t_BD.double())
-        sums.add(s_N[:, None], torch.logit(batch.c_B.double().clamp(LABEL_MARGIN, 1 - LABEL_MARGIN)))
-    slope = offset = None
+    s_N, c_N = [], []
+    for batch in read():
+        has_c_B = ~torch.isnan(batch.c_B)
+        s_N.append(cosine(batch.v_BD.double(), batch.t_BD.double())[has_c_B])
+        c_N.append(batch.c_B[has_c_B])
+        sums.add(s_N[-1][:, None], pulled_logit(c_N[-1]))
+    slope = offset = level = None
     if sums.num_rows:
         slope, offset = fit_line(sums)
+        level = sigmoid_shift(slope * torch.cat(s_N) + offset, torch.cat(c_N))
+        offset += level
         with torch.no_grad():
             heads.cosine_slope.fill_(slope)
             heads.cosine_offset.fill_(offset)
-    return Calibration(0, sums.num_rows, slope, offset, None)
+    return Calibration(0, sums.num_rows, slope, offset, None, None, level)
+
+
+def pulled_logit(label_N: Tensor) -> Tensor:
+    """Return the logit of labels pulled into [LABEL_MARGIN, 1 - LABEL_MARGIN], float64; NaN stays."""
+    return torch.logit(label_N.double().clamp(LABEL_MARGIN, 1 - LABEL_MARGIN))
 
 
 class Ridge(NamedTuple):

@@ -124,7 +124,7 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
         with seeded(seed):
             heads = ResidualHeads(dim, scale_q=self.scale, scale_c=self.scale, dropout=self.dropout)
             batches = self._batches(x_NF[train], share_N[train], seed)
-            calibrate(heads, batches.in_order())
+            calibrate(heads, batches.in_order)
             validate = self._validator(heads, x_NF[val], share_N[val], seed) if len(val) else None
             fitted = fit(heads, batches, objective=objective, plan=plan, validate=validate)
         self.best_epoch_ = fitted.best_epoch[self.head]

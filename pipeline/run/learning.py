@@ -102,7 +102,7 @@ def learn(
         heads = build_heads(spec).to(device)
         calibration = None
         if isinstance(heads, DirectHeads) and heads.two_branch:
-            calibration = calibrate_branch(heads, batches.in_order(SCORE_BATCH)).to_json()
+            calibration = calibrate_branch(heads, lambda: batches.in_order(SCORE_BATCH)).to_json()
         elif isinstance(heads, ResidualHeads):
             calibration = start_bases(heads, config.base_init, batches, kernels)
         fitted = fit(

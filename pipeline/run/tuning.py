@@ -180,7 +180,7 @@ def _start(
         heads = build_heads(spec)
     if isinstance(heads, DirectHeads):
         if heads.two_branch:
-            calibration = calibrate_branch(heads, batches.in_order(SCORE_BATCH)).to_json()
+            calibration = calibrate_branch(heads, lambda: batches.in_order(SCORE_BATCH)).to_json()
     else:
         calibration = start_bases(heads, config.base_init, batches, None)
     return _Start(spec, heads, calibration)

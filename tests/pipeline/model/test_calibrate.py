@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -53,26 +55,44 @@ def logits(q):
 def test_bases_agree_with_scikit_learn(num_rows, dim):
     batch = clip_like(num_rows, dim)
     heads = ResidualHeads(dim)
-    found = calibrate(heads, blocks(batch, 17))
+    found = calibrate(heads, lambda: blocks(batch, 17))
     v, t, q, c = (x.double().numpy() for x in batch[:4])
 
     judge = Ridge(alpha=found.ridge_strength, solver="svd").fit(v, logits(q))
     # The weights are stored in float32: 1e-6 of the largest.
     scale = np.abs(judge.coef_).max()
     np.testing.assert_allclose(heads.q_base.weight[0].detach(), judge.coef_, rtol=0, atol=1e-6 * scale)
-    np.testing.assert_allclose(heads.q_base.bias.item(), judge.intercept_, rtol=1e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(
+        heads.q_base.bias.item() - found.level_q, judge.intercept_, rtol=1e-6, atol=1e-6 * scale + 1e-6
+    )
 
     x = ((v * t).sum(1)[:, None] + 1) / 2
     line = LinearRegression().fit(x, c)
     np.testing.assert_allclose(found.slope, line.coef_[0], rtol=1e-6)
-    np.testing.assert_allclose(found.offset, line.intercept_, rtol=1e-6)
+    np.testing.assert_allclose(found.offset - found.level_c, line.intercept_, rtol=1e-6)
     np.testing.assert_allclose(heads.c_slope.item(), line.coef_[0], rtol=1e-6)
-    np.testing.assert_allclose(heads.c_offset.item(), line.intercept_, rtol=1e-6)
+    np.testing.assert_allclose(heads.c_offset.item(), found.offset, rtol=1e-6)
 
     # Scores are float32 sums of D products; a steep slope enlarges the 1e-7 of a cosine.
     scores = score_rows(heads, [batch])
-    np.testing.assert_allclose(scores.q, expit(judge.predict(v)), rtol=0, atol=2e-5)
-    np.testing.assert_allclose(scores.c, np.clip(line.predict(x), 0, 1), rtol=0, atol=2e-5 + 1e-6 * found.slope)
+    np.testing.assert_allclose(scores.q, expit(judge.predict(v) + found.level_q), rtol=0, atol=2e-5)
+    expected = np.clip(line.predict(x) + found.level_c, 0, 1)
+    np.testing.assert_allclose(scores.c, expected, rtol=0, atol=2e-5 + 1e-6 * found.slope)
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+@pytest.mark.parametrize("where", ["spread", "at one end"])
+def test_the_mean_of_a_base_is_that_of_its_labels(noise, where):
+    batch = clip_like(400, 32, seed=1, noise=noise)
+    if where == "at one end":  # two thirds of the labels are 0, where a logit is far from a mean
+        batch = batch._replace(q_B=(3 * batch.q_B - 2).clamp(min=0), c_B=(4 * batch.c_B - 2).clamp(0, 1))
+    heads = ResidualHeads(32)
+    found = calibrate(heads, lambda: blocks(batch, 64))
+    scores = score_rows(heads, [batch])
+    for said, label in ((scores.q, batch.q_B), (scores.c, batch.c_B)):
+        assert float(said.double().mean()) == pytest.approx(float(label.double().mean()), abs=1e-5)
+    if where == "at one end":
+        assert min(abs(found.level_q), abs(found.level_c)) > 1e-3  # what least squares alone is off by
 
 
 def sums_of(x, y):
@@ -137,12 +157,12 @@ def test_blocks_do_not_matter_and_only_given_rows_count():
     results = []
     for size in (300, 64, 7, 1):
         heads = ResidualHeads(32)
-        calibrate(heads, blocks(batch, size))
+        calibrate(heads, partial(blocks, batch, size))
         results.append(heads.q_base.weight.detach())
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-7)
     fewer = ResidualHeads(32)
-    calibrate(fewer, blocks(batch, 7)[:-3])
+    calibrate(fewer, lambda: blocks(batch, 7)[:-3])
     assert not torch.allclose(fewer.q_base.weight, results[0], rtol=1e-3)
 
 
@@ -151,10 +171,10 @@ def test_missing_labels_are_masked_per_head():
     q, c = batch.q_B.clone(), batch.c_B.clone()
     q[::3], c[1::2] = torch.nan, torch.nan
     masked, only_q, only_c = (ResidualHeads(20) for _ in range(3))
-    found = calibrate(masked, blocks(batch._replace(q_B=q, c_B=c), 32))
+    found = calibrate(masked, lambda: blocks(batch._replace(q_B=q, c_B=c), 32))
     assert (found.num_rows_q, found.num_rows_c) == (80, 60)
-    calibrate(only_q, [Batch(*(x[~q.isnan()] for x in batch[:4]))])
-    calibrate(only_c, [Batch(*(x[~c.isnan()] for x in batch[:4]))])
+    calibrate(only_q, lambda: [Batch(*(x[~q.isnan()] for x in batch[:4]))])
+    calibrate(only_c, lambda: [Batch(*(x[~c.isnan()] for x in batch[:4]))])
     torch.testing.assert_close(masked.q_base.weight, only_q.q_base.weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(masked.c_slope, only_c.c_slope, rtol=1e-5, atol=1e-6)
 
@@ -163,18 +183,20 @@ def test_an_absent_label_leaves_its_head_at_identity():
     batch = clip_like(50, 10, seed=4)
     nothing = torch.full((50,), torch.nan)
     heads = ResidualHeads(10)
-    found = calibrate(heads, [batch._replace(q_B=nothing, c_B=nothing)])
+    found = calibrate(heads, lambda: [batch._replace(q_B=nothing, c_B=nothing)])
     assert found.to_json() == {
         "num_rows_q": 0,
         "num_rows_c": 0,
         "slope": None,
         "offset": None,
         "ridge_strength": None,
+        "level_q": None,
+        "level_c": None,
     }
     scores = score_rows(heads, [batch])
     assert torch.equal(scores.q, torch.full((50,), 0.5))
     torch.testing.assert_close(scores.c, ((batch.v_BD * batch.t_BD).sum(1) + 1) / 2)
-    calibrate(heads, [batch._replace(c_B=nothing)])
+    calibrate(heads, lambda: [batch._replace(c_B=nothing)])
     assert heads.q_base.weight.any()
     assert heads.c_slope == 1
 
@@ -183,14 +205,14 @@ def test_an_absent_label_leaves_its_head_at_identity():
 def test_few_rows_give_finite_bases(num_rows):
     batch = clip_like(max(num_rows, 2), 16, seed=6)
     heads = ResidualHeads(16)
-    calibrate(heads, [Batch(*(x[:num_rows] for x in batch[:4]))])
+    calibrate(heads, lambda: [Batch(*(x[:num_rows] for x in batch[:4]))])
     assert all(torch.isfinite(p).all() for p in heads.parameters())
 
 
 def test_constant_labels_and_constant_columns():
     batch = clip_like(40, 16, seed=7)
     heads = ResidualHeads(16)
-    found = calibrate(heads, [batch._replace(q_B=torch.full((40,), 0.75))])
+    found = calibrate(heads, lambda: [batch._replace(q_B=torch.full((40,), 0.75))])
     assert found.ridge_strength is None
     torch.testing.assert_close(score_rows(heads, [batch]).q, torch.full((40,), 0.75))
     same = np.full((40, 1), 0.61)
@@ -209,7 +231,7 @@ def test_damaged_embeddings_are_named():
     batch = clip_like(10, 4, seed=9)
     batch.v_BD[3, 1] = torch.inf
     with pytest.raises(UserError) as caught:
-        calibrate(ResidualHeads(4), [batch])
+        calibrate(ResidualHeads(4), lambda: [batch])
     assert str(caught.value) == (
         "the training embeddings or labels hold values that are not finite; "
         "find the damaged rows with `deltaclip inspect --verify`"

@@ -126,16 +126,18 @@ def test_the_cosine_branch_starts_at_least_squares():
     c[:2], c[2:9] = torch.tensor([0.0, 1.0]), torch.nan
     heads = DirectHeads(DIM, two_branch=True)
     nothing = torch.full((50,), torch.nan)
-    found = calibrate_branch(
-        heads, [Batch(v[:20], t[:20], nothing[:20], c[:20]), Batch(v[20:], t[20:], nothing, c[20:])]
-    )
+    batches = [Batch(v[:20], t[:20], nothing[:20], c[:20]), Batch(v[20:], t[20:], nothing[20:], c[20:])]
+    found = calibrate_branch(heads, lambda: batches)
     s, kept = (v.double() * t.double()).sum(1).numpy(), ~c.isnan().numpy()
     slope, offset = np.polyfit(s[kept], logit(np.clip(c.double().numpy()[kept], LABEL_MARGIN, 1 - LABEL_MARGIN)), 1)
-    assert (found.num_rows_c, found.slope, found.offset) == (43, pytest.approx(slope), pytest.approx(offset))
+    assert (found.num_rows_c, found.slope) == (43, pytest.approx(slope))
+    assert found.offset - found.level_c == pytest.approx(offset)
+    said = expit(found.slope * s[kept] + found.offset)
+    assert said.mean() == pytest.approx(float(c[~c.isnan()].double().mean()), abs=1e-9)
     assert float(heads.cosine_slope.detach()) == pytest.approx(slope, rel=1e-6)
-    assert float(heads.cosine_offset.detach()) == pytest.approx(offset, rel=1e-6)
+    assert float(heads.cosine_offset.detach()) == pytest.approx(found.offset, rel=1e-6)
     untouched = DirectHeads(DIM, two_branch=True)
-    assert calibrate_branch(untouched, [Batch(v, t, nothing, nothing)]).slope is None
+    assert calibrate_branch(untouched, lambda: [Batch(v, t, nothing, nothing)]).slope is None
     assert float(untouched.cosine_slope.detach()) == 10
 
 

@@ -62,7 +62,7 @@ def alone(setting, batches, val, *, plan, scale_mode="fixed"):
 
     with seeded(seed):
         heads = build_heads(spec)
-        calibrate(heads, batches.in_order())
+        calibrate(heads, batches.in_order)
         changed = FitPlan(**{**plan.__dict__, "lr": lr, "weight_decay": decay})
         objective = weighted_loss(loss, w_q=weights[0], w_c=weights[1])
         return heads, fit(heads, batches, objective=objective, plan=changed, validate=validate if val else None)
@@ -75,7 +75,7 @@ def together(settings, batches, val, *, plan, scale_mode="fixed", half=False):
             heads.append(
                 build_heads(HeadSpec(dim=DIM, scale_q=scale_q, scale_c=scale_c, dropout=dropout, scale_mode=scale_mode))
             )
-            calibrate(heads[-1], batches.in_order())
+            calibrate(heads[-1], batches.in_order)
             generators[seed] = torch.Generator()
             generators[seed].set_state(torch.get_rng_state())
     jobs = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -151,7 +153,8 @@ def test_in_order_is_what_memory_gives_bit_for_bit():
                 assert torch.equal(getattr(ours, name).nan_to_num(9), getattr(theirs, name).nan_to_num(9))
         both = [build_heads(HeadSpec(dim=8)) for _ in range(2)]
         told = [
-            calibrate(heads, source.in_order(64)) for heads, source in zip(both, (from_memory, from_file), strict=True)
+            calibrate(heads, partial(source.in_order, 64))
+            for heads, source in zip(both, (from_memory, from_file), strict=True)
         ]
         assert told[0] == told[1]
         assert torch.equal(both[0].q_base.weight, both[1].q_base.weight)
