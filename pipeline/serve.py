@@ -53,11 +53,14 @@ def serve(config: ServeConfig) -> ServeResult:
     """
     require_extra("serve", "fastapi", "uvicorn", "python_multipart", place="serve")
     from deltaclip.pipeline.run.scorer import Scorer
-    from deltaclip.pipeline.serving.server import listen, make_server
+    from deltaclip.pipeline.serving.server import listen, make_server, one_line_log
 
     if config.root is not None and not config.root.is_dir():
         raise UserError("no such folder", place=config.root, remedy="give the folder of the images as --root")
-    with listen(config.host, config.port) as bound:  # before the backbone is loaded, which takes seconds
+    with (
+        one_line_log(),
+        listen(config.host, config.port) as bound,
+    ):  # before the backbone is loaded, which takes seconds
         host, port = bound.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)

@@ -67,14 +67,15 @@ class Limited:
             self._check_head(scope)
             # Read whole before anything is parsed: its size is known to be small, and a slow client holds nothing else.
             body = await self._read(receive)
-            scope["deltaclip.body"] = body  # for whoever doubts what a parser made of it
+            # HEAD is GET without a body, which the server leaves out.
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
             async with asyncio.timeout(self.limits.answer_s):
-                await self.app(scope, _replay(body, receive), watched)
+                await self.app(asked, _replay(body, receive), watched)
         except _Refusal as refusal:
-            await _answer(watched, refusal.status, refusal.sentence)
+            await refuse(watched, refusal.status, refusal.sentence)
         except TimeoutError:
             if not started:
-                await _answer(watched, 503, f"no answer within {self.limits.answer_s:g} s: try again later")
+                await refuse(watched, 503, f"no answer within {self.limits.answer_s:g} s: try again later")
         finally:
             self.num_running -= 1
 
@@ -124,7 +125,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
+async def refuse(send: Send, status: int, sentence: str) -> None:
+    """Answer a request with a status and why, and end the connection."""
     content = json.dumps({"error": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     headers += [(b"connection", b"close"), *([(b"retry-after", b"1")] if status == 503 else [])]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from deltaclip.features.backbone.batches import default_workers
 from deltaclip.features.backbone.views import file_opener
 from deltaclip.features.data.images import UnreadableImage, read_image_bytes
+from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.pipeline.serving.batcher import MicroBatcher, QueueFull
 
 if TYPE_CHECKING:
@@ -29,15 +30,15 @@ class Refused(Exception):  # noqa: N818 - an answer
 
 
 class Pair(NamedTuple):
-    """An image, its bytes or a path under the root, and a prompt."""
+    """An image, its bytes or a path under the root, and a prompt, None where the run needs none."""
 
     image: bytes | str
-    prompt: str
+    prompt: str | None
 
 
 class _Ready(NamedTuple):
     crops: dict[str, Tensor]
-    prompt: str
+    prompt: str | None
 
 
 class Service:
@@ -75,6 +76,11 @@ class Service:
         )
         self._decoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="decode")
 
+    @property
+    def needs_prompt(self) -> bool:
+        """Tell whether the run has learned something that a prompt is needed for."""
+        return "consistency" in self.scorer.labels
+
     async def stop(self) -> None:
         """End the threads."""
         await self.batcher.stop()
@@ -101,7 +107,8 @@ class Service:
 
     def _prepare(self, pair: Pair) -> _Ready | Refused:
         try:
-            self._check_prompt(pair.prompt)
+            if pair.prompt is not None:
+                self._check_prompt(pair.prompt)
             content = self._read(pair.image) if isinstance(pair.image, str) else pair.image
             if not content:
                 return Refused("image: empty file")
@@ -114,14 +121,16 @@ class Service:
             return refused
 
     def _check_prompt(self, prompt: str) -> None:
-        if not prompt.strip():
-            raise Refused("prompt: is empty")
+        if fault := prompt_fault(prompt):
+            raise Refused(f"prompt: {fault}")
         if len(prompt) > self.max_prompt_chars:
             raise Refused(f"prompt: has {len(prompt):,} characters, at most {self.max_prompt_chars:,} are taken")
 
     def _read(self, name: str) -> bytes:
         if self.root is None:
             raise Refused("path: no paths are taken here: start the server with --root, or upload the image")
+        if not name.strip():
+            raise Refused("path: is empty")
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
             raise Refused("path: must be relative and stay in the root")
         path = self.root / name
@@ -136,14 +145,16 @@ class Service:
         return read_image_bytes(path, self.root)
 
     def _score(self, items: Sequence[_Ready]) -> list[dict[str, float | bool | None]]:
-        texts = list(dict.fromkeys(item.prompt for item in items))
+        prompts = [item.prompt for item in items if item.prompt is not None and self.needs_prompt]
+        texts = list(dict.fromkeys(prompts))
         t_TD, truncated_T = self.scorer.embed_prompts(texts)
-        place = [texts.index(item.prompt) for item in items]
-        scores = self.scorer.score_crops([item.crops for item in items], t_TD[place], range(len(items)))
+        place = [texts.index(prompt) for prompt in prompts]
+        t_BD = t_TD[place] if self.needs_prompt else None
+        scores = self.scorer.score_crops([item.crops for item in items], t_BD, range(len(items)))
+        truncated = truncated_T[place].tolist() if self.needs_prompt else [False] * len(items)
         columns = scores.columns()
         return [
-            {name: _plain(values[row]) for name, values in columns.items()}
-            | {"prompt_truncated": bool(truncated_T[place[row]])}
+            {name: _plain(values[row]) for name, values in columns.items()} | {"prompt_truncated": truncated[row]}
             for row in range(len(items))
         ]
 

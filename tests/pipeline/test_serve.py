@@ -10,10 +10,12 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -46,7 +48,7 @@ def form(*fields):
 
 
 class Client:
-    """Asks one server; every answer is (status, JSON)."""
+    """Asks one server; every answer is (status, JSON), its headers are kept."""
 
     def __init__(self, port, app=None):
         self.port, self.app = port, app
@@ -57,6 +59,7 @@ class Client:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
             content = answer.read()
+        self.headers = answer.headers
         return answer.status, json.loads(content) if "json" in answer.headers["content-type"] else content.decode()
 
     def post(self, path, *fields):
@@ -171,7 +174,13 @@ def test_health_page_and_document(client, demo_run):
     status, document = client.ask("GET", "/openapi.json")
     assert status == 200
     assert {"/score", "/score/batch", "/healthz"} == document["paths"].keys()
-    assert "413" in document["paths"]["/score"]["post"]["responses"]
+    common = {"200", "400", "403", "408", "413", "500", "503"}
+    assert document["paths"]["/healthz"]["get"]["responses"].keys() == common
+    for path in (SCORE, BATCH):
+        assert document["paths"][path]["post"]["responses"].keys() == common | {"415", "422"}
+    body = document["paths"]["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert body["required"] == ["prompt"]
+    assert body["properties"]["image"]["format"] == "binary"
 
 
 def test_what_the_run_has_not_learned_is_null(start, scorer, demo_run, picture):
@@ -184,12 +193,20 @@ def test_what_the_run_has_not_learned_is_null(start, scorer, demo_run, picture):
     thread.start()
     try:
         assert ready.wait(30)
-        status, found = Client(bound.getsockname()[1]).post("/score", ("image", picture), ("prompt", "x"))
+        other = Client(bound.getsockname()[1])
+        answers = [other.post("/score", ("image", picture), *prompt) for prompt in ([("prompt", "x")], [])]
+        batch = other.post("/score/batch", ("images", picture), ("images", picture))
+        _, document = other.ask("GET", "/openapi.json")
     finally:
         server.should_exit = True
         thread.join(20)
         bound.close()
-    assert (status, found["c"], found["c_base"]) == (200, None, None)
+    for status, found in answers:
+        assert (status, found["c"], found["c_base"]) == (200, None, None)
+    assert answers[0] == answers[1]
+    assert [each["q"] for each in batch[1]["results"]] == pytest.approx([answers[0][1]["q"]] * 2, abs=CLOSE)
+    body = document["paths"]["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert body["required"] == []
     assert client.ask("GET", "/healthz")[0] == 200
 
 
@@ -308,15 +325,128 @@ def test_hostile_bytes(client, content, status, words):
     assert client.ask("GET", "/healthz")[0] == 200
 
 
-def test_a_json_body_is_refused(client):
-    status, found = client.ask("POST", "/score", b'{"prompt": 1}', {"content-type": "application/json"})
-    assert status == 422
-    assert found == {"error": "prompt: is missing"}
-
-
 def test_unknown_addresses_and_methods(client):
-    assert client.ask("GET", "/none") == (404, {"error": "no such address; see /openapi.json"})
-    assert client.ask("GET", "/score") == (405, {"error": "another method is needed here; see /openapi.json"})
+    for path in ("/none", "/score/"):
+        assert client.ask("GET", path) == (404, {"error": "no such address; see /openapi.json"})
+    sentence = {"error": "another method is needed here; see /openapi.json"}
+    for method, path, allowed in (
+        ("GET", "/score", "POST"),
+        ("OPTIONS", "/score/batch", "POST"),
+        ("TRACE", "/healthz", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+        ("DELETE", "/openapi.json", "GET, HEAD"),
+    ):
+        assert client.ask(method, path) == (405, sentence)
+        assert client.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/openapi.json"])
+def test_head_is_answered_as_get_without_a_body(client, path):
+    answer = client.raw(b"HEAD %b HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n" % path.encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+# Rule by rule: the same sentence at every address and in every encoding of a form.
+SCORE, BATCH = "/score", "/score/batch"
+MULTI, URL = "multipart", "url-encoded"
+KIND = {MULTI: f"multipart/form-data; boundary={BOUNDARY.decode()}", URL: "application/x-www-form-urlencoded"}
+EITHER = "give either image, a file, or path, a path under the server's root"
+EITHERS = "give either images, files, or paths, paths under the server's root"
+TWICE, NO_UTF8 = "is given 2 times; give it once", "text fields must be UTF-8"
+NO_FILE, NO_TEXT = "has the wrong type: send a file", "has the wrong type: send a text"
+OUTSIDE = "path: must be relative and stay in the root"
+RULES = [
+    ("no prompt", SCORE, MULTI, [("path", "sub/a.png")], 422, "prompt: is missing"),
+    ("no prompt", SCORE, URL, [("path", "sub/a.png")], 422, "prompt: is missing"),
+    ("no prompt", BATCH, MULTI, [("paths", "sub/a.png")], 422, "prompts: is missing"),
+    ("no prompt", BATCH, URL, [("paths", "sub/a.png")], 422, "prompts: is missing"),
+    ("blank prompt", SCORE, MULTI, [("path", "sub/a.png"), ("prompt", " \t")], 422, "prompt: is empty"),
+    ("blank prompt", SCORE, URL, [("path", "sub/a.png"), ("prompt", " \t")], 422, "prompt: is empty"),
+    ("blank prompt", BATCH, MULTI, [("paths", "sub/a.png"), ("prompts", " \t")], 200, "prompt: is empty"),
+    ("blank prompt", BATCH, URL, [("paths", "sub/a.png"), ("prompts", " \t")], 200, "prompt: is empty"),
+    ("no text", SCORE, MULTI, [("path", "sub/a.png"), ("prompt", "\udcff")], 400, NO_UTF8),
+    ("no text", SCORE, URL, [("path", "sub/a.png"), ("prompt", "\udcff")], 400, NO_UTF8),
+    ("no text", BATCH, MULTI, [("paths", "\udcff"), ("prompts", "x")], 400, NO_UTF8),
+    ("no text", BATCH, URL, [("paths", "\udcff"), ("prompts", "x")], 400, NO_UTF8),
+    ("no image", SCORE, MULTI, [("prompt", "x")], 422, EITHER),
+    ("no image", SCORE, URL, [("prompt", "x")], 422, EITHER),
+    ("no image", BATCH, MULTI, [("prompts", "x")], 422, EITHERS),
+    ("no image", BATCH, URL, [("prompts", "x")], 422, EITHERS),
+    ("twice", SCORE, MULTI, [("path", "a"), ("prompt", "x"), ("prompt", "y")], 422, f"prompt: {TWICE}"),
+    ("twice", SCORE, URL, [("path", "a"), ("path", "b"), ("prompt", "x")], 422, f"path: {TWICE}"),
+    ("twice", SCORE, MULTI, [("image", b"a"), ("image", b"b"), ("prompt", "x")], 422, f"image: {TWICE}"),
+    ("unknown", SCORE, MULTI, [("path", "a"), ("promt", "x")], 422, "promt: no such field; did you mean 'prompt'?"),
+    ("unknown", BATCH, URL, [("paths", "a"), ("prompt", "x")], 422, "prompt: no such field; did you mean 'prompts'?"),
+    ("text for a file", BATCH, MULTI, [("images", "a"), ("prompts", "x")], 422, f"images: {NO_FILE}"),
+    ("text for a file", BATCH, URL, [("images", "a"), ("prompts", "x")], 422, f"images: {NO_FILE}"),
+    ("file for a text", BATCH, MULTI, [("paths", b"a"), ("prompts", "x")], 422, f"paths: {NO_TEXT}"),
+    ("blank path", SCORE, URL, [("path", " "), ("prompt", "x")], 422, "path: is empty"),
+    ("blank path", BATCH, MULTI, [("paths", ""), ("prompts", "x")], 200, "path: is empty"),
+    ("out of the root", SCORE, URL, [("path", "../a"), ("prompt", "x")], 422, OUTSIDE),
+    ("out of the root", BATCH, MULTI, [("paths", "../a"), ("prompts", "x")], 200, OUTSIDE),
+    ("empty file", BATCH, MULTI, [("images", b""), ("prompts", "x")], 200, "image: empty file"),
+]  # fmt: skip
+
+
+def encoded(encoding, fields):
+    if encoding == MULTI:
+        return form(*fields)
+    pairs = [(name, value.encode("utf-8", "surrogateescape")) for name, value in fields]
+    return urllib.parse.urlencode(pairs).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "encoding", "fields", "status", "sentence"),
+    [rule[1:] for rule in RULES],
+    ids=[" ".join(rule[:3]) for rule in RULES],
+)
+@pytest.mark.parametrize("shout", [False, True], ids=["", "in capitals"])
+def test_a_rule_has_one_sentence_at_every_address(client, path, encoding, *, fields, status, sentence, shout):
+    kind = KIND[encoding]
+    if shout:
+        kind = kind.replace("multipart/form-data", "Multipart/Form-Data").replace("application/x", "APPLICATION/X")
+    found = client.ask("POST", path, encoded(encoding, fields), {"content-type": kind})
+    failure = {"error": sentence}
+    assert found == (status, {"results": [failure]} if status == 200 else failure)
+
+
+@pytest.mark.parametrize("path", [SCORE, BATCH])
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "text/plain", "image/png"])
+def test_what_is_no_form_is_415(client, path, kind):
+    named = kind.partition(";")[0].lower()
+    sentence = f"content-type: {named} is not taken; send a form, multipart/form-data"
+    assert client.ask("POST", path, b'{"prompt": "x"}', {"content-type": kind}) == (415, {"error": sentence})
+    assert client.ask("POST", path, b"x") == (415, {"error": sentence.replace(named, "none")})
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"hello", "the form cannot be read ("),
+        (form(("prompt", "x"))[:-8], "the form cannot be read: its last boundary is missing"),
+        (form(("prompt", "x")).replace(b'name="prompt"', b""), "the form cannot be read: a part has no name"),
+    ],
+)
+def test_a_form_that_cannot_be_read_is_400(client, body, words):
+    status, found = client.ask("POST", "/score", body, {"content-type": KIND[MULTI]})
+    assert (status, found["error"][: len(words)]) == (400, words)
+
+
+def test_a_file_field_in_which_none_was_chosen_is_none(client):
+    body = form(("path", "sub/a.png"), ("prompt", "x"), ("image", b"")).replace(b'"a.png"', b'""')
+    assert client.ask("POST", "/score", body, {"content-type": KIND[MULTI]})[0] == 200
+
+
+def test_prompts_are_scored_as_they_came(client, scorer, picture, monkeypatch):
+    seen = []
+    embed = scorer.embed_prompts
+    monkeypatch.setattr(scorer, "embed_prompts", lambda texts: seen.extend(texts) or embed(texts))
+    given = "  a red circle\r\n&amp; more "
+    client.post("/score", ("image", picture), ("prompt", given))
+    body = urllib.parse.urlencode({"prompt": given, "path": "sub/a.png"}).encode()
+    client.ask("POST", "/score", body, {"content-type": KIND[URL]})
+    assert seen == [given, given]
 
 
 def test_a_slow_client_is_answered_and_holds_nobody_up(start, picture):
@@ -471,8 +601,9 @@ def test_the_command_says_its_address_and_ends_gracefully(demo_run, picture, sig
         found = re.fullmatch(r"deltaclip: serving (.*) on (http://127\.0\.0\.1:(\d+))\n", line)
         assert found, line
         client = Client(int(found[3]))
-        assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
         assert client.ask("GET", "/none")[0] == 404
+        be_a_nuisance(client, b"no image")
+        assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
         process.send_signal(sign)
         out, err = process.communicate(timeout=30)
     finally:
@@ -481,7 +612,47 @@ def test_the_command_says_its_address_and_ends_gracefully(demo_run, picture, sig
     assert (process.returncode, err) == (0, "")
     result = json.loads(out)
     assert result["address"] == found[2]
-    assert result["answers"] == {"200": 1, "404": 1}
+    assert result["answers"]["200"] == 2  # one of them to a request for a web socket, which is the page
+    assert result["answers"]["404"] == 1
+
+
+def be_a_nuisance(client, picture):
+    """Send what libraries like to log about: no HTTP, broken forms, odd images, clients that leave."""
+    for raw in (
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n",
+    ):
+        client.raw(raw)
+    boundary = f"--{BOUNDARY.decode()}--\r\n".encode()
+    for body in (b"hello", form(("prompt", "x")) + b"after the end", form(("prompt", "x")).replace(boundary, b"")):
+        client.ask("POST", "/score", body, {"content-type": f"multipart/form-data; boundary={BOUNDARY.decode()}"})
+    client.post("/score", ("image", png_header(12_000, 12_000)), ("prompt", "x"))
+    for content in refused_files().values():
+        client.post("/score", ("image", content[0]), ("prompt", "x"))
+    whole = form(("image", picture), ("prompt", "x"))
+    head = HEAD.replace(b"boundary=b", b"boundary=" + BOUNDARY) + b"content-length: %d\r\n\r\n" % len(whole)
+    for sent in (head + whole[:100], head + whole):  # gone in the middle of the request, and before the answer
+        with socket.create_connection(("127.0.0.1", client.port)) as leaver:
+            leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+            leaver.sendall(sent)
+
+
+def test_a_defect_is_one_line_of_the_log_and_what_clients_do_none(start, scorer, picture, *, monkeypatch, capsys):
+    client = start()
+    with server_of.one_line_log():
+        be_a_nuisance(client, picture)
+        assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setattr(scorer, "score_crops", lambda *_: int("x"))
+        failed = {"error": "the server failed on this request; its log says why"}
+        assert client.post("/score", ("image", picture), ("prompt", "x")) == (500, failed)
+        said, deadline = "", time.monotonic() + 10
+        while not said and time.monotonic() < deadline:  # it is logged once the answer is out
+            said = capsys.readouterr().err
+        (line,) = said.splitlines()
+    assert line.startswith(
+        "deltaclip: Exception in ASGI application: ValueError: invalid literal for int() with base 10: 'x' (test"
+    )
 
 
 @pytest.mark.parametrize(
