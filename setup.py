@@ -22,7 +22,7 @@ def index_page(readme: str, repository: str | None) -> str:
     return LINK.sub(lambda link: f"[{link[1]}]({repository.rstrip('/')}/blob/main/{link[2]})", readme)
 
 
-class PackageOnly(build_py):
+class PackageOnly(build_py):  # type: ignore[misc] # setuptools is not typed
     """The root of the repository is the package, and this file lies there: it is no part of it."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
