@@ -71,7 +71,7 @@ class ExtractResult:
 
     def summary(self) -> str:
         """Return what is in the cache now, what was computed, and what could not be read."""
-        from deltaclip.features.backbone.load import preprocessing_words
+        from deltaclip.features.backbone.load import loading_notes, preprocessing_words
 
         facts = self.facts
         images, activation = self.images - len(self.failed), "QuickGELU" if facts["quick_gelu"] else "GELU"
@@ -93,7 +93,7 @@ class ExtractResult:
             f"backbone: {facts['backbone']}, D = {facts['dim']}, {activation}, weights {facts['weights_sha256'][:12]}",
             f"preprocessing: {preprocessing_words(facts['preprocessing'])}",
             f"precision: {facts['precision']} ({facts['precision_reason']})",
-            *([facts["quick_gelu_note"]] if "quick_gelu_note" in facts else []),
+            *(f"loaded: {note}" for note in loading_notes(facts)),
             *(f"{label}: range {words}" for label, words in self.label_ranges.items()),
             *self.notes,
         ]

@@ -57,6 +57,8 @@ class CacheReport:
 
     def lines(self) -> list[str]:
         """Return the report for a person."""
+        from deltaclip.features.backbone.load import loading_notes
+
         facts = self.facts
         state = "complete" if self.complete else "not complete: give the same `deltaclip extract` again"
         lines = [
@@ -66,6 +68,7 @@ class CacheReport:
             + (", imported: nothing vouches for that" if self.request.get("imported") else "")
             + (f", weights {self.request['weights_sha256'][:12]}" if "weights_sha256" in self.request else ""),
         ]
+        lines += [f"  loaded: {note}" for note in loading_notes(facts)]
         for name, view in self.views.items():
             rest = "".join(f", {view[key]:,} {words}" for key, words in _REST.items() if view[key])
             lines.append(f"  view {name}: {view['done']:,} of {self.images:,} images{rest}, W = {view['width']}")

@@ -7,26 +7,26 @@ without it. Must not know images or prompts.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
+import re
 import socket
 import urllib.request
-import warnings
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deltaclip.base.errors import UserError, did_you_mean, nearest
 from deltaclip.base.files import sha256_file, user_cache, whole_file
-
-if TYPE_CHECKING:
-    import torch
+from deltaclip.features.backbone.library import first_line, read_json
 
 TINY = Path(__file__).parent / "tiny"
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 CONFIG_NAME = "open_clip_config.json"
 HUB_TIMEOUT_S = 1.5
+INDEX = ".index.json"
+SHARD = re.compile(r"-(\d{3,})-of-(\d{3,})(\.[a-z]+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class WeightsSource:
     """A backbone as open_clip is to be asked for it.
 
     `name` is how a user names it on any machine; `model` and `pretrained` are open_clip's arguments; `weights` the
-    file they stand for; `config` the configuration of a `local-dir:` or `hf-hub:` model, None for a built-in one.
+    file they stand for, of several shards their index or the first; `config` the configuration of a `local-dir:` or
+    `hf-hub:` model, None for a built-in one; `notes` say what was chosen among several files.
     """
 
     name: str
@@ -42,6 +43,20 @@ class WeightsSource:
     pretrained: str | None
     weights: Path
     config: Path | None
+    shards: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return self.shards or (self.weights,)
+
+    @property
+    def sha256(self) -> str:
+        """The fingerprint of the weights: of the file, of shards that of all theirs."""
+        if not self.shards:
+            return fingerprint(self.weights)
+        return hashlib.sha256("".join(fingerprint(shard) for shard in self.shards).encode()).hexdigest()
 
     @property
     def is_bare_file(self) -> bool:
@@ -52,7 +67,7 @@ class WeightsSource:
         """Return what tells these weights from others: contents, never paths."""
         return {
             "model": None if self.config else self.model,
-            "weights_sha256": fingerprint(self.weights),
+            "weights_sha256": self.sha256,
             "config_sha256": sha256_file(self.config) if self.config else None,
             # A tag brings its own preprocessing and a bare file takes the defaults, for the same weights.
             "tag": None if self.config or self.is_bare_file else self.pretrained,
@@ -82,7 +97,16 @@ def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
     if pretrained and Path(pretrained).is_file():
         _check_model_name(backbone)
         path = Path(pretrained).resolve()
-        return WeightsSource(name=backbone, model=backbone, pretrained=str(path), weights=path, config=None)
+        shards = _shards_of(path)
+        return WeightsSource(
+            name=backbone, model=backbone, pretrained=str(path), weights=path, config=None, shards=shards
+        )
+    if pretrained and Path(pretrained).is_dir():
+        _check_model_name(backbone)
+        remedy = (
+            "give --backbone local-dir:FOLDER" if (Path(pretrained) / CONFIG_NAME).is_file() else "name a file in it"
+        )
+        raise UserError(f"{pretrained!r} is a folder", place="--pretrained", remedy=remedy)
     return _by_tag(backbone, pretrained)
 
 
@@ -93,29 +117,62 @@ def _in_folder(backbone: str) -> WeightsSource:
         raise UserError("no such folder", place=folder, remedy=f"give {LOCAL_DIR}PATH of a folder with {CONFIG_NAME}")
     if not config.is_file():
         raise UserError(f"has no {CONFIG_NAME}", place=folder, remedy="write one with model_cfg and preprocess_cfg")
-    try:
-        has_model = "model_cfg" in json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"broken JSON ({error})", place=config, remedy="correct it") from error
-    if not has_model:
+    content = read_json(config)
+    if not isinstance(content, dict) or "model_cfg" not in content:
         raise UserError("has no 'model_cfg'", place=config, remedy="see open_clip's local-dir: layout")
-    weights = _weights_in(folder)
+    weights, notes = _weights_in(folder)
     if weights is None:
         raise UserError("has no weights", place=folder, remedy="put open_clip_model.safetensors into it")
-    model = f"{LOCAL_DIR}{folder.resolve()}"
-    return WeightsSource(name=model, model=model, pretrained=None, weights=weights, config=config)
+    model, shards = f"{LOCAL_DIR}{folder.resolve()}", _shards_of(weights)
+    return WeightsSource(
+        name=model, model=model, pretrained=None, weights=weights, config=config, shards=shards, notes=notes
+    )
 
 
-def _weights_in(folder: Path) -> Path | None:
-    # The order of open_clip's own search (factory._find_checkpoint_in_dir), so that we fingerprint what it loads.
+def _weights_in(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the weights of a folder, and what to say where it has several."""
+    # The order of open_clip's own search (factory._find_checkpoint_in_dir), then what it does not read.
     preferred = ["open_clip_model.safetensors"]
     preferred += [f"open_clip_pytorch_model{suffix}" for suffix in (".safetensors", ".bin", ".pth")]
     preferred += ["model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"]
-    for name in preferred:
-        if (folder / name).is_file():
-            return folder / name
-    others = [path for suffix in (".safetensors", ".bin", ".pth") for path in sorted(folder.glob(f"*{suffix}"))]
-    return others[0] if others else None
+    found = [path for name in preferred for path in (folder / name, folder / f"{name}{INDEX}") if path.is_file()]
+    if not found:
+        endings = (f".safetensors{INDEX}", f".bin{INDEX}", ".safetensors", ".bin", ".pth", ".pt", ".npz")
+        found = [path for ending in endings for path in sorted(folder.glob(f"*{ending}")) if path.is_file()]
+    if not found:
+        return None, ()
+    of_first = {found[0], *_shards_of(found[0])}
+    others = [path.name for path in found[1:] if path not in of_first]
+    if not others:
+        return found[0], ()
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return found[0], (f"weights read from {found[0].name}, not from {others[0]}{more} beside it",)
+
+
+def _shards_of(weights: Path) -> tuple[Path, ...]:
+    """Return all files of a checkpoint of which `weights` is the index or one shard; none where it is whole.
+
+    Raises:
+        UserError: names the first shard that is missing.
+    """
+    if weights.name.endswith(INDEX):
+        content = read_json(weights)
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+            raise UserError("has no 'weight_map'", place=weights, remedy="give the index of shards, or one file")
+        names = sorted(set(places.values()))
+    elif match := SHARD.search(weights.name):
+        first, count, digits = weights.name[: match.start()], int(match[2]), len(match[1])
+        names = [f"{first}-{number:0{digits}}-of-{match[2]}{match[3]}" for number in range(1, count + 1)]
+    else:
+        return ()
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"names {name!r}, which is not beside it", place=weights, remedy="correct its weight_map")
+        if not (weights.parent / name).is_file():
+            message = f"shard {name} is missing, one of {len(names)}"
+            raise UserError(message, place=weights.parent, remedy="fetch it from where the others come")
+    return tuple(weights.parent / name for name in names)
 
 
 def _on_hub(backbone: str) -> WeightsSource:
@@ -126,9 +183,9 @@ def _on_hub(backbone: str) -> WeightsSource:
     try:
         config = Path(download_pretrained_from_hf(repo, filename=CONFIG_NAME))
         weights = Path(download_pretrained_from_hf(repo))
-    except (OSError, ValueError) as error:  # hub errors are OSErrors, a malformed name a ValueError
+    except _hub_errors() as error:
         files = f"{CONFIG_NAME} and open_clip_model.safetensors of {repo}"
-        raise _not_fetched(backbone, files, "--backbone local-dir:FOLDER") from error
+        raise _not_fetched(error, backbone, files, "--backbone local-dir:FOLDER") from error
     return WeightsSource(name=backbone, model=backbone, pretrained=None, weights=weights, config=config)
 
 
@@ -148,9 +205,9 @@ def _by_tag(model: str, tag: str | None) -> WeightsSource:
     _stay_offline_without_hub()
     try:
         weights = Path(download_pretrained(config))
-    except (OSError, ValueError, RuntimeError) as error:
+    except _hub_errors() as error:
         files = config.get("hf_hub") or config.get("url")
-        raise _not_fetched(f"{model} ({tag})", f"{files}", "--pretrained FILE") from error
+        raise _not_fetched(error, f"{model} ({tag})", f"{files}", "--pretrained FILE") from error
     return WeightsSource(name=model, model=model, pretrained=tag, weights=weights, config=None)
 
 
@@ -169,9 +226,40 @@ def _stay_offline_without_hub() -> None:
         hub.HF_HUB_OFFLINE = True
 
 
-def _not_fetched(what: str, files: str, option: str) -> UserError:
+def _hub_errors() -> tuple[type[Exception], ...]:
+    # The client's own errors, those of the library that connects (its HTTP error derives from them), a ValueError for a
+    # malformed name; open_clip's RuntimeError for a file that is not what was published.
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    return (OSError, ValueError, RuntimeError, EntryNotFoundError, *HfHubHTTPError.__bases__)
+
+
+OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def _not_fetched(error: Exception, what: str, files: str, option: str) -> UserError:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if isinstance(error, OSError) and error.errno in OF_DISK:
+        raise error
     remedy = f"fetch {files} on a machine with a network and pass {option}"
-    return UserError("the weights are not on this machine and could not be downloaded", place=what, remedy=remedy)
+    if isinstance(error, GatedRepoError):
+        message, remedy = "the hub wants its licence accepted first", "accept it on its page, then give HF_TOKEN"
+    elif isinstance(error, RepositoryNotFoundError):
+        message, remedy = "the hub knows no such model, or it is private", "check the name, or give HF_TOKEN"
+    elif isinstance(error, HFValidationError):
+        message, remedy = f"is no name of the hub ({first_line(error)})", f"give {HF_HUB}ORG/NAME"
+    elif isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        message, remedy = f"the hub has no {files} there", "give a model of open_clip, or local-dir: of its files"
+    else:
+        message = "the weights are not on this machine and could not be downloaded"
+    return UserError(message, place=what, remedy=remedy)
 
 
 def _check_model_name(model: str) -> None:
@@ -203,29 +291,3 @@ def fingerprint(weights: Path) -> str:
         with contextlib.suppress(OSError), whole_file(memo_path) as temporary:
             temporary.write_text(json.dumps(memo, indent=1), encoding="utf-8")
     return str(memo[key])
-
-
-def is_torchscript(weights: Path) -> bool:
-    """Tell OpenAI's published format, a TorchScript archive, from an ordinary `torch.save` file."""
-    if weights.suffix == ".safetensors" or not zipfile.is_zipfile(weights):
-        return False
-    with zipfile.ZipFile(weights) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
-def read_torchscript(weights: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of an OpenAI archive; open_clip 3.3's loader refuses it under `weights_only=True`.
-
-    Returns:
-        state dict, float16 or float32, without the three numbers that are no weights.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        # Torch announces the end of TorchScript; the published archives are what they are.
-        warnings.filterwarnings("ignore", message=".*torch.jit.load", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.load", category=DeprecationWarning)
-        state: dict[str, Any] = dict(torch.jit.load(str(weights), map_location="cpu").state_dict())
-    for key in ("input_resolution", "context_length", "vocab_size"):
-        state.pop(key, None)
-    return state

@@ -9,18 +9,21 @@ import contextlib
 import copy
 import dataclasses
 import logging
-import pickle
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import (
-    WeightsSource,
-    fingerprint,
-    is_torchscript,
-    read_torchscript,
+from deltaclip.features.backbone.configuration import (
+    activation_note,
+    check_preprocess,
+    check_sizes,
+    model_config,
+    size_note,
 )
+from deltaclip.features.backbone.first_run import load_tokenizer, require_transformers, run_once
+from deltaclip.features.backbone.fitting import put_weights, text_positions
+from deltaclip.features.backbone.library import library_call
 from deltaclip.features.backbone.published import (
     check_preprocessing,
     check_quick_gelu,
@@ -28,18 +31,21 @@ from deltaclip.features.backbone.published import (
     quick_gelu_note,
     uses_quick_gelu,
 )
+from deltaclip.features.backbone.tensors import StoredTensors, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import torch
 
     from deltaclip.base.device import Precision
+    from deltaclip.features.backbone.checkpoint import WeightsSource
     from deltaclip.features.data.decoding import Decode
 
-# How open_clip says that weights do not fit: load_state_dict's RuntimeError, its own assertions on sizes, and what
-# falls out of its code on a file that holds no state dict.
-MISFITS = (RuntimeError, KeyError, AssertionError, AttributeError, TypeError, ValueError, StopIteration)
+# Facts of two backbones that must be equal where their embeddings are to lie in one cache.
+SAME = ("dim", "context_length", "quick_gelu", "preprocessing")
+BIG_VISION = ".npz"  # arrays of the program that trained SigLIP
 # open_clip's names for "every tensor in this format". Its own bf16 mode keeps norms in fp32 and leaves torch's
 # fused attention path, and a plain .bfloat16() breaks its LayerNormFp32.
 OPEN_CLIP_PRECISION = {"fp32": "fp32", "bf16": "pure_bf16", "fp16": "pure_fp16"}
@@ -123,53 +129,50 @@ def load_backbone(
 
     Raises:
         UserError: the weights do not fit the model, are a pickle, need the other activation, or are a bare file
-            of an architecture whose weights all need another preprocessing than such a file gets.
+            of an architecture whose weights all need another preprocessing than such a file gets; a library cannot
+            make or run the model; the tokenizer is not there or is another model's.
     """
-    import open_clip
-    import safetensors
     import torch
 
-    archive = is_torchscript(source.weights)
-    tags = published_tags(source) if source.is_bare_file and not archive else {}
-    check_preprocessing(source, tags)
-    force = quick_gelu is True or (archive and quick_gelu is None)
-    with _without_word_of_random_weights(archive), warnings.catch_warnings():
-        # Answered below with an error or by `facts`, not with a warning that scrolls away.
-        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        try:
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                source.model,
-                pretrained=None if archive else source.pretrained,
-                precision=OPEN_CLIP_PRECISION[precision],
-                device=device,
-                force_quick_gelu=force,
-            )
-            if archive:
-                model.load_state_dict(read_torchscript(source.weights))
-        except safetensors.SafetensorError as error:
-            raise UserError(
-                f"is no safetensors file ({error})", place=source.weights, remedy="fetch it again"
-            ) from error
-        except EOFError as error:
-            raise UserError("is empty or cut off", place=source.weights, remedy="fetch it again") from error
-        except pickle.UnpicklingError as error:
-            remedy = "convert it to safetensors where it comes from: a pickle can run code"
-            raise UserError("holds more than tensors", place=source.weights, remedy=remedy) from error
-        except MISFITS as error:
-            raise _misfit(source, error) from error
-    if _is_convolutional(model.visual):
-        # MobileNetV2 on a CPU: about twice the rate, forward alone and with the backward pass.
-        model.visual.to(memory_format=torch.channels_last)
-    active = uses_quick_gelu(model)
+    with _unheard():
+        tags = published_tags(source) if source.is_bare_file else {}
+        cfg, assumed = model_config(source), check_preprocess(source)
+        weights = read_tensors(source.files) if source.weights.suffix != BIG_VISION else None
+        if weights is None or not weights.is_openai:
+            check_preprocessing(source, tags)
+        require_transformers(source, cfg)
+        if weights is not None:
+            check_sizes(cfg, weights, source)
+        made = _make(source, cfg, weights, device=device, precision=precision, quick_gelu=quick_gelu)
+        tokenizer = load_tokenizer(source, cfg, made.model)
+        context_length, dim = run_once(made.model, tokenizer, source)
+    active = uses_quick_gelu(made.model)
     check_quick_gelu(source, active=active, asked=quick_gelu)
-    tokenizer = open_clip.get_tokenizer(source.model)
-    facts = _facts(source, model, precision, quick_gelu=active)
-    if quick_gelu is None and (note := quick_gelu_note(tags)):
-        facts["quick_gelu_note"] = note
+    if weights is not None and weights.is_openai:
+        tags = {}  # OpenAI's own archive: nothing is open
+    open_choice = quick_gelu_note(tags) if quick_gelu is None else None
+    notes = [*source.notes, *made.notes, *assumed, *([open_choice] if open_choice else [])]
+    notes += activation_note(cfg, source, quick_gelu=active, asked=quick_gelu)
+    notes += size_note(source, made.model.visual.preprocess_cfg["size"])
+    if _is_convolutional(made.model.visual):
+        # MobileNetV2 on a CPU: about twice the rate, forward alone and with the backward pass.
+        made.model.visual.to(memory_format=torch.channels_last)
+    facts = {
+        "backbone": source.name,
+        "pretrained": source.pretrained,
+        "weights_sha256": source.sha256,
+        "config_sha256": source.identity()["config_sha256"],
+        "quick_gelu": active,
+        "preprocessing": _preprocessing(made.model),
+        "precision": precision,
+        "normalised": True,
+        "dim": dim,
+        "context_length": context_length,
+        "notes": notes,
+    }
     return Backbone(
-        model=model.eval(),
-        preprocess=preprocess,
+        model=made.model,
+        preprocess=made.preprocess,
         tokenizer=tokenizer,
         device=device,
         precision=precision,
@@ -178,55 +181,105 @@ def load_backbone(
     )
 
 
+@dataclass(frozen=True)
+class _Made:
+    model: Any
+    preprocess: Callable[[Any], torch.Tensor]
+    notes: list[str]
+
+
+def _make(
+    source: WeightsSource,
+    cfg: dict[str, Any],
+    weights: StoredTensors | None,
+    *,
+    device: str,
+    precision: Precision,
+    quick_gelu: bool | None,
+) -> _Made:
+    """Make the model as its configuration says and put the weights into it."""
+    import open_clip
+
+    is_openai = weights is not None and weights.is_openai
+    positions, notes = _text_positions(cfg, weights)
+    with library_call(source.config or "--backbone", f"{source.name} cannot be made", "correct its configuration"):
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            source.model,
+            pretrained=None if source.is_bare_file else source.pretrained,
+            load_weights=False,  # ours, below: open_clip resizes and renames without a word
+            pretrained_text=False,
+            precision=OPEN_CLIP_PRECISION[precision],
+            device=device,
+            force_quick_gelu=quick_gelu is True or (is_openai and quick_gelu is None),
+            force_context_length=positions,
+        )
+    with library_call(source.weights, f"does not fit {source.model}", "give weights of this architecture"):
+        if weights is None:
+            from open_clip.convert import load_big_vision_weights
+
+            load_big_vision_weights(model, str(source.weights))
+            notes.append("converted from big_vision's arrays")
+        else:
+            is_size_set = source.config is not None and "image_size" in cfg["vision_cfg"]
+            notes += put_weights(model, weights, source, resample=is_size_set)
+    return _Made(model.eval(), preprocess, notes)
+
+
+def _text_positions(cfg: dict[str, Any], weights: StoredTensors | None) -> tuple[int | None, list[str]]:
+    """Return for how many tokens the weights were trained, and words, where the configuration has another number."""
+    text = cfg["text_cfg"]
+    there = text_positions(weights) if weights is not None and not text.get("hf_model_name") else None
+    if there is None:
+        return None, []
+    there -= bool(text.get("embed_cls"))  # a place of its own
+    here = text.get("context_length", 77)
+    if there == here:
+        return None, []
+    return there, [f"text positions: {there} as trained, not the {here} of the configuration"]
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    # What open_clip warns of is answered with an error or by `facts`: of weights that follow, of an activation.
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def loading_notes(facts: dict[str, Any]) -> list[str]:
+    """Return what was assumed, chosen or mended when a backbone was loaded, one phrase each."""
+    older = [facts["quick_gelu_note"]] if "quick_gelu_note" in facts else []
+    return [*facts.get("notes", []), *older]
+
+
+def check_same(there: dict[str, Any], backbone: Backbone, *, place: Path | str, remedy: str) -> None:
+    """Refuse a backbone that is loaded otherwise than when the facts `there` were written, by an earlier version.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    for name in SAME:
+        if name in there and there[name] != backbone.facts.get(name, there[name]):
+            now = backbone.facts[name]
+            message = f"was made with {name} {there[name]}, the same weights are now loaded with {now}"
+            raise UserError(message, place=place, remedy=remedy)
+
+
 def replicate(backbone: Backbone, device: str) -> Backbone:
     """Return the same model on another device, or once more on its own."""
     return dataclasses.replace(backbone, model=copy.deepcopy(backbone.model).to(device), device=device)
 
 
-@contextlib.contextmanager
-def _without_word_of_random_weights(archive: bool) -> Iterator[None]:  # noqa: FBT001 - one private caller
-    # An archive's weights follow after open_clip has made the model, of which it warns.
-    before = logging.root.manager.disable
-    if archive:
-        logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _misfit(source: WeightsSource, error: Exception) -> UserError:
-    text = str(error)
-    if "vision_model." in text or "text_model." in text:
-        remedy = "pass the same model's open_clip weights (local-dir: or hf-hub: with open_clip_config.json)"
-        return UserError(
-            "is in the layout of transformers, which open_clip does not read",
-            place=source.weights,
-            remedy=remedy,
-        )
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    detail = lines[1] if len(lines) > 1 else lines[0] if lines else "no state dict"
-    remedy = "check --backbone: the architecture must be the one the weights were saved from"
-    return UserError(f"does not fit {source.model} ({detail[:160]})", place=source.weights, remedy=remedy)
-
-
-def _facts(source: WeightsSource, model: Any, precision: Precision, *, quick_gelu: bool) -> dict[str, Any]:
+def _preprocessing(model: Any) -> dict[str, Any]:
     from open_clip.transform import PreprocessCfg
 
-    preprocessing = dict(PreprocessCfg().__dict__) | model.visual.preprocess_cfg
-    text = getattr(model, "text", model)
-    return {
-        "backbone": source.name,
-        "pretrained": source.pretrained,
-        "weights_sha256": fingerprint(source.weights),
-        "config_sha256": source.identity()["config_sha256"],
-        "quick_gelu": quick_gelu,
-        "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()},
-        "precision": precision,
-        "normalised": True,
-        "dim": _embedding_dim(model),
-        "context_length": int(text.context_length),
-    }
+    cfg = dict(PreprocessCfg().__dict__) | model.visual.preprocess_cfg
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in cfg.items()}
 
 
 def preprocessing_words(cfg: dict[str, Any]) -> str:
@@ -235,16 +288,6 @@ def preprocessing_words(cfg: dict[str, Any]) -> str:
     sides = cfg["size"] if isinstance(cfg["size"], list) else [cfg["size"]] * 2
     size = " x ".join(str(side) for side in sides)
     return f"{size} pixels, {cfg['resize_mode']}, {cfg['interpolation']}, mean {mean}, std {std}"
-
-
-def _embedding_dim(model: Any) -> int:
-    import torch
-
-    text = getattr(model, "text", model)
-    parameter = next(model.parameters())
-    tokens = torch.zeros(1, int(text.context_length), dtype=torch.long, device=parameter.device)
-    with torch.inference_mode():
-        return int(model.encode_text(tokens).shape[-1])
 
 
 def _is_convolutional(tower: Any) -> bool:

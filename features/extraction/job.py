@@ -171,6 +171,7 @@ class _Job:
         try:
             if writer.todo("texts").size or encoder.todo(writer):
                 backbone = encoder.load(precision)
+                self._check_loaded(facts, backbone)
                 done.new_texts = encoder.encode_texts(writer, backbone)
                 started = time.monotonic()
                 done.new_images = encoder.encode_images(writer, backbone)
@@ -186,6 +187,11 @@ class _Job:
             writer.close()
             self.work.backbone = encoder.backbone
         return done
+
+    def _check_loaded(self, facts: dict[str, Any], backbone: Backbone) -> None:
+        from deltaclip.features.backbone.load import check_same
+
+        check_same(facts, backbone, place=self.out, remedy="give another --out")
 
     def _encoder(self) -> Encoder:
         return Encoder(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.load import load_backbone, request_facts
+from deltaclip.features.backbone.load import check_same, load_backbone, request_facts
 from deltaclip.features.store.takeover import differences
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_recorded(
         precision: to load it in; default that of the record.
 
     Raises:
-        UserError: it cannot be found, or has other weights.
+        UserError: it cannot be found, has other weights, or is loaded otherwise than by the version that recorded it.
     """
     facts, request = recorded.facts, recorded.request
     source = find_weights(backbone or facts["backbone"], pretrained if backbone or pretrained else facts["pretrained"])
@@ -61,13 +61,15 @@ def load_recorded(
         )
         message = f"{recorded.what} another backbone: {'; '.join(wrong)}"
         raise UserError(message, place=recorded.place, remedy=remedy)
-    return load_backbone(
+    loaded = load_backbone(
         source,
         device=device,
         precision=precision or request["precision"],
         quick_gelu=request["quick_gelu_asked"],
         decode=decode,
     )
+    check_same(facts, loaded, place=recorded.place, remedy="extract and train again")
+    return loaded
 
 
 def put_tuned(backbone: Backbone, run: RunFolder) -> None:

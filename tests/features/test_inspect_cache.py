@@ -79,6 +79,7 @@ def test_summary(place):
     assert lines[0] == f"{place}/c.h5: complete, schema version 2, {size:,.1f} MB"
     assert lines[1] == "  data: demo, 12 rows, 11 of them usable"
     assert lines[2].startswith("  backbone: tiny, D = ")
+    assert lines.pop(3) == "  loaded: weights stored in float16"
     assert lines[3].startswith("  view center: 11 of 12 images, 1 could not be read, W = ")
     assert lines[4].startswith("  view flip: 10 of 12 images, 1 could not be read, 1 to do, W = ")
     assert lines[5].endswith(", 1 cut at the context length")

@@ -13,7 +13,8 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import sha256_file
 from deltaclip.features.backbone import checkpoint
-from deltaclip.features.backbone.checkpoint import find_weights, fingerprint, is_torchscript
+from deltaclip.features.backbone.checkpoint import find_weights, fingerprint
+from deltaclip.features.backbone.tensors import is_torchscript
 
 PREFERRED = [
     "open_clip_model.safetensors",

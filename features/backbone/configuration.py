@@ -1,0 +1,176 @@
+"""What a model's configuration says, leaves open or gets wrong, before a model is made of it.
+
+open_clip takes defaults for what is not there, without a word, and leaves out what it does not know. Knows open_clip's
+configurations. Must not know weights' names or how a model is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.features.backbone.library import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltaclip.features.backbone.checkpoint import WeightsSource
+    from deltaclip.features.backbone.tensors import StoredTensors
+
+OPENAI_WORDS = {
+    "mean": "OpenAI's mean",
+    "std": "OpenAI's std",
+    "interpolation": "bicubic",
+    "resize_mode": "the shorter side to size",
+}
+CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
+LEVELS = 255
+# Numbers a model may hold over those of its weights: image positions that are interpolated, what one file lacks.
+SPARE = 8
+LARGEST_SIDE = 4096  # pixels
+
+
+def model_config(source: WeightsSource) -> dict[str, Any]:
+    """Return the model's configuration as `embed_dim`, `vision_cfg`, `text_cfg` and what else there is.
+
+    Raises:
+        UserError: a part is missing or no object.
+    """
+    if source.config is None:
+        from open_clip.factory import get_model_config
+
+        return dict(get_model_config(source.model.replace("/", "-")) or {})
+    content: Any = read_json(source.config)
+    cfg = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(cfg, dict):
+        raise UserError("has no 'model_cfg'", place=source.config, remedy="see open_clip's local-dir: layout")
+    for name in ("vision_cfg", "text_cfg"):
+        if not isinstance(cfg.get(name), dict):
+            what = "is no object" if name in cfg else "is missing"
+            raise UserError(f"model_cfg.{name} {what}", place=source.config, remedy="see open_clip's local-dir: layout")
+    return cfg
+
+
+def check_sizes(cfg: dict[str, Any], weights: StoredTensors, source: WeightsSource) -> None:
+    """Refuse a configuration of a folder for a model that is far larger than its weights, before memory is asked for.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    if source.config is None:
+        return
+    tensors, there = len(weights.by_name), sum(tensor.numel() for tensor in weights.by_name.values())
+    for path, value in _numbers(cfg, "model_cfg"):
+        most = tensors if path.endswith("layers") else LARGEST_SIDE
+        if not path.endswith(("layers", "image_size")):
+            most = max(most, there)
+        if not math.isfinite(value) or value > most:
+            raise UserError(
+                f"{path} {value:,} is too large: the weights are {tensors:,} tensors of {there:,} numbers",
+                place=source.config,
+                remedy="correct it",
+            )
+    needed = sum(_size(cfg[name]) for name in ("vision_cfg", "text_cfg"))
+    if needed > SPARE * (there + LARGEST_SIDE**2):
+        message = f"model_cfg is of a model of {needed:,.0f} numbers or more, the weights have {there:,}"
+        raise UserError(message, place=source.config, remedy="correct its widths and layers")
+
+
+def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
+    if isinstance(value, dict):
+        return [pair for name, part in value.items() for pair in _numbers(part, f"{path}.{name}")]
+    if isinstance(value, list):
+        return [pair for part in value for pair in _numbers(part, path)]
+    return [(path, value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def _size(tower: dict[str, Any]) -> float:
+    """Return about how many numbers a tower of open_clip has, at least; 0 where its sizes are no numbers."""
+    values = [tower.get(name, default) for name, default in (("width", 1), ("vocab_size", 1), ("mlp_ratio", 4))]
+    layers = tower.get("layers", 1)
+    layers = sum(layers) if isinstance(layers, list) and all(isinstance(n, int) for n in layers) else layers
+    if not all(isinstance(value, int | float) for value in (*values, layers)):
+        return 0
+    width, vocab, ratio = values
+    return float(abs(width * vocab) + abs(layers * width * width * (1 + abs(ratio)) / 4))
+
+
+def check_preprocess(source: WeightsSource) -> list[str]:
+    """Refuse a preprocessing that open_clip would replace by its own, and say what it fills in where there is none.
+
+    Returns:
+        what is assumed, one phrase each.
+
+    Raises:
+        UserError: an unknown key, a value that is none; names the nearest.
+    """
+    from open_clip.transform import PreprocessCfg
+
+    if source.config is None:
+        given: dict[str, Any] = {}
+        if not source.is_bare_file:
+            return []
+    else:
+        content: Any = read_json(source.config)
+        given, known = content.get("preprocess_cfg"), list(PreprocessCfg().__dict__)
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            raise UserError("preprocess_cfg is no object", place=source.config, remedy="give mean and std in it")
+        for name in given:
+            if name not in known:
+                message = f"preprocess_cfg has {name!r}, which nothing reads"
+                raise UserError(message, place=source.config, remedy=did_you_mean(name.removeprefix("image_"), known))
+        _check_values(given, source.config)
+    assumed = [words for name, words in OPENAI_WORDS.items() if given.get(name) is None]
+    if not assumed:
+        return []
+    whose = f"{source.config.name} names none" if source.config else "a bare file names none"
+    return [f"preprocessing assumed: {', '.join(assumed)}, as {whose}"]
+
+
+def _check_values(given: dict[str, Any], config: Path) -> None:
+    for name in ("mean", "std"):
+        values = given.get(name)
+        if values is None:
+            continue
+        numbers = (
+            [v for v in values if isinstance(v, int | float) and math.isfinite(v)] if isinstance(values, list) else []
+        )
+        if len(numbers) != 3 or len(values) != 3 or (name == "std" and min(numbers) <= 0):
+            message = f"preprocess_cfg.{name} {values!r} is not three numbers{' above 0' if name == 'std' else ''}"
+            raise UserError(message, place=config, remedy="give one for red, green and blue")
+        if max(map(abs, numbers)) > 1:
+            message = f"preprocess_cfg.{name} {values!r} is of pixels from 0 to {LEVELS}"
+            raise UserError(message, place=config, remedy=f"divide by {LEVELS}: pixels go from 0 to 1")
+    for name, choices in CHOICES.items():
+        value = given.get(name)
+        if value is not None and value not in choices:
+            raise UserError(
+                f"preprocess_cfg.{name} {value!r} is none of {', '.join(choices)}",
+                place=config,
+                remedy="give the one that the weights were trained with",
+            )
+
+
+def activation_note(cfg: dict[str, Any], source: WeightsSource, *, quick_gelu: bool, asked: bool | None) -> list[str]:
+    """Say which activation was taken where a folder's configuration names none; `tiny` is our own."""
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    has_own = not (vision.get("timm_model_name") and text.get("hf_model_name"))
+    if source.config is None or source.name == "tiny" or "quick_gelu" in cfg or asked is not None or not has_own:
+        return []
+    name = "QuickGELU" if quick_gelu else "GELU"
+    return [
+        f"activation assumed: {name}, as {source.config.name} has no quick_gelu; give --quick-gelu if trained with it"
+    ]
+
+
+def size_note(source: WeightsSource, size: Any) -> list[str]:
+    """Say where a configuration asks for a size of images that its tower does not take."""
+    content: Any = read_json(source.config) if source.config else {}
+    given = (content.get("preprocess_cfg") or {}).get("size")
+    sides, taken = (value if isinstance(value, list | tuple) else [value] * 2 for value in (given, size))
+    if given is None or list(sides) == list(taken):
+        return []
+    words = " x ".join(str(side) for side in taken)
+    return [f"preprocess_cfg.size {given} is not used: the tower's image_size is {words}"]
