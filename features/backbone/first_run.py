@@ -119,7 +119,7 @@ def _check_tokens(model: Any, tokens: torch.Tensor, tokenizer: Any, place: Any) 
         raise UserError(f"its tokenizer has {own:,} tokens, its text tower {there:,}", place=place, remedy=remedy)
     # CLIP itself calls them text_pool_type and text_eos_id.
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
-    eos = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+    eos: Any = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
     if pool == "eos" and not bool(tokens.eq(eos).any(dim=1).all()):
         message = f"its text tower looks for token {eos}, which its tokenizer does not put at the end"
         raise UserError(message, place=place, remedy="correct text_cfg.eos_id")
