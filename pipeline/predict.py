@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from deltaclip.base.files import keep_result
 from deltaclip.base.settings import option_name
 from deltaclip.base.targets import need_prompts
 from deltaclip.features.data.adapters import read_manifest
+from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.run.scorer import ScoredPairs
     from deltaclip.pipeline.settings import PredictConfig
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-    | {".jp2", ".ppm", ".pgm", ".tga", ".ico"}
-)
 ROWS_SHOWN = 20
 
 
@@ -40,11 +38,15 @@ class _Pairs:
     prompts: list[str]
     root: Path | None
     note: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
-    """Scores of N pairs; failed rows have NaN scores and a reason in `error`."""
+    """Scores of N pairs; failed rows have NaN scores and a reason in `error`.
+
+    `left_out` counts what else lies in a folder, by what it is.
+    """
 
     out: Path | None
     columns: dict[str, Any]
@@ -52,6 +54,7 @@ class PredictResult:
     truncated_prompts: int
     note: str
     labels: tuple[str, ...]  # what the run scores
+    left_out: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return one object a row, with counts."""
@@ -61,6 +64,7 @@ class PredictResult:
         return {
             "rows": [dict(zip(names, row, strict=True)) for row in cells],
             **counts,
+            "left_out": self.left_out,
             "out": str(self.out) if self.out else None,
         }
 
@@ -69,9 +73,10 @@ class PredictResult:
         images, errors = self.columns["image"], self.columns["error"]
         lines = []
         if self.out is None:
-            width = max(len(name) for name in images[:ROWS_SHOWN])
+            shown = [_one_line(name) for name in images[:ROWS_SHOWN]]
+            width = max(len(name) for name in shown)
             lines.append("  ".join([f"{'image':{width}}", *self.labels]))
-            for row, name in enumerate(images[:ROWS_SHOWN]):
+            for row, name in enumerate(shown):
                 cells = [f"{_shown(self.columns[label[0]][row]):>{len(label)}}" for label in self.labels]
                 lines.append("  ".join([f"{name:{width}}", *cells]))
             if len(images) > ROWS_SHOWN:
@@ -80,9 +85,13 @@ class PredictResult:
             lines.append(f"{self.out}: {len(images):,} rows")
         if self.failed:
             first = next(row for row, error in enumerate(errors) if error)
-            lines.append(f"{self.failed:,} images could not be read, the first: {images[first]}: {errors[first]}")
+            lines.append(
+                f"{self.failed:,} images could not be read, the first: {_one_line(images[first])}: {errors[first]}"
+            )
         if self.truncated_prompts:
             lines.append(f"{self.truncated_prompts:,} prompts were cut at the context length")
+        if self.left_out:
+            lines.append(f"left out: {count_words(self.left_out)}")
         return "\n".join([*lines, self.note] if self.note else lines)
 
 
@@ -113,6 +122,7 @@ def predict(config: PredictConfig) -> PredictResult:
         truncated_prompts=found.truncated_prompts,
         note=_joined_notes(pairs, run),
         labels=run.labels,
+        left_out=pairs.left_out,
     )
 
 
@@ -154,13 +164,16 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
     if path.is_dir():
         _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
         return _folder_pairs(config, path, needs_prompts=needs_prompts)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    kind = "image" if is_image_name(path.name) else kind_of(path) if path.is_file() else ""
+    if kind == "image":
         _refuse_unused(config, "one image", "prompts", "image_root", "allow_outside")
         if needs_prompts and not config.prompt:
             raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
         if not path.is_file():  # before the backbone is loaded
             raise UserError("no such file", place=path, remedy="give an image that can be read")
-        return _Pairs([path.name], [path], [config.prompt or ""], None)
+        return _Pairs([_written(path.name)], [path], [config.prompt or ""], None)
+    if kind.endswith(" image"):
+        raise UserError(f"{kind}s are not read", place=path, remedy="save it as PNG or JPEG")
     _refuse_unused(config, "a manifest, which has its own prompts", "prompt", "prompts")
     manifest = read_manifest(
         config.target, image_root=config.image_root, allow_outside=config.allow_outside, read_labels=False
@@ -175,28 +188,54 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
 
 def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:
     root = None if config.allow_outside else folder
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    try:
+        found = list_folder(folder)
+    except OSError as error:
+        raise UserError(error.strerror or str(error), place=folder, remedy="give a folder that can be read") from error
     if config.prompts:
         table = read_table(config.prompts)
         manifest = manifest_from_table(
             table, name=folder.name, image_root=folder, allow_outside=config.allow_outside, read_labels=False
         )
         paths = [manifest.image_path(row) for row in range(len(manifest))]
-        left = len(set(images) - set(paths))
+        left = len(set(found.images) - set(paths))
         note = f"{left:,} images of the folder have no row in {config.prompts} and were not scored" if left else ""
-        return _Pairs(manifest.images, paths, manifest.prompts, root, note)
-    if not images:
-        raise UserError("holds no images", place=folder, remedy=f"known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}")
-    prompts = [config.prompt or (_prompt_beside(image) if needs_prompts else "") for image in images]
-    return _Pairs([str(image.relative_to(folder)) for image in images], images, prompts, root)
+        return _Pairs(manifest.images, paths, manifest.prompts, root, note, found.counts({*paths, config.prompts}))
+    if not found.images:
+        there = count_words(found.counts())
+        raise UserError("holds no images", place=folder, remedy=f"it has {there}" if there else "it is empty")
+    names = [_written(str(image.relative_to(folder))) for image in found.images]
+    if config.prompt or not needs_prompts:
+        return _Pairs(names, found.images, [config.prompt or ""] * len(names), root, left_out=found.counts())
+    texts = {image: _text_beside(image) for image in found.images}
+    prompts = [_prompt_beside(image, text) for image, text in texts.items()]
+    return _Pairs(names, found.images, prompts, root, left_out=found.counts(set(texts.values())))
 
 
-def _prompt_beside(image: Path) -> str:
-    beside = image.with_suffix(".txt")
-    try:
-        prompt = beside.read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        prompt = ""
+def _written(name: str) -> str:
+    """Return a file's name as text that can be written: bytes of it that are no UTF-8 are spelled out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _one_line(name: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
+def _text_beside(image: Path) -> Path:
+    """Return NAME.txt of NAME.png, or NAME.png.txt where that is the one there is."""
+    beside, longer = image.with_suffix(".txt"), image.with_name(f"{image.name}.txt")
+    return longer if longer.is_file() and not beside.is_file() else beside
+
+
+def _prompt_beside(image: Path, beside: Path) -> str:
+    prompt = ""
+    if beside.is_file():
+        try:
+            prompt = beside.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise UserError("is no UTF-8 text", place=beside, remedy="save the prompt as UTF-8") from None
+        except OSError as error:
+            raise UserError(error.strerror or str(error), place=beside, remedy="give --prompt or --prompts") from error
     if not prompt:
         tables = "/".join(TABLE_SUFFIXES)
         raise UserError(

@@ -1,8 +1,8 @@
 """Pillow for reading alone: a second copy of its Python modules, whose switches nobody else reaches.
 
-Pillow keeps its switches (`LOAD_TRUNCATED_IMAGES`, `MAX_IMAGE_PIXELS`, `MAX_TEXT_CHUNK`, the list of readers, ...) in its
-modules, so whatever another library sets there would decide what is read here, and setting them back around each
-picture would race with its threads. The copy has its own; the compiled part, which decodes, is shared. Knows Pillow's
+Pillow keeps its switches (`LOAD_TRUNCATED_IMAGES`, `MAX_IMAGE_PIXELS`, `MAX_TEXT_CHUNK`, its readers) in its modules:
+whatever another library sets there would decide what is read here, and setting them back around each picture would race
+with its threads. The copy has its own; the compiled part, which decodes, is shared. Knows Pillow's
 package. Must not know what is done with a picture.
 """
 

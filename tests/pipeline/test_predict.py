@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,67 @@ def test_tables_of_every_format_hold_the_same(scored, pictures, tmp_path):
     assert results[0].summary().splitlines()[0] == f"{outs[0]}: 4 rows"
 
 
+def test_what_else_lies_in_a_folder_is_left_out_and_counted(scored, pictures):
+    folder, rows = pictures
+    for place, row in rows.items():
+        (folder / place).with_suffix(".txt").write_text(row["prompt"], encoding="utf-8-sig")
+    plain = scored(folder)
+    assert (plain.left_out, "left out" in plain.summary()) == ({}, False)
+    for junk in (".ipynb_checkpoints/a.png", "__MACOSX/a.png", "@eaDir/a.png/THUMB.jpg"):
+        (folder / junk).parent.mkdir(parents=True)
+        shutil.copyfile(folder / "a.png", folder / junk)
+    (folder / "._b.png").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (folder / "d.png.crdownload").write_bytes(b"\x89PNG")
+    (folder / "notes.txt").write_text("BMW, and no prompt of a picture")
+    (folder / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    (folder / "placeholder").touch()
+    result = scored(folder)
+    assert result.columns["image"] == ["a.png", "b.png", "more/c.png"]
+    for score in SCORES:
+        assert result.columns[score] == pytest.approx(plain.columns[score], abs=BATCH_NOISE)
+    assert result.to_json()["left_out"] == {
+        "hidden folder": 3,
+        "hidden file": 2,
+        "unfinished or temporary file": 1,
+        "text file": 1,
+        "video": 1,
+        "empty file": 1,
+    }
+    words = "left out: 3 hidden folders, 2 hidden files, "
+    assert any(line.startswith(words) for line in result.summary().splitlines())
+
+
+def test_images_are_known_by_their_content_also_one_by_itself(scored, recorded, pictures):
+    folder, rows = pictures
+    content = (folder / "a.png").read_bytes()
+    for name in ("picture", "picture.jpg_large", "PICTURE.PNG", "picture.v2"):
+        (folder / name).write_bytes(content)
+        one = scored(folder / name, prompt=rows["a.png"]["prompt"])
+        assert one.columns["image"] == [name]
+        assert_recorded(one, recorded, {name: rows["a.png"]})
+    found = scored(folder, prompt=rows["a.png"]["prompt"])
+    names = ["PICTURE.PNG", "a.png", "b.png", "more/c.png", "picture", "picture.jpg_large", "picture.v2"]
+    assert found.columns["image"] == names
+    heic = folder / "photo.heic"
+    heic.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert refused(scored, heic, prompt="x") == f"{heic}: HEIC images are not read; save it as PNG or JPEG"
+
+
+def test_names_that_are_no_text(scored, pictures, tmp_path):
+    folder, _ = pictures
+    odd = os.fsdecode(b"caf\xe9.png")
+    shutil.copyfile(folder / "a.png", folder / odd)
+    shutil.copyfile(folder / "a.png", folder / "two\nlines.png")
+    out = tmp_path / "scores.csv"
+    names = ["a.png", "b.png", r"caf\xe9.png", "more/c.png", "two\nlines.png"]
+    assert scored(folder, prompt="x", out=out).columns["image"] == names
+    assert [row["image"] for row in read_csv(out)] == names
+    lines = scored(folder, prompt="x").summary().splitlines()
+    assert len(lines) == 6
+    assert lines[-1].startswith(r"two\nlines.png ")
+
+
 def test_what_cannot_be_read_is_listed_never_dropped(scored, pictures):
     folder, rows = pictures
     (folder / "broken.png").write_bytes(b"no picture")
@@ -225,10 +287,9 @@ def test_a_missing_text_file_is_named(scored, pictures):
 
 def test_a_folder_without_images(scored, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    assert refused(scored, tmp_path, prompt="x") == (
-        f"{tmp_path}: holds no images; known suffixes: .avif, .bmp, .gif, "
-        ".ico, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tga, .tif, .tiff, .webp"
-    )
+    assert refused(scored, tmp_path, prompt="x") == (f"{tmp_path}: holds no images; it has 1 text file")
+    (tmp_path / "notes.txt").unlink()
+    assert refused(scored, tmp_path, prompt="x") == f"{tmp_path}: holds no images; it is empty"
 
 
 def test_a_run_that_is_not_there(scored, pictures, tmp_path):

@@ -19,6 +19,7 @@ from deltaclip.features.data.adapters.layout import (
     with_columns,
 )
 from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.listing import is_system_name
 from deltaclip.features.data.table import read_table
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def read_pku_i2iqa(folder: Path) -> DataTables:
     Raises:
         UserError: no such table is there, or one is broken.
     """
-    lists = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".txt", ".tsv"} and _has_tabs(path))
+    texts = (path for path in folder.iterdir() if path.suffix.lower() in {".txt", ".tsv"})
+    lists = sorted(path for path in texts if not is_system_name(path.name) and path.is_file() and _has_tabs(path))
     annotations = find_optional(folder, ("annotations.csv", "annotations.xlsx"))
     if annotations is not None and not lists:
         lists = [annotations]
