@@ -29,7 +29,7 @@ KINDS = {
     b"Pyramids of Giza": "text file",
     b"P1 to P6": "text file",
     b"{}": "text file",
-    b"caf\xe9": "text file",
+    b"\xe9t\xe9": "text file",
     TEXT.encode("utf-16"): "text file",
     b"<svg xmlns='http://www.w3.org/2000/svg'/>": "SVG image",
     b"<?xml version='1.0'?>\n<!-- a tool -->\n<svg/>": "SVG image",
