@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from deltaclip.pipeline.training.layout import laid_out_like
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -72,16 +74,17 @@ class Processes:
 
 
 def _all_reduce(parameters: Sequence[nn.Parameter], *, divide_by: int) -> None:
-    # One message for all, not one for each of hundreds of tensors.
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    if not grads:
+    # One message for all, not one for each of hundreds of tensors; behind the gradients, which of them there are.
+    if not parameters:
         return
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    present = torch.tensor([float(p.grad is not None) for p in parameters], device=grads[0].device)
+    flat = torch.cat([*(grad.reshape(-1) for grad in grads), present])
     dist.all_reduce(flat)
-    start = 0
-    for parameter, grad in zip(parameters, grads, strict=True):
-        parameter.grad = (flat[start : start + grad.numel()] / divide_by).view_as(parameter)
-        start += grad.numel()
+    *parts, counts = flat.split([*(grad.numel() for grad in grads), len(parameters)])
+    for parameter, part, count in zip(parameters, parts, counts.tolist(), strict=True):
+        # One that nobody has stays None, or it would decay: alone it does not.
+        parameter.grad = laid_out_like(parameter, part).div_(divide_by) if count else None
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.optim.adamw import adamw
 
+from deltaclip.pipeline.training.layout import same_layout
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -109,6 +111,8 @@ def adamw_step(
     parameters: Sequence[Tensor], grads: list[Tensor], moments: list[Moments], *, lr: float, weight_decay: float
 ) -> None:
     """Move parameters in place by one step of the fused kernel, with their moments and counts."""
+    for parameter, grad, moment in zip(parameters, grads, moments, strict=True):
+        check_layouts(parameter, grad, moment.mean, moment.square)
     with torch.no_grad():
         adamw(
             list(parameters),
@@ -121,6 +125,12 @@ def adamw_step(
             lr=lr,
             weight_decay=weight_decay,
         )
+
+
+def check_layouts(parameter: Tensor, *others: Tensor) -> None:
+    """Stop where gradient or moments do not lie in memory as their parameter: the kernel would mix up their numbers."""
+    for other in others:
+        assert same_layout(parameter, other), f"laid out as {other.stride()}, not {parameter.stride()}"
 
 
 def decays(name: str) -> bool:

@@ -16,6 +16,8 @@ from deltaclip.base.errors import UserError
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.training.choice import BestEpoch
 from deltaclip.pipeline.training.fit import EpochRow, FitPlan, FitResult, Validation
+from deltaclip.pipeline.training.layout import laid_out_like
+from deltaclip.pipeline.training.optimizer import check_layouts
 from deltaclip.pipeline.training.schedule import curriculum_fraction, lr_factor
 from deltaclip.pipeline.training.step_losses import NotFinite, StepLosses
 from deltaclip.pipeline.training.tune_groups import tuning_groups
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.training.resume import StateFile
     from deltaclip.pipeline.training.tune_groups import Tower
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of them in the state of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,14 @@ def trained_tensors(model: Tunable) -> dict[str, Tensor]:
     return heads | {name: parameter.detach() for name, parameter in towers.items()}
 
 
+def _check_layouts(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                moments = optimizer.state.get(parameter, {})
+                check_layouts(parameter, parameter.grad, *(moments[name] for name in MOMENTS if name in moments))
+
+
 def _validated(model: Tunable, validate: Callable[[], Validation] | None) -> Validation:
     if validate is None:
         return Validation()
@@ -145,6 +158,7 @@ class _Tuning:
         )
         self.peaks = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.lr, fused=True)
+        self.optimizer.register_step_pre_hook(_check_layouts)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=plan.scale_loss)
         self.kept = {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
@@ -269,11 +283,11 @@ class _Tuning:
                 tensor.copy_(tensors[f"now.{name}"])
                 self.kept[name].copy_(tensors[f"best.{name}"])
         for number, parameter in enumerate(self.parameters):
-            prefix = f"moment.{number}."
+            moments = {name: tensors.get(f"moment.{number}.{name}") for name in ("step", *MOMENTS)}
             self.optimizer.state[parameter] = {
-                name.removeprefix(prefix): value.to(parameter.device)
-                for name, value in tensors.items()
-                if name.startswith(prefix)
+                name: laid_out_like(parameter, value) if name in MOMENTS else value.to(parameter.device)
+                for name, value in moments.items()
+                if value is not None  # before the first step there are none
             }
         self.losses = StepLosses(tensors["losses"].tolist())
         self.epoch, self.step, self.seconds = values["epoch"], values["step"], values["seconds"]

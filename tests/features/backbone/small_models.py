@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import open_clip
 import torch
 from open_clip.coca_model import CoCa
+from safetensors.torch import save_file
 
 from deltaclip.features.backbone.load import Backbone
 
@@ -47,6 +49,13 @@ MODELS = {
         "multimodal_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     },
     "resnet": {"vision_cfg": RESNET, "text_cfg": TEXT},
+    "siglip": {
+        "embed_dim": 96,
+        "vision_cfg": timm("test_vit3", 160, timm_pool="map", timm_proj="none"),
+        "text_cfg": TEXT | {"width": 96, "no_causal_mask": True, "pool_type": "last", "proj_type": "none"},
+        "init_logit_bias": -10.0,
+        "custom_text": True,
+    },
     "timm vit": {"vision_cfg": timm("test_vit", 160), "text_cfg": TEXT},
     "timm convnext": {"vision_cfg": timm("test_convnext", 160, timm_pool="avg"), "text_cfg": TEXT},
     "timm efficientnet": {"vision_cfg": timm("test_efficientnet", 160, timm_pool="avg"), "text_cfg": TEXT},
@@ -54,8 +63,11 @@ MODELS = {
 }
 
 
-def make_model(name):
-    """A model of open_clip with random weights, in evaluation mode; every part of it changes the result."""
+def make_model(name, noise=None):
+    """A model of open_clip with random weights, in evaluation mode; every part of it changes the result.
+
+    `noise` is what is added to each of its numbers; by default so much that a ResNet gives one vector for all pictures.
+    """
     torch.manual_seed(0)
     config = {"embed_dim": WIDTH, **MODELS[name]}
     is_custom = config.pop("custom_text", False)
@@ -64,7 +76,7 @@ def make_model(name):
     with torch.no_grad():
         for part in (*model.parameters(), *model.buffers()):
             if part.is_floating_point() and bool(part.isfinite().all()):  # not the causal mask
-                part.add_(torch.rand_like(part) * 0.1)
+                part.add_(torch.rand_like(part) * 0.1 if noise is None else torch.randn_like(part) * noise)
     return model.eval()
 
 
@@ -77,13 +89,23 @@ def as_backbone(name, precision="fp32"):
         "weights_sha256": "00" * 32,
         "preprocessing": {"size": MODELS[name]["vision_cfg"]["image_size"]},
         "precision": precision,
-        "dim": WIDTH,
+        "dim": MODELS[name].get("embed_dim", WIDTH),
         "context_length": TEXT["context_length"],
         "quick_gelu": bool(MODELS[name].get("quick_gelu")),
     }
     return Backbone(
         model=model.to(dtype), preprocess=None, tokenizer=tokenizer(), device="cpu", precision=precision, facts=facts
     )
+
+
+def as_folder(name, folder):
+    """Write a model that tells pictures apart, as a user has it, and return its name for `--backbone`."""
+    folder.mkdir(parents=True)
+    config = {"model_cfg": {"embed_dim": WIDTH, **MODELS[name]}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = {key: tensor.contiguous().clone() for key, tensor in make_model(name, noise=0.02).state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
 
 
 @functools.cache

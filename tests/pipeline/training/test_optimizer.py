@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deltaclip.pipeline.model.spec import HeadSpec, build_heads
-from deltaclip.pipeline.training.optimizer import AdamW, parameter_groups
+from deltaclip.pipeline.training.optimizer import AdamW, Moments, adamw_step, parameter_groups
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,20 @@ def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(ValueError) as caught:  # the whole text is compared
         parameter_groups(module, weight_decay=0.1)
     assert str(caught.value) == "no decay rule for parameter 'gain'; add one to DECAY_RULES"
+
+
+@pytest.mark.parametrize("wrong", ["grad", "mean", "square"])
+def test_another_layout_is_never_walked(wrong):
+    """Torch's kernel would take the numbers of one place for those of another, and say nothing."""
+    parameter = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    moments = Moments.of(parameter)
+    tensors = {"grad": torch.ones_like(parameter), "mean": moments.mean, "square": moments.square}
+    tensors[wrong] = tensors[wrong].contiguous()
+    with pytest.raises(AssertionError, match=r"laid out as \(12, 4, 2, 1\), not \(12, 1, 6, 3\)"):
+        adamw_step(
+            [parameter],
+            [tensors["grad"]],
+            [Moments(tensors["mean"], tensors["square"], moments.num_steps)],
+            lr=1.0,
+            weight_decay=0.0,
+        )

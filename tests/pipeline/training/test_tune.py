@@ -247,6 +247,18 @@ def test_a_loss_that_is_no_number_is_named():
         train(steps)
 
 
+def test_gradients_in_another_layout_than_the_weights_stop_the_step():
+    """As they came back from other processes: fused AdamW would have mixed them up."""
+
+    class Shared(Model):
+        def share_gradients(self):
+            weight = self.tower.blocks["block2"].weight
+            weight.grad = weight.grad.t().contiguous().t()
+
+    with seeded(3), pytest.raises(AssertionError, match=r"laid out as \(1, 8\), not \(8, 1\)"):
+        tune(Shared(), Steps(), plan=PLAN)
+
+
 def test_a_damaged_state_is_refused_by_name(tmp_path):
     state = StateFile(tmp_path / "state.safetensors")
     train(state=state)
