@@ -25,6 +25,7 @@ from benchmarks.measuring import Row, at_most, seconds
 from benchmarks.models import drawn_jpegs, drawn_prompts, vit_b_32
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.features.backbone.batches import default_workers
+from deltaclip.features.backbone.choose import autocast_type
 from deltaclip.features.backbone.load import Backbone, load_backbone
 from deltaclip.features.backbone.towers import CutTower, cut_towers
 from deltaclip.features.extract import extract
@@ -37,7 +38,6 @@ from deltaclip.pipeline.run.rows import CacheRows, load_rows
 from deltaclip.pipeline.run.tower_sides import SideMaker, image_files
 from deltaclip.pipeline.run.tune_batches import SideBatches
 from deltaclip.pipeline.run.tuned import TunedModel, unit
-from deltaclip.pipeline.run.tuning_job import AUTOCAST
 from deltaclip.pipeline.training.tune import TunePlan, tune
 
 FROZEN, BLOCKS, BATCH = 9, 12, 32
@@ -130,7 +130,7 @@ class _Scene:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        return AUTOCAST[self.precision]
+        return None if self.precision == "fp32" else autocast_type(self.precision)  # type: ignore[arg-type]
 
     def towers(self) -> tuple[Backbone, CutTower, CutTower]:
         backbone = load_backbone(vit_b_32(), device=self.device, precision="fp32")

@@ -61,14 +61,14 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     if config.out is not None:
         free_run_path(config.out, "")  # refused now if taken, not after the training
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    choose_precision(config.precision, device)  # refused now if it cannot be
     rows = load_rows(config.cache, "cpu", in_memory=True)
     weights = loss_weights(config, rows)
     seeds = repeat_seeds(config.split_seed, config.repeats)
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
     config, preset = apply_preset(config, num_rows=splits[0].train.size)
     with joined_processes(device) as (processes, device):
-        job = TuningJob(config, rows, splits, weights, device=device, precision=precision, processes=processes)
+        job = TuningJob(config, rows, splits, weights, device=device, processes=processes)
         if processes.is_first:
             for line in (*job.warnings, *(preset.lines() if preset else ()), *job.description):
                 say(line)

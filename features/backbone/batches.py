@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BATCHES_AHEAD = 2  # enough to hide one slow file, little enough to bound memory
+PROBE_IMAGES = 16  # to measure or to check on
 Prepared = TypeVar("Prepared")
 
 
@@ -121,6 +122,12 @@ class _Timed(NamedTuple, Generic[Prepared]):
 def default_workers() -> int:
     """Return the number of decoding threads: one per processor this process may use."""
     return usable_processors()
+
+
+def spread(num_items: int) -> list[int]:
+    """Return the places of a few items to look at, evenly spread from the first to the last."""
+    count = min(PROBE_IMAGES, num_items)
+    return [place * (num_items - 1) // max(1, count - 1) for place in range(count)]
 
 
 def pixel_batches(

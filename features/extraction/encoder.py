@@ -18,7 +18,7 @@ from deltaclip.base.device import PrecisionChoice, choose_devices
 from deltaclip.base.errors import UserError
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
-from deltaclip.features.backbone.batches import ImageFile, default_workers, pixel_batches
+from deltaclip.features.backbone.batches import ImageFile, default_workers, spread
 from deltaclip.features.data.content import hash_images
 from deltaclip.features.extraction.pace import (
     MIN_IMAGES,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from deltaclip.features.store.schema import Plan
     from deltaclip.features.store.writer import Failure, StoreWriter
 
-PROBE_IMAGES = 16
 TRIAL_BATCHES = 3  # of each replica
 
 
@@ -226,24 +225,6 @@ class Encoder:
         return self._files(readable[spread(len(readable))])
 
     def _probe(self, backbone: Backbone) -> torch.Tensor | None:
-        from deltaclip.features.backbone.pixels import center_crops
-        from deltaclip.features.backbone.views import file_opener
+        from deltaclip.features.backbone.choose import probe_pixels
 
-        crops = center_crops(backbone)
-        files = self._probe_files()
-        if not files:
-            return None
-        batches = pixel_batches(
-            files,
-            lambda image: crops(image)[0],
-            root=self.root,
-            batch_size=PROBE_IMAGES,
-            workers=default_workers(),
-            open_file=file_opener(backbone),
-        )
-        return next(batches).pixels_B3HW
-
-
-def spread(num_items: int) -> list[int]:
-    """Return the places of a few items, evenly spread from the first to the last."""
-    return [int(place) for place in np.linspace(0, num_items - 1, min(PROBE_IMAGES, num_items)).astype(int)]
+        return probe_pixels(backbone, self._probe_files(), self.root)

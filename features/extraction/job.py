@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.lazy import LazySequence
+from deltaclip.features.backbone.batches import spread
 from deltaclip.features.data.content import hash_images
 from deltaclip.features.data.images import is_image
 from deltaclip.features.data.sharding import part_of
 from deltaclip.features.data.views import RECIPES
-from deltaclip.features.extraction.encoder import Encoder, spread
+from deltaclip.features.extraction.encoder import Encoder
 from deltaclip.features.extraction.pace import DEFAULT_BATCH
 from deltaclip.features.store.plan import make_plan
 from deltaclip.features.store.sets import find_sibling

@@ -49,15 +49,17 @@ def judge(
     learned: Learned,
     *,
     embedded: CacheRows | None = None,
+    scores: Scores | None = None,
     shown: bool = True,
 ) -> Finished:
     """Score every row and compute the metrics, those of the test rows too.
 
-    `embedded` are the rows with the embeddings of a tuned backbone; floors are those of `rows`. A bar is on the
-    terminal where it is to be `shown`.
+    `embedded` are the rows with the embeddings of a tuned backbone, `scores` those of all rows where they are there
+    already; floors are those of `rows`. A bar is on the terminal where it is to be `shown`.
     """
-    batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
-    scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
+    if scores is None:
+        batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
+        scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
     labels = trained_labels(rows, split.train, weights[:2])
     metrics = measure(rows, scores, split, labels=labels, scales=learned.scales)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)

@@ -20,6 +20,8 @@ from deltaclip.pipeline.training.layout import laid_out_like
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 # One process fills the boundary cache while the others wait for it, which may take hours.
@@ -52,6 +54,16 @@ class Processes:
         if self.size > 1:
             dist.all_reduce(parts)
         return parts
+
+    def gathered(
+        self, mine_M: NDArray[np.floating], mine: slice, num_rows: int, device: torch.device
+    ) -> NDArray[np.floating]:
+        """Return the values of all processes, (N,), of which each has those of its own rows."""
+        if self.size == 1:
+            return mine_M
+        whole_N = torch.zeros(num_rows, dtype=torch.float32, device=device)
+        whole_N[mine] = torch.from_numpy(mine_M).to(device)
+        return self.joined(whole_N).cpu().numpy()
 
     def whole(self, mine_BD: Tensor, mine: slice, num_rows: int) -> Tensor:
         """Return the rows of all processes; gradients reach those of this one."""

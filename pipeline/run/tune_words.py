@@ -13,6 +13,7 @@ from deltaclip.pipeline.run.describe import LR_RANGE, ModeWords, rate_warnings, 
 from deltaclip.pipeline.run.tuning import heads_config
 
 if TYPE_CHECKING:
+    from deltaclip.features.backbone.choose import Choice
     from deltaclip.features.backbone.towers import CutTower
     from deltaclip.pipeline.run.processes import Processes
     from deltaclip.pipeline.run.rows import CacheRows
@@ -23,7 +24,7 @@ PARTIAL_RANGE, FULL_RANGE = (3e-5, 1e-4), (1e-5, 5e-5)
 
 
 def mode_words(
-    config: FinetuneConfig, image: CutTower, text: CutTower, *, precision: str, processes: Processes
+    config: FinetuneConfig, image: CutTower, text: CutTower, *, precision: Choice, processes: Processes
 ) -> ModeWords:
     """Return the lines that tell this mode from others."""
     decay = f", times {config.layer_decay:g} a block towards the input" if config.layer_decay < 1 else ""
@@ -41,7 +42,7 @@ def mode_words(
             f"freezing      {counts[0]}",
             f"              {counts[1]}{frozen_text}",
             f"frozen part   {activations}; training images: {_augment_words(config)}",
-            f"precision     {precision} activations, fp32 weights{again}{step}{several}",
+            f"precision     {precision.precision} activations ({precision.reason}), fp32 weights{again}{step}{several}",
             f"heads         {_start_words(config)}",
         ],
     )

@@ -1,6 +1,7 @@
 """Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know.
 
-The rows of its own cache keep the scores that it recorded, all others are scored from their image files. Knows runs,
+The rows of its own cache keep the scores that it recorded where these are right, all others are scored from their image
+files. Knows runs,
 caches and the scorer. Must not know metrics.
 """
 
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.targets import LABELS
+from deltaclip.features.backbone.batches import spread
 from deltaclip.pipeline.run.predictions import Scores, read_predictions
 from deltaclip.pipeline.run.scorer import Scorer
 from deltaclip.pipeline.run.tower_sides import image_files
@@ -18,10 +21,15 @@ from deltaclip.pipeline.run.tower_sides import image_files
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.tower_sides import ImageFiles
 
 COLUMNS = tuple(Scores.__dataclass_fields__)
+CLOSE = 2e-3  # how far a recorded score may be from what the run gives now
+RECORDED, ANEW = "the scores that the run recorded", "scored from the images with the run's own tower"
 
 
 class TunedScores(NamedTuple):
@@ -36,6 +44,9 @@ def tuned_scores(
 ) -> TunedScores:
     """Return the scores of all rows of a cache.
 
+    Those that the run recorded are taken where a few of them, scored anew from their images, are the same; also where
+    images or backbone are not there, which is said.
+
     Args:
         run: made by `finetune`.
         rows: of a cache of the backbone that the run started from.
@@ -46,16 +57,45 @@ def tuned_scores(
     Raises:
         UserError: an image that has to be scored is missing or cannot be read; the backbone is not the run's.
     """
-    if (stored := _stored(run, rows)) is not None:
-        return TunedScores(stored, "the scores that the run recorded")
-    found = image_files(rows, image_root, allow_outside=False)
-    scorer = Scorer.load(run.path, backbone=backbone, pretrained=pretrained)
-    paths = [found.files[entry].path for entry in rows.rows.image.tolist()]
-    scored = scorer.score(paths, [str(prompt) for prompt in rows.rows.text["prompt"]], root=found.root)
+    stored = _stored(run, rows)
+    try:
+        found = image_files(rows, image_root, allow_outside=False)
+        scorer = Scorer.load(run.path, backbone=backbone, pretrained=pretrained)
+    except UserError as error:
+        if stored is None or image_root or backbone or pretrained:
+            raise
+        return TunedScores(stored, f"{RECORDED}, not checked ({error})")
+    if stored is None:
+        return TunedScores(score_images(scorer, rows, found, np.arange(len(rows.rows))), ANEW)
+    few = np.array(spread(len(rows.rows)))
+    apart = _apart(stored, score_images(scorer, rows, found, few), few)
+    if apart < CLOSE:
+        return TunedScores(stored, f"{RECORDED}; {len(few)} of them, scored anew, differ by at most {apart:.1g}")
+    everything = np.arange(len(rows.rows))
+    anew = score_images(scorer, rows, found, everything)
+    apart = _apart(stored, anew, everything)
+    return TunedScores(anew, f"{ANEW}; those that the run recorded differ by up to {apart:.2g}")
+
+
+def score_images(scorer: Scorer, rows: CacheRows, found: ImageFiles, chosen: NDArray[np.int64]) -> Scores:
+    """Score some rows from their image files.
+
+    Raises:
+        UserError: one of the files cannot be read.
+    """
+    paths = [found.files[entry].path for entry in rows.rows.image[chosen].tolist()]
+    prompts = [str(prompt) for prompt in rows.rows.text["prompt"][chosen]]
+    scored = scorer.score(paths, prompts if any(prompts) else None, root=found.root)
     if scored.failed:
         row, reason = next(iter(scored.failed.items()))
         raise UserError(reason, place=paths[row], remedy="give the images as they were extracted")
-    return TunedScores(scored.scores, "scored from the images with the run's own tower")
+    return scored.scores
+
+
+def _apart(stored: Scores, anew: Scores, chosen: NDArray[np.int64]) -> float:
+    """Return the largest difference of a score; heads that were not trained have none."""
+    differences = [np.abs(stored.of(label)[chosen] - anew.of(label)) for label in LABELS]
+    return float(np.nan_to_num(np.concatenate(differences)).max())
 
 
 def _stored(run: RunFolder, rows: CacheRows) -> Scores | None:

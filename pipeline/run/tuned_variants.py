@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.device import choose_device, choose_precision
+from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
 from deltaclip.pipeline.run.processes import Processes
 from deltaclip.pipeline.run.references import Predicted
@@ -61,7 +61,6 @@ def predict_tuned(
             splits,
             loss_weights(tuning, rows),
             device=device,
-            precision=choose_precision("auto", device),
             processes=Processes(),
         )
         for done, each in zip(job.learn(), found, strict=True):

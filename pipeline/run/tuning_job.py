@@ -20,8 +20,10 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.progress import say
 from deltaclip.base.settings import settings_to_json
+from deltaclip.base.targets import LABELS
 from deltaclip.features.backbone.anatomy import tower_depth
-from deltaclip.features.backbone.batches import default_workers
+from deltaclip.features.backbone.batches import default_workers, spread
+from deltaclip.features.backbone.choose import Choice, autocast_type, probe_pixels, training_precision
 from deltaclip.features.backbone.save_model import save_model
 from deltaclip.features.backbone.towers import cut_towers
 from deltaclip.pipeline.run.checkpoint import TunedBackbone
@@ -29,11 +31,14 @@ from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.finish import judge, save_run
 from deltaclip.pipeline.run.folder import free_run_path, library_versions
 from deltaclip.pipeline.run.init_heads import heads_of_run
+from deltaclip.pipeline.run.predictions import Scores
 from deltaclip.pipeline.run.recorded_backbone import Recorded, load_recorded
 from deltaclip.pipeline.run.repeats import repeat_configs
+from deltaclip.pipeline.run.scorer import Scorer
 from deltaclip.pipeline.run.tower_sides import SideMaker, image_files
 from deltaclip.pipeline.run.tune_words import mode_words, tune_warnings
 from deltaclip.pipeline.run.tuned import backbone_tensors
+from deltaclip.pipeline.run.tuned_scores import score_images
 from deltaclip.pipeline.run.tuning import Stage, heads_config, tune_towers
 from deltaclip.pipeline.training.resume import StateFile
 
@@ -46,14 +51,15 @@ if TYPE_CHECKING:
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.towers import CutTower
     from deltaclip.pipeline.run.finish import Finished
+    from deltaclip.pipeline.run.learning import Learned
     from deltaclip.pipeline.run.processes import Processes
     from deltaclip.pipeline.run.rows import CacheRows
     from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import FinetuneConfig
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 IDLE = ("out", "workers", "save_minutes")  # settings that change nothing of the result
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TuningJob:
@@ -67,7 +73,6 @@ class TuningJob:
         weights: LossWeights,
         *,
         device: str,
-        precision: Precision,
         processes: Processes,
     ) -> None:
         """Load the backbone and cut it.
@@ -76,7 +81,7 @@ class TuningJob:
             UserError: the cache was imported, images are missing, another backbone, heads that do not fit.
         """
         self.config, self.rows, self.splits, self.weights = config, rows, splits, weights
-        self.device, self.precision, self.processes = torch.device(device), precision, processes
+        self.device, self.processes = torch.device(device), processes
         request = rows.header["request"]
         if request.get("imported"):
             remedy = "extract the images with `deltaclip extract`"
@@ -99,12 +104,14 @@ class TuningJob:
             pretrained=config.pretrained,
             precision="fp32",
         )
+        choice = self._choose_precision()
+        self.precision, self.precision_reason = choice
         self.image, self.text = self._cut()
         if config.checkpointing:
             for tower in (self.image, self.text):
                 tower.use_checkpointing()
         self.mode = run_mode(config, self.image.frozen_blocks)
-        words = mode_words(config, self.image, self.text, precision=precision, processes=processes)
+        words = mode_words(config, self.image, self.text, precision=choice, processes=processes)
         self.description = describe(heads_config(config), rows, weights, mode=words)
         self.warnings = list(dict.fromkeys(line for split in splits for line in tune_warnings(config, rows, split)))
         if config.freeze_text_layers is not None and not weights.see_prompts:
@@ -114,6 +121,21 @@ class TuningJob:
         self.path = free_run_path(config.out, self.name)
         own_name = self.path.name if config.out else self.name  # whatever number is free by then
         self.work = self.path.with_name(f".{own_name}.{self._digest()[:8]}.resume")
+
+    def _choose_precision(self) -> Choice:
+        """Return the number format that the first process has chosen, in all of them."""
+        choice = Choice("fp32", "as the first process")
+        if self.processes.is_first:
+            files = [self.files.files[entry] for entry in sorted(self.files.files)]
+            probe = [files[place] for place in spread(len(files))]
+            choice = training_precision(
+                self.backbone,
+                self.config.precision,
+                extracted=self.rows.facts,
+                probe=lambda backbone: probe_pixels(backbone, probe, self.files.root),
+            )
+        chosen = self.processes.joined(torch.tensor(PRECISIONS.index(choice.precision), device=self.device))
+        return choice._replace(precision=PRECISIONS[int(chosen)])
 
     def _cut(self) -> tuple[CutTower, CutTower]:
         """Cut both towers, at a share of their depth where one was given; what sees no prompt trains no text tower."""
@@ -186,7 +208,7 @@ class TuningJob:
             image=sides.image(self.image),
             text=sides.text(self.text),
             device=self.device,
-            autocast=AUTOCAST[self.precision],
+            autocast=None if self.precision == "fp32" else autocast_type(self.precision),
             processes=self.processes,
             started=None if self.started is None else (self.started.spec, self.started.heads),
         )
@@ -199,9 +221,29 @@ class TuningJob:
         learned, model = tune_towers(config, self.rows, split, self.weights, stage=stage, state=state, what=what)
         write_full = self._write_full if config.save_full else None
         learned = replace(learned, tuned=TunedBackbone(tensors=self._copied(), write_full=write_full))
+        shown = self.processes.is_first
+        if not self._is_exact:
+            return judge(self.rows, split, self.weights, learned, scores=self._predicted(learned), shown=shown)
+        embedded = model.embed(self.rows, np.arange(len(self.rows.rows)))
+        return judge(self.rows, split, self.weights, learned, embedded=embedded, shown=shown)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether training has computed in fp32, as prediction does."""
+        return self.precision == "fp32" and not (self.text.all_frozen and self.rows.facts["precision"] != "fp32")
+
+    def _predicted(self, learned: Learned) -> Scores:
+        """Return the scores of all rows as `predict` computes them."""
+        scorer = Scorer(learned.heads, self.backbone, LABELS)
         everything = np.arange(len(self.rows.rows))
-        embedded = model.embed(self.rows, everything)
-        return judge(self.rows, split, self.weights, learned, embedded=embedded, shown=self.processes.is_first)
+        mine = self.processes.share(len(everything))
+        found = score_images(scorer, self.rows, self.files, everything[mine])
+        return Scores(
+            **{
+                name: self.processes.gathered(column, mine, len(everything), self.device)
+                for name, column in found.columns().items()
+            }
+        )
 
     def _write_full(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         self._put_back(tensors)
@@ -231,6 +273,8 @@ class TuningJob:
             description=self.description,
             frozen={tower.kind: tower.frozen_blocks for tower in (self.image, self.text)},
             precision=self.precision,
+            precision_reason=self.precision_reason,
+            scored_in="fp32",
             **about,
         )
         self.forget()

@@ -1,29 +1,33 @@
-"""Fine-tuning of every family of towers: an interrupted training, and one of two processes, end with the same weights.
+"""Fine-tuning of every family of towers ends with the same weights, whatever broke in or helped.
 
-Losses do not tell: with moments or gradients in another memory layout than the weights, they agreed to six digits while
-58 of 64 tensors of a ResNet differed.
+And what a run recorded is what it predicts. Losses do not tell: with moments or gradients in another memory layout than
+the weights, they agreed to six digits while 58 of 64 tensors of a ResNet differed.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from deltaclip.base.device import cpu_has_bf16_units
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.finetune import finetune
 from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.settings import FinetuneConfig
+from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.settings import EvaluateConfig, FinetuneConfig
 from deltaclip.pipeline.training.resume import StateFile
 from deltaclip.tests.features.backbone.small_models import as_folder
-from deltaclip.tests.pipeline.conftest import read_csv, write_csv
+from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
 
 FAMILIES = ["vit", "resnet", "timm convnext", "siglip"]
-CONVOLUTIONAL = ["resnet", "timm convnext"]
 SETTINGS = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "device": "cpu", "fractions": "0.8,0,0.2"}
 
 
@@ -40,7 +44,6 @@ def caches(tmp_path_factory, few_folder):
                 image_root=few_folder,
                 out=folder / f"{family}.h5",
                 backbone=as_folder(family, folder / "models" / family),
-                precision="fp32",
                 device="cpu",
             )
             made[family] = extract(config).cache
@@ -118,7 +121,7 @@ def interrupted(monkeypatch, saves):
 
 @pytest.mark.parametrize(
     "family",
-    [family if family in CONVOLUTIONAL else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
+    [family if family == "resnet" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
 )
 def test_an_interrupted_training_ends_with_the_weights_of_an_unbroken_one(family, caches, tmp_path, monkeypatch):
     """Bit for bit, interrupted within an epoch; all of the tower trains, so all its layouts are met."""
@@ -145,4 +148,50 @@ def test_two_processes_end_with_the_weights_of_one(family, caches, tmp_path):
     alone = open_run(finetune(FinetuneConfig(cache=cache, out=tmp_path / "alone", **settings)).run).tuned_tensors()
     shares = apart(under_torchrun(tmp_path / "two", cache, **settings), alone, start)
     print(family, words(shares, alone))
-    assert max(shares.values(), default=0) < 1e-2, words(shares, alone)
+    assert max(shares.values(), default=0) < 5e-2, words(shares, alone)
+
+
+def far_from_recorded(run, few_folder):
+    """The largest difference between the scores that a run recorded and those that it gives now."""
+    rows = read_csv(run / "predictions.csv")
+    images, prompts = [few_folder / row["image"] for row in rows], [row["prompt"] for row in rows]
+    found = Scorer.load(run, device="cpu").score(images, prompts).scores
+    assert np.ptp(found.q) > 1e-3  # pictures are told apart
+    return max(float(np.abs(getattr(found, name) - numbers(rows, name)).max()) for name in ("q", "c"))
+
+
+@pytest.mark.parametrize("family", ["mobilenet", pytest.param("fastvit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_what_a_run_recorded_is_what_it_predicts(family, precision, *, caches, tmp_path, few_folder):
+    """Also where 16 bits harm the tower, and were asked for: the scores were up to .03 apart, of a FastViT .24."""
+    settings = SETTINGS | {"precision": precision, "freeze_layers": 2, "cache": caches(family)}
+    run = finetune(FinetuneConfig(out=tmp_path / "run", **settings)).run
+    assert far_from_recorded(run, few_folder) < 1e-4
+    words = evaluate(EvaluateConfig(run=run)).scores
+    assert words.startswith("the scores that the run recorded; 16 of them, scored anew, differ by at most ")
+    config = read_json(run / "config.json")
+    extracted = config["backbone"]
+    if precision == "bf16":
+        assert (config["precision"], config["precision_reason"]) == ("bf16", "as asked")
+    elif not cpu_has_bf16_units():
+        assert config["precision_reason"] == "no 16-bit units in this processor"
+    elif family == "mobilenet":  # one rule: what extract has measured holds
+        assert (config["precision"], extracted["precision"]) == ("fp32", "fp32")
+        assert config["precision_reason"] == f"as extract has found: {extracted['precision_reason']}"
+        assert extracted["precision_reason"].startswith("bf16 reaches a cosine of 0.")
+
+
+def test_evaluate_finds_recorded_scores_that_are_not_those_of_the_run(caches, tmp_path, few_folder):
+    """It scores a few rows anew, and all of them where these differ; without pictures it says so."""
+    run = finetune(FinetuneConfig(cache=caches("mobilenet"), out=tmp_path / "run", **SETTINGS)).run
+    rows = read_csv(run / "predictions.csv")
+    for row in rows:
+        row["q"] = f"{float(row['q']) + 0.03:.6f}"
+    with (run / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    found = evaluate(EvaluateConfig(run=run))
+    assert found.scores == (
+        "scored from the images with the run's own tower; those that the run recorded differ by up to 0.03"
+    )

@@ -61,6 +61,11 @@ MODELS = {
     "timm efficientnet": {"vision_cfg": timm("test_efficientnet", 160, timm_pool="avg"), "text_cfg": TEXT},
     "timm resnet": {"vision_cfg": timm("test_resnet", 160, timm_pool="avg"), "text_cfg": TEXT},
 }
+# Architectures that people use, at a size of pictures that is none; bf16 harms the first.
+PUBLISHED = {
+    "mobilenet": {"vision_cfg": timm("mobilenetv2_050", 96, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
+    "fastvit": {"vision_cfg": timm("fastvit_t8", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
+}
 
 
 def make_model(name, noise=None):
@@ -69,7 +74,7 @@ def make_model(name, noise=None):
     `noise` is what is added to each of its numbers; by default so much that a ResNet gives one vector for all pictures.
     """
     torch.manual_seed(0)
-    config = {"embed_dim": WIDTH, **MODELS[name]}
+    config = {"embed_dim": WIDTH, **(MODELS | PUBLISHED)[name]}
     is_custom = config.pop("custom_text", False)
     form = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
     model = form(**config)
@@ -101,11 +106,26 @@ def as_backbone(name, precision="fp32"):
 def as_folder(name, folder):
     """Write a model that tells pictures apart, as a user has it, and return its name for `--backbone`."""
     folder.mkdir(parents=True)
-    config = {"model_cfg": {"embed_dim": WIDTH, **MODELS[name]}, "preprocess_cfg": {}}
+    config = {"model_cfg": {"embed_dim": WIDTH, **(MODELS | PUBLISHED)[name]}, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-    state = {key: tensor.contiguous().clone() for key, tensor in make_model(name, noise=0.02).state_dict().items()}
+    model = make_model(name, noise=0.02)
+    _settle(model, config["model_cfg"]["vision_cfg"]["image_size"])
+    state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
+
+
+def _settle(model, size):
+    """Give batch norms the statistics of some pictures, as training would: features differ between pictures then."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches
+        norm.reset_running_stats()
+        norm.train()
+    pixels = torch.nn.functional.interpolate(torch.rand(16, 3, 6, 6), size=(size, size), mode="bicubic")
+    with torch.no_grad():
+        model.encode_image(4 * pixels - 2 + 0.1 * torch.randn_like(pixels))
+    model.eval()
 
 
 @functools.cache
