@@ -24,6 +24,7 @@ from typer.main import get_command
 
 from deltaclip.base.device import ask_for_large_pages
 from deltaclip.base.errors import INPUT, MACHINE, UserError, did_you_mean, ending_of
+from deltaclip.base.places import check_places
 from deltaclip.base.progress import say
 from deltaclip.base.settings import field_types, is_optional, option_name
 
@@ -57,7 +58,18 @@ class _Command(TyperCommand):
         if any(word in HELP for word in args[: args.index("--") if "--" in args else None]):
             typer.echo(ctx.get_help())
             ctx.exit()
+        _refuse_blank(args)
         return super().parse_args(ctx, args)
+
+
+def _refuse_blank(args: Sequence[str]) -> None:
+    """Refuse values that say nothing, as scripts give of variables that are not set: a path of none is this folder."""
+    for place, word in enumerate(args):
+        option, joined, value = word.partition("=")
+        if not word.strip() or (joined and option.startswith("--") and not value.strip()):
+            before = args[place - 1] if place and args[place - 1].startswith("-") else "an argument"
+            name = option if joined else before
+            raise UserError("is blank", place=name.replace("_", "-"), remedy="give a value, or leave it out")
 
 
 class StageResult(Protocol):
@@ -85,7 +97,9 @@ def command(
         def run(*, context: typer.Context, as_json: bool, debug: bool, **values: Any) -> None:
             # `debug` is read by `main`, which tells of errors. Only what was given: settings know their own defaults,
             # and a preset what it may change.
-            result = stage(settings(**{name: value for name, value in values.items() if _is_given(context, name)}))
+            config = settings(**{name: value for name, value in values.items() if _is_given(context, name)})
+            check_places(config)  # before the stage is imported, which takes seconds
+            result = stage(config)
             if not getattr(result, "is_silent", False):
                 typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
             if code := getattr(result, "exit_code", 0):

@@ -7,6 +7,7 @@ bf16 pays only where the processor has units for it; fp16 on a CPU never does.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,17 @@ def usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_device_words(requested: str, option: str = "--device") -> None:
+    """Refuse what names no device on any machine; whether it is on this one, torch knows.
+
+    Raises:
+        UserError: what can be given.
+    """
+    for name in requested.split(","):
+        if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d+)?|cuda:all", name.strip()):
+            raise UserError(f"{requested!r} is no device", place=option, remedy="give auto, cpu, cuda or cuda:N")
 
 
 def choose_device(requested: str, *, local_rank: int | None = None) -> str:

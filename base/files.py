@@ -213,7 +213,7 @@ def write_json(path: Path, values: Any) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, option: str = "--out") -> None:
     """Refuse, before any work, a result that could not be written to `path`.
 
     Raises:
@@ -222,9 +222,9 @@ def check_place(path: Path) -> None:
     """
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise UserError("is no folder", place=folder, remedy="give another --out")
+        raise UserError("is no folder", place=folder, remedy=f"give another {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise MachineError("may not be written to", place=folder, remedy="give another --out, or change its rights")
+        raise MachineError("may not be written to", place=folder, remedy=f"give another {option}, or change its rights")
 
 
 def _umask() -> int:

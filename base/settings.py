@@ -10,37 +10,45 @@ import dataclasses
 import math
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
 from deltaclip.base.errors import UserError, did_you_mean
 
-# Bounds of what says no other: beyond them nothing is meant, and the libraries' own integers end.
+# Bounds of what says no other: where the libraries' own integers and numbers of 32 bits end.
 LARGEST_INTEGER = 2**31 - 1
-LARGEST_NUMBER = 1e9
+LARGEST_NUMBER = 3e38
+
+
+class Limits(TypedDict, total=False):
+    """Bounds of a number."""
+
+    ge: float
+    gt: float
+    le: float
+    lt: float
 
 
 def setting(
     default: Any = dataclasses.MISSING,
     *,
     help: str,  # noqa: A002 - the word that typer and argparse use
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
     argument: bool = False,
+    names: str | None = None,
+    **limits: Unpack[Limits],
 ) -> Any:
     """Declare one setting.
 
     Args:
         default: value when not given; none means the setting is required.
         help: one sentence for the help page, with the unit.
-        ge: at least this.
-        gt: above this.
-        le: at most this.
-        lt: below this.
         argument: a positional argument of the command instead of an option.
+        names: what the value names, for `base.places.CHECKS`: `cache`, `run`, another file (`input`) or `folder` of
+            images that must be there; what is to be written, `new` or a `file` that may replace one or things `within`
+            a folder; or a `device`, `backbone` or its `pretrained` weights.
+        limits: `ge`, at least this; `gt`, above; `le`, at most; `lt`, below.
     """
-    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "argument": argument}
+    bounds = {name: limits.get(name) for name in ("ge", "gt", "le", "lt")}
+    metadata = {"help": help, "argument": argument, "names": names, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -21,12 +21,18 @@ class ExtractConfig:
     data: str = setting(
         help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL, Parquet or Excel manifest.", argument=True
     )
-    out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.")
-    backbone: str = setting("tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.")
-    pretrained: str | None = setting(None, help="For a model name: a tag of open_clip or a checkpoint file.")
+    out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.", names="file")
+    backbone: str = setting(
+        "tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.", names="backbone"
+    )
+    pretrained: str | None = setting(
+        None, help="For a model name: a tag of open_clip or a checkpoint file.", names="pretrained"
+    )
     quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
     views: str = setting("center", help="Views of every image, comma-separated: center (always), flip, tiles, stages.")
-    device: str = setting("auto", help="auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or cuda:all.")
+    device: str = setting(
+        "auto", help="auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or cuda:all.", names="device"
+    )
     precision: PrecisionChoice = setting(
         "auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings."
     )
@@ -37,7 +43,7 @@ class ExtractConfig:
     workers: int | None = setting(
         None, help="Decoding threads; default one per processor, for a GPU as many as it needs.", ge=1
     )
-    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
+    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.", names="folder")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."
@@ -67,13 +73,17 @@ class ImportConfig:
         help="Folder of clip-retrieval or of `inspect --export`, .npy of images, or .safetensors with both.",
         argument=True,
     )
-    out: Path = setting(help="Cache file to write; must not exist.")
+    out: Path = setting(help="Cache file to write; must not exist.", names="new")
     backbone: str = setting(help="Which model made the embeddings, as open_clip calls it; recorded, not loaded.")
     pretrained: str | None = setting(None, help="Which weights of that model made them; recorded.")
     precision: Precision = setting(help="Number format in which they were computed; float16 is stored but for fp32.")
-    texts: Path | None = setting(None, help="For an .npy of images: the .npy of the texts, row by row.")
-    manifest: Path | None = setting(None, help="Table whose rows are those of the embeddings; default the source's.")
-    image_root: Path | None = setting(None, help="Folder of the images: files are hashed, so that copies are known.")
+    texts: Path | None = setting(None, help="For an .npy of images: the .npy of the texts, row by row.", names="input")
+    manifest: Path | None = setting(
+        None, help="Table whose rows are those of the embeddings; default the source's.", names="input"
+    )
+    image_root: Path | None = setting(
+        None, help="Folder of the images: files are hashed, so that copies are known.", names="folder"
+    )
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default detected."
     )
@@ -86,9 +96,13 @@ class ImportConfig:
 class InspectConfig:
     """Settings of `inspect`."""
 
-    caches: list[Path] = setting(help="Caches, or what an interrupted run left (.part).", argument=True)
-    merge: Path | None = setting(None, help="Write the caches as one to this file, and say what is in that.")
-    export: Path | None = setting(None, help="Write the usable rows of the cache to this folder, for other programs.")
+    caches: list[Path] = setting(help="Caches, or what an interrupted run left (.part).", argument=True, names="cache")
+    merge: Path | None = setting(
+        None, help="Write the caches as one to this file, and say what is in that.", names="new"
+    )
+    export: Path | None = setting(
+        None, help="Write the usable rows of the cache to this folder, for other programs.", names="new"
+    )
     export_format: Literal["clip-retrieval", "npy", "safetensors"] = setting(
         "clip-retrieval", help="Layout of what --export writes."
     )
@@ -107,7 +121,7 @@ class CheckConfig:
     images: Literal["header", "full", "none"] = setting(
         "header", help="How to look at images: header reads their first bytes, full decodes all, none leaves them."
     )
-    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.")
+    image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.", names="folder")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."

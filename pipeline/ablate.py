@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
-from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_folder
 from deltaclip.base.progress import Progress, say
 from deltaclip.base.settings import settings_to_json
@@ -79,9 +79,6 @@ def ablate(config: AblateConfig) -> AblateResult:
         UserError: no such variant, too few labelled rows, and all that `train` refuses.
     """
     started = time.monotonic()
-    if config.against not in WORDS:
-        remedy = did_you_mean(config.against, WORDS)
-        raise UserError(f"{config.against!r} is no variant", place="--against", remedy=remedy)
     name = f"{config.cache.stem}_ablate"
     free_run_path(config.out, name)
     common = _train_config(config)

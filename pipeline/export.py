@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.extras import require_extra
 from deltaclip.base.files import keep_result, sha256_file
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.run.folder import check_outside, open_run
@@ -73,7 +72,7 @@ def export(config: ExportConfig) -> ExportResult:
         UserError: the extra is not installed, something that ONNX cannot express, or a difference from torch over the
             tolerance; then nothing is written.
     """
-    require_extra("onnx", "onnx", "onnxscript", "onnxruntime", place="export")
+    config.check_more()
     check_outside(config.out, [config.run])
     folder = open_run(config.run)
     heads = HeadGraph(folder.heads, folder.config["labels"])

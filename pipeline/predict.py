@@ -20,7 +20,7 @@ from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.run.folder import check_outside, open_run
 from deltaclip.pipeline.run.pairing import pair
-from deltaclip.pipeline.run.predictions import check_suffix, write_table
+from deltaclip.pipeline.run.predictions import write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def predict(config: PredictConfig) -> PredictResult:
             an image that cannot be read.
     """
     if config.out:
-        check_suffix(config.out)
         _refuse_overwriting_input(config)
     run = open_run(config.run)
     pairs = _pairs(config, needs_prompts=run.needs_prompts)

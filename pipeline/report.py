@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import check_place, keep_result, whole_file
+from deltaclip.base.files import keep_result, whole_file
+from deltaclip.base.places import check_file
 from deltaclip.pipeline.compare import compare
 from deltaclip.pipeline.report_parts import panels, tables
 from deltaclip.pipeline.report_parts.page import render
@@ -16,15 +17,13 @@ from deltaclip.pipeline.report_parts.section import make_section
 from deltaclip.pipeline.run.folder import open_run
 from deltaclip.pipeline.run.tables import comparison_basis
 from deltaclip.pipeline.settings import CompareConfig
+from deltaclip.pipeline.settings.report import RUNS, newest_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.settings import ReportConfig
-
-RUNS = Path("runs")
-SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +96,10 @@ def _write(path: Path, page: str) -> None:
         temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
-def newest_run(folder: Path) -> Path:
-    """Return the run directory that was finished last.
-
-    Raises:
-        UserError: there is none.
-    """
-    there = folder.iterdir() if folder.is_dir() else ()
-    # What a killed training left half written has a name that begins with a dot.
-    found = [path for path in there if not path.name.startswith(".") and (path / "metrics.json").is_file()]
-    if not found:
-        raise UserError("holds no run", place=folder, remedy="give RUN, or make one with `deltaclip train`")
-    return max(found, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
-
-
 def _page_path(out: Path | None, paths: Sequence[Path]) -> Path:
     if out is None:
         return paths[0] / "report.html" if len(paths) == 1 else paths[0].resolve().parent / "report.html"
-    if out.suffix.lower() not in SUFFIXES:  # so that it never replaces a file of a run
-        raise UserError(f"unknown suffix {out.suffix!r}", place=out, remedy=f"use one of {', '.join(SUFFIXES)}")
-    if out.is_dir():
-        raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
-    check_place(out)
+    check_file(out)
     return out
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.extras import require_extra
 from deltaclip.base.progress import say
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def serve(config: ServeConfig) -> ServeResult:
     Raises:
         UserError: the extra is not installed, the address is taken, no such root, or a run that cannot be loaded.
     """
-    require_extra("serve", "fastapi", "uvicorn", "python_multipart", place="serve")
+    config.check_more()
     from deltaclip.pipeline.run.scorer import Scorer
     from deltaclip.pipeline.serving.server import listen, make_server, one_line_log
 

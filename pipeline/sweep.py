@@ -20,7 +20,7 @@ from deltaclip.pipeline.run.bases import base_view
 from deltaclip.pipeline.run.describe import describe, warnings_of
 from deltaclip.pipeline.run.finish import judge, save_run
 from deltaclip.pipeline.run.folder import free_run_path
-from deltaclip.pipeline.run.grid import SWEPT, sweep_settings, varied
+from deltaclip.pipeline.run.grid import sweep_settings, varied
 from deltaclip.pipeline.run.heatmap import heatmap_lines, heatmaps, table_lines
 from deltaclip.pipeline.run.measure import rankable_labels, trained_labels
 from deltaclip.pipeline.run.rows import load_rows
@@ -28,6 +28,7 @@ from deltaclip.pipeline.run.sides import split_cache
 from deltaclip.pipeline.run.stacking import Stacked
 from deltaclip.pipeline.run.tables import metrics_table
 from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.settings.swept import SWEPT
 
 if TYPE_CHECKING:
     from pathlib import Path

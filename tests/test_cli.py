@@ -35,7 +35,13 @@ def run(*arguments):
 
 
 @pytest.fixture
-def parsed(monkeypatch):
+def nothing_is_there(monkeypatch):
+    """Let commands name files that nobody has made: the stages are not run."""
+    monkeypatch.setattr("deltaclip.cli_app.check_places", lambda settings: None)
+
+
+@pytest.fixture
+def parsed(monkeypatch, nothing_is_there):
     """Settings that `deltaclip train ...` would train with; nothing is trained."""
     found = []
 
@@ -88,7 +94,7 @@ def test_every_command_shows_an_example_on_one_line(name, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_is_understood(name, monkeypatch, capsys):
+def test_every_example_is_understood(name, monkeypatch, capsys, *, nothing_is_there):
     """The example of each command is parsed by the command itself."""
     import shlex
 
@@ -135,7 +141,7 @@ def test_only_what_was_given_counts_as_given(parsed):
     assert config == TrainConfig(cache=config.cache, preset="small")  # all given their defaults
 
 
-def test_values_with_underscores_arrive_as_they_are(monkeypatch):
+def test_values_with_underscores_arrive_as_they_are(monkeypatch, nothing_is_there):
     found = []
 
     def record(config):
@@ -235,7 +241,7 @@ def test_what_the_terminal_cannot_show_ends_nothing(tmp_path):
     assert done.stderr == b""
 
 
-def test_an_error_that_nobody_has_foreseen_is_one_line_too(monkeypatch, capsys):
+def test_an_error_that_nobody_has_foreseen_is_one_line_too(monkeypatch, capsys, nothing_is_there):
     def fail(config):
         raise ZeroDivisionError("division by zero")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from typing import get_args
 
 import h5py
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from deltaclip.cli import main
 from deltaclip.cli_app import command_names
 from deltaclip.features.store.store import FeatureStore
+from deltaclip.pipeline.settings.heads import Against
 
 MANIFESTS = {
     "no_prompt_column.csv": "image,promptt,quality\na.png,a red circle,0.5\n",
@@ -217,6 +221,16 @@ TABLE = [
         "--split column: unknown split 'half' in row 1; known: train, val, test",
     ),
     ("train {at}/demo.h5 --lr -0.001", "--lr: -0.001 is out of range; give a value at least 0"),
+    ("train {at}/demo.h5 --lr inf", "--lr: inf is no finite number; give one"),
+    ("train {at}/demo.h5 --lr 1e300", "--lr: 1e+300 is out of range; give a value at most 3e+38"),
+    ("train {at}/demo.h5 --out=", "--out: is blank; give a value, or leave it out"),
+    ("extract {at}/good.csv --image_root=", "--image-root: is blank; give a value, or leave it out"),
+    ("sweep {at}/demo.h5 --lr 1e-3,nan", "--lr: nan is out of range; give a value at least 0"),
+    (
+        "sweep {at}/demo.h5 --lr 1e-2..1e-3 --samples 3",
+        "--lr: '1e-2..1e-3' is no range; give LO..HI with LO below HI and above 0",
+    ),
+    ("sweep {at}/demo.h5 --loss mse,huberr", "--loss: 'huberr' is not a choice; did you mean 'huber'?"),
     ("train {at}/demo.h5 --lr nan", "--lr: nan is out of range; give a value at least 0"),
     ("train {at}/demo.h5 --epochs 0", "--epochs: 0 is out of range; give a value at least 1"),
     ("train {at}/demo.h5 --dropout 1", "--dropout: 1.0 is out of range; give a value below 1"),
@@ -240,7 +254,10 @@ TABLE = [
     ),
     ("train {at}/demo.h5 --device gpu", "--device: 'gpu' is no device; give auto, cpu, cuda or cuda:N"),
     ("ablate {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
-    ("ablate {at}/demo.h5 --against ridgee", "--against: 'ridgee' is no variant; did you mean 'ridge'?"),
+    (
+        "ablate {at}/demo.h5 --against ridgee",
+        f"--against: 'ridgee' is not one of {', '.join(map(repr, get_args(Against)))}; see `deltaclip ablate --help`",
+    ),
     (
         "ablate {at}/demo.h5 --seed 4294967295 --repeats 2",
         "--seed: 4294967296 is out of range; give a value at most 4294967295",
@@ -279,7 +296,10 @@ TABLE = [
     ),
     ("report {at}/run --gallery -1", "--gallery: -1 is out of range; give a value at least 0"),
     ("predict {at}/run {at}/a.png", "{at}/a.png: has no prompt to be scored against; give --prompt 'TEXT'"),
-    ("predict {at}/run {at}/gone.png --prompt x", "{at}/gone.png: no such file; give an image that can be read"),
+    (
+        "predict {at}/run {at}/gone.png --prompt x",
+        "{at}/gone.png: no such file or folder; give an image, a folder, a manifest, demo or ADAPTER:DIR",
+    ),
     (
         "predict {at}/run {at}/broken.png --prompt x",
         "{at}/broken.png: not an image in a known format; give an image that can be read",
@@ -315,7 +335,7 @@ TABLE = [
     ("import {at}/empty --out {at}/x.h5 --backbone B", "--precision: is missing; see `deltaclip import --help`"),
     (
         "inspect {at}/demo.h5 --export {at}/empty",
-        "{at}/empty: already exists; give another name or remove it first",
+        "{at}/empty: already exists; give another --export or remove it first",
     ),
     ("inspect --verify", "CACHES: is missing; see `deltaclip inspect --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
@@ -398,5 +418,56 @@ def test_debug_shows_the_traceback_and_the_same_line(place, capsys):
     assert run("train", str(place / "gone.h5"), "--debug") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert any("load_rows" in line for line in lines)
+    assert any("check_cache" in line for line in lines)
     assert lines[-1] == f"deltaclip: {place / 'gone.h5'}: no such cache; make it with `deltaclip extract`"
+
+
+# What needs no model, by command: all of it is found before torch, which takes seconds to import.
+EARLY = """
+extract {at}/gone.csv | extract {at}/good.csv --out {at} | extract {at}/good.csv --backbone qqq
+extract {at}/good.csv --backbone local-dir:{at}/gone | extract {at}/good.csv --device gpu
+extract {at}/good.csv --views x | extract {at}/good.csv --image-root {at}/gone
+extract {at}/good.csv --backbone RN50 --pretrained {at}/gone.pt | extract {at}/good.csv --label-range 5,1
+extract {at}/good.csv --shard 5/4 | extract {at}/good.csv --on-error stop | data check {at}/gone.csv
+data check {at}/good.csv --image-root {at}/gone | data check {at}/good.csv --label-range 5,1 | train {at}/gone.h5
+train {at}/demo.h5 --out {at}/run | train {at}/demo.h5 --out {at}/good.csv/run | train {at}
+train {at}/demo.h5 --fractions 1,1,1 | train {at}/demo.h5 --device gpu | train {at}/demo.h5 --lr inf
+train {at}/demo.h5 --zzz | sweep {at}/gone.h5 | sweep {at}/demo.h5 --out {at}/run | sweep {at}/demo.h5 --lr fast
+sweep {at}/demo.h5 --loss x | finetune {at}/gone.h5 | finetune {at}/demo.h5 --out {at}/run
+finetune {at}/demo.h5 --init-heads {at}/gone | finetune {at}/demo.h5 --image-root {at}/gone
+finetune {at}/demo.h5 --backbone local-dir:{at}/gone | ablate {at}/gone.h5 | ablate {at}/demo.h5 --out {at}/run
+ablate {at}/demo.h5 --against x | evaluate {at}/gone | evaluate {at}/empty | evaluate {at}/run --cache {at}/gone.h5
+evaluate {at}/run --out {at}/a.csv | evaluate {at}/run --pretrained {at}/gone.pt
+evaluate {at}/run --out {at}/good.csv/a.json | compare {at}/run {at}/gone | compare {at}/run
+compare {at}/run {at}/run --out {at}/a.csv | predict {at}/gone {at}/a.png
+predict {at}/run {at}/gone.png --prompt x | predict {at}/run {at}/good.csv --out {at}/x.xlsx
+predict {at}/run {at}/empty --prompts {at}/gone.csv | predict {at}/run {at}/good.csv --device gpu | report {at}/gone
+report {at}/run --out {at}/x.json | report {at}/run --out {at}/good.csv/x.html | report
+export {at}/gone --out {at}/x.onnx | export {at}/run --out {at}/x.csv | export {at}/run --out {at}/good.csv/x.onnx
+serve {at}/gone | serve {at}/run --root {at}/gone | serve {at}/run --device gpu | demo --out {at}/good.csv
+inspect {at}/gone.h5 | inspect {at}/demo.h5 --merge {at}/other.h5 | inspect {at}/demo.h5 --export {at}/empty
+import {at}/gone --out {at}/x.h5 --backbone B --precision fp32
+import {at}/empty --out {at}/demo.h5 --backbone B --precision fp32 | trainn x | data
+"""
+EARLY_PROGRAM = """
+import json, sys
+from deltaclip.cli import main
+for arguments in json.loads(sys.stdin.read()):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        print(json.dumps([" ".join(arguments), end.code, "torch" in sys.modules]), flush=True)
+"""
+
+
+def test_what_needs_no_model_is_said_before_torch_is_imported(place, tmp_path):
+    calls = [call.format(at=place).split() for line in EARLY.strip().splitlines() for call in line.split("|")]
+    assert {call[0] for call in calls} >= {name.split()[0] for name in command_names()}
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY_PROGRAM],
+        input=json.dumps(calls), capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(found) == len(calls)
+    assert [entry for entry in found if entry[1:] != [2, False]] == []
+    assert len([line for line in done.stderr.splitlines() if line.startswith("deltaclip: ")]) >= len(calls) - 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -155,6 +156,31 @@ def test_every_limit_holds_at_its_edge(name, field, limit, step):
 def test_nan_is_out_of_range(field):
     with pytest.raises(UserError, match=f"{option_name(field)}: nan is out of range"):
         TrainConfig(cache=Path("c.h5"), **{field: float("nan")})
+
+
+def numbers_and_texts():
+    for name, stage in STAGES.items():
+        for field, hint in field_types(stage).items():
+            kinds = {hint, *get_args(hint)} & {int, float, str, Path}
+            if kinds:
+                yield name, field, kinds.pop()
+
+
+@pytest.mark.parametrize(("name", "field", "kind"), list(numbers_and_texts()))
+def test_what_makes_no_sense_is_refused_whatever_the_setting(name, field, kind):
+    """Neither a bound nor a check of its own is needed for it."""
+    stage = STAGES[name]
+    options = stage.__dataclass_fields__[field]
+    place = field.upper() if options.metadata["argument"] else option_name(field)
+    huge = [10**30] if kind is int else [math.nan, math.inf, -math.inf, 1e300, -1e300]
+    for value in huge if kind in (int, float) else [" ", "\t\n"]:
+        given = kind(value)
+        with pytest.raises(UserError) as error:
+            stage(**REQUIRED[name] | {field: [given] if "list" in str(field_types(stage)[field]) else given})
+        line = str(error.value)
+        assert line.startswith(f"{place}: ")
+        assert "\n" not in line
+        assert kind in (str, Path) or str(given) in line
 
 
 def choices():

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.places import no_such_cache
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.checksums import damage_words, damaged_rows
 from deltaclip.features.store.problems import find_problem, read_recipe
@@ -65,7 +66,7 @@ class FeatureStore:
             UserError: no such file, not a cache, another schema version, damaged or not complete.
         """
         if not path.is_file():
-            raise UserError("no such cache", place=path, remedy="make it with `deltaclip extract`")
+            raise no_such_cache(path)
         if damage := find_damage(path):
             raise UserError(damage, place=path, remedy=ANEW)
         try:

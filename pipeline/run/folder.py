@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, keep_result, whole_folder
+from deltaclip.base.places import check_file, check_new, check_run
 from deltaclip.base.targets import need_prompts
 from deltaclip.pipeline.model.spec import HeadSpec
 from deltaclip.pipeline.run.checkpoint import load_heads, load_tuned, save_heads
@@ -102,9 +103,7 @@ def free_run_path(out: Path | None, name: str) -> Path:
         UserError: `out` exists already, or nothing can be written there; found out before anything is trained.
     """
     if out is not None:
-        if out.exists():
-            raise UserError("already exists", place=out, remedy="give another --out or remove it first")
-        check_place(out)
+        check_new(out)
         return out
     check_place(Path("runs") / name)
     path, number = Path("runs") / name, 1
@@ -122,9 +121,7 @@ def check_outside(out: Path | None, runs: Sequence[Path]) -> None:
     """
     if out is None:
         return
-    check_place(out)
-    if out.is_dir():
-        raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
+    check_file(out)
     if any(out.resolve().is_relative_to(run.resolve()) for run in runs):
         raise UserError("lies in the run", place=out, remedy="give a file outside: a finished run stays as it is")
 
@@ -170,19 +167,12 @@ def open_run(path: Path) -> RunFolder:
     Raises:
         UserError: no such directory, or something in it is missing or damaged.
     """
-    if not path.is_dir():
-        raise UserError("no such run directory", place=path, remedy="make one with `deltaclip train`")
-    checkpoints = sorted(path.glob("*_best.safetensors"))
-    if len(checkpoints) != 1:
-        raise UserError(
-            f"holds {len(checkpoints)} checkpoints, not one",
-            place=path,
-            remedy="give a directory made by `deltaclip train`",
-        )
-    heads, header = load_heads(checkpoints[0])
+    check_run(path)
+    (checkpoint,) = path.glob("*_best.safetensors")
+    heads, header = load_heads(checkpoint)
     return RunFolder(
         path=path,
-        checkpoint=checkpoints[0],
+        checkpoint=checkpoint,
         heads=heads,
         spec=HeadSpec.from_json(header["spec"]),
         config=_read_json(path / "config.json"),

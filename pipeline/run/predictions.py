@@ -14,9 +14,11 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.places import check_suffix
 from deltaclip.base.progress import Progress
 from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.pipeline.model.scores import score_rows
+from deltaclip.pipeline.settings.runs import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.model.scores import Batch, HeadScores
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
 BLOCK = 65_536  # rows of a table that are Python objects at a time
 SCORE_BATCH = 4096  # rows scored at a time: 50 MB of activations at D = 768
@@ -111,19 +112,9 @@ def blank_untrained(scores: Scores, labels: Collection[str]) -> Scores:
     return replace(scores, **dict.fromkeys(blank, nothing))
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a table format that we do not write, before anything is computed.
-
-    Raises:
-        UserError: unknown suffix.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(SUFFIXES)}")
-
-
 def write_table(path: Path, columns: dict[str, Any]) -> None:
     """Write columns of equal length as CSV, JSONL or Parquet, by suffix; whole or not at all. NaN is an empty cell."""
-    check_suffix(path)
+    check_suffix(path, TABLES)
     with whole_file(path) as temporary:
         if path.suffix.lower() == ".parquet":
             _write_parquet(temporary, columns)

@@ -13,6 +13,7 @@ from deltaclip.features.data.manifest import prompt_group
 from deltaclip.pipeline.run.keys import name_keys, text_keys
 from deltaclip.pipeline.run.predictions import BLOCK, read_blocks
 from deltaclip.pipeline.scoring.splits import Split, leaks, split_rows
+from deltaclip.pipeline.settings.learning import check_fractions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,11 +40,7 @@ def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Spl
     Raises:
         UserError: the fractions are no numbers, the cache has no split column, or the split is not possible.
     """
-    try:
-        shares = tuple(float(part) for part in fractions.split(","))
-    except ValueError:
-        remedy = "give train,val,test such as 0.7,0.1,0.2"
-        raise UserError(f"{fractions!r} are no numbers", place="--fractions", remedy=remedy) from None
+    shares = check_fractions(fractions)
     column = rows.rows.text["split"] if kind == "column" else None
     if column is not None and not column.some():
         remedy = "add one to the manifest and extract again, or give --split grouped"

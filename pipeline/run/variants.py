@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.pipeline.run.grid import SWEPT
 from deltaclip.pipeline.run.learning import learn, of_rows
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.references import (
@@ -22,6 +21,7 @@ from deltaclip.pipeline.run.references import (
 )
 from deltaclip.pipeline.run.stacking import Stacked
 from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.settings.swept import SWEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -4,11 +4,12 @@ Apart from the stages so that the command line can show help without importing n
 """
 
 from deltaclip.pipeline.settings.finetune import FinetuneConfig
-from deltaclip.pipeline.settings.heads import AblateConfig, SweepConfig, TrainConfig
+from deltaclip.pipeline.settings.heads import AblateConfig, SweepConfig
 from deltaclip.pipeline.settings.learning import MAX_SEED, BaseInit, LearningSettings
 from deltaclip.pipeline.settings.report import DemoConfig, ReportConfig
 from deltaclip.pipeline.settings.runs import CompareConfig, EvaluateConfig, PredictConfig
 from deltaclip.pipeline.settings.sharing import ExportConfig, ServeConfig
+from deltaclip.pipeline.settings.training import TrainConfig
 
 __all__ = [
     "MAX_SEED",

@@ -62,15 +62,19 @@ class FinetuneConfig(LearningSettings):
         "crops, which cannot be cached.",
     )
     crops: int = setting(4, help="Fixed crops among the views of --augment views.", ge=0, le=64)
-    init_heads: Path | None = setting(None, help="Start from the heads of this run of `train`, on the same backbone.")
+    init_heads: Path | None = setting(
+        None, help="Start from the heads of this run of `train`, on the same backbone.", names="run"
+    )
     head_epochs: int = setting(0, help="Train the heads alone for so many epochs first, on cached embeddings.", ge=0)
     save_minutes: float = setting(
         10.0, help="Save the state for resuming after each epoch, and within it so often; 0: after epochs alone.", ge=0
     )
     save_full: bool = setting(False, help="Also write the whole model, as `open_clip.create_model` loads it.")
-    backbone: str | None = setting(None, help="Where the cache's backbone lies now, if it has moved.")
-    pretrained: str | None = setting(None, help="Where its checkpoint lies now, if it has moved.")
-    image_root: Path | None = setting(None, help="Folder of the images; default the one that the cache recorded.")
+    backbone: str | None = setting(None, help="Where the cache's backbone lies now, if it has moved.", names="backbone")
+    pretrained: str | None = setting(None, help="Where its checkpoint lies now, if it has moved.", names="pretrained")
+    image_root: Path | None = setting(
+        None, help="Folder of the images; default the one that the cache recorded.", names="folder"
+    )
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
     workers: int | None = setting(None, help="Decoding threads; default one per processor.", ge=1)
 

@@ -1,4 +1,4 @@
-"""Settings of `train`, `sweep` and `ablate`: heads on cached embeddings."""
+"""Settings of `sweep` and `ablate`: many heads on cached embeddings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from pathlib import Path
 from typing import Literal
 
 from deltaclip.base.settings import check_settings, setting
-from deltaclip.pipeline.settings.learning import MAX_SEED, LearningSettings
+from deltaclip.pipeline.settings.learning import MAX_SEED, check_fractions
+from deltaclip.pipeline.settings.swept import SWEPT, swept_values
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(LearningSettings):
-    """Settings of `train`: heads on cached embeddings, the backbone frozen."""
-
-    view: str = setting("stages", help="View that --base-init kernel reads; give it to `extract --views`.")
-    tensorboard: bool = setting(False, help="Write curves for TensorBoard, into the run at the end.")
+Against = Literal[
+    "no-image",
+    "cosine",
+    "ridge",
+    "svr",
+    "direct",
+    "direct-two-branch",
+    "residual",
+    "identity-base",
+    "no-correction",
+    "no-dropout",
+    "ridge-view",
+    "kernel",
+    "kernel-only",
+    "partial-freeze",
+    "full",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +36,10 @@ class SweepConfig:
     The first ten are lists; what `train` has beside these has its meaning of there.
     """
 
-    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
-    out: Path | None = setting(None, help="Run directory of the winner; default runs/CACHE_sweep, numbered if taken.")
+    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True, names="cache")
+    out: Path | None = setting(
+        None, help="Run directory of the winner; default runs/CACHE_sweep, numbered if taken.", names="new"
+    )
     residual_scale_q: str = setting("0.2", help="Values, comma-separated: 0.05,0.1,0.2; with --samples also LO..HI.")
     residual_scale_c: str = setting("0.2", help="Values, as above.")
     lr: str = setting("1e-3", help="Values; LO..HI is drawn on a logarithmic scale.")
@@ -53,10 +66,13 @@ class SweepConfig:
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", help="Number format of the large products; auto takes bf16 where the processor has units for it."
     )
-    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_fractions(self.fractions)
+        for name in SWEPT:
+            swept_values(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +82,17 @@ class AblateConfig:
     What `train` has beside these keeps its default, but for what a variant changes.
     """
 
-    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
-    out: Path | None = setting(None, help="Folder to make; default runs/CACHE_ablate, numbered if taken.")
-    against: str = setting("residual", help="The variant that differences are taken against.")
+    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True, names="cache")
+    out: Path | None = setting(None, help="Folder to make; default runs/CACHE_ablate, numbered if taken.", names="new")
+    against: Against = setting("residual", help="The variant that differences are taken against.")
     view: str = setting("stages", help="View of the kernel base, compared too where the cache has it.")
     finetune: bool = setting(
         False, help="Also fine-tune CLIP, with 75 % of it frozen and with none, as `finetune` does: minutes to hours."
     )
     image_root: Path | None = setting(
-        None, help="For --finetune: folder of the images; default the one that the cache recorded."
+        None,
+        help="For --finetune: folder of the images; default the one that the cache recorded.",
+        names="folder",
     )
     repeats: int = setting(5, help="Splits, with seeds --seed, --seed + 1, ..., the same for all variants.", ge=1)
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
@@ -83,7 +101,8 @@ class AblateConfig:
     split: Literal["grouped", "random", "column"] = setting("grouped", help="As in `train`.")
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
     seed: int = setting(42, help="Seed of the first split and of its initial weights.", ge=0, le=MAX_SEED)
-    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_fractions(self.fractions)

@@ -6,18 +6,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from deltaclip.base.errors import UserError
 from deltaclip.base.settings import check_settings, setting
 
 BaseInit = Literal["calibrated", "identity", "kernel"]
 MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
 
 
+def check_fractions(text: str) -> tuple[float, float, float]:
+    """Return the shares of train, validation and test that `0.7,0.1,0.2` names; they sum to 1, that of train is not 0.
+
+    Raises:
+        UserError: no numbers, or such that do not fit.
+    """
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        remedy = "give train,val,test such as 0.7,0.1,0.2"
+        raise UserError(f"{text!r} are no numbers", place="--fractions", remedy=remedy) from None
+    fits = len(shares) == 3 and all(0 <= share <= 1 for share in shares)  # NaN does not
+    if not fits or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
+        shown = ",".join(f"{share:g}" for share in shares)
+        raise UserError(
+            f"fractions {shown} do not fit",
+            place="--fractions",
+            remedy="give train,val,test that sum to 1, train above 0, for example 0.7,0.1,0.2",
+        )
+    return shares[0], shares[1], shares[2]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearningSettings:
     """What `train` and `finetune` have in common: the heads, what they learn from, and for how long."""
 
-    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True)
-    out: Path | None = setting(None, help="Run directory to make; default runs/CACHE_MODE, numbered if taken.")
+    cache: Path = setting(help="Feature cache made by `deltaclip extract`.", argument=True, names="cache")
+    out: Path | None = setting(
+        None, help="Run directory to make; default runs/CACHE_MODE, numbered if taken.", names="new"
+    )
     residual_learning: bool = setting(True, help="Bounded corrections of a base, or direct heads (for ablation).")
     two_branch: bool = setting(
         False, help="Direct heads: average consistency with a sigmoid of the cosine whose two numbers are learned."
@@ -77,7 +102,7 @@ class LearningSettings:
     repeats: int = setting(
         1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1
     )
-    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.")
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
 
     def __new__(cls, **given: Any) -> Self:
         """Remember which settings were given: a preset changes the others alone."""
@@ -97,3 +122,4 @@ class LearningSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_fractions(self.fractions)

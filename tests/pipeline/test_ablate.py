@@ -292,11 +292,11 @@ def test_a_thinned_baseline_says_so(ablate_demo, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"against": "residul"}, "--against: 'residul' is no variant; did you mean 'residual'?"),
+        ({"against": "residul"}, "--against: 'residul' is not a choice; did you mean 'residual'?"),
         (
             {"against": "zzz"},
-            "--against: 'zzz' is no variant; known: no-image, cosine, ridge, svr, direct, direct-two-branch, residual, "
-            "identity-base, no-correction, no-dropout, ridge-view, kernel, kernel-only, partial-freeze, full",
+            "--against: 'zzz' is not a choice; known: no-image, cosine, ridge, svr, direct, direct-two-branch, "
+            "residual, identity-base, no-correction, no-dropout, ridge-view, kernel, kernel-only, partial-freeze, full",
         ),
         ({"repeats": 0}, "--repeats: 0 is out of range; give a value at least 1"),
         (

@@ -10,8 +10,9 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.run.grid import SWEPT, sweep_settings, varied
+from deltaclip.pipeline.run.grid import sweep_settings, varied
 from deltaclip.pipeline.settings import EvaluateConfig, SweepConfig
+from deltaclip.pipeline.settings.swept import SWEPT
 from deltaclip.pipeline.sweep import sweep
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, weights_of
 

@@ -1,0 +1,144 @@
+"""What can be said of the files that a command was given before anything is imported that takes seconds.
+
+A setting declares what it names (`setting(names=...)`). Knows the file system and the names of things that commands
+make. Must not read what is in them: stages do, and refuse by the same words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.device import check_device_words
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import check_place
+from deltaclip.base.settings import option_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+
+def no_such_cache(path: Path) -> UserError:
+    """Return what is said of a cache that is not there."""
+    return UserError("no such cache", place=path, remedy="make it with `deltaclip extract`")
+
+
+def check_cache(path: Path, option: str = "") -> None:
+    """Refuse a cache that is not there, neither as a file nor in shards (by its name, or by a pattern).
+
+    Raises:
+        UserError: what to make it with.
+    """
+    if path.is_file() or "*" in path.name:
+        return
+    if path.exists() or not any(path.parent.glob(f"{path.stem.replace('[', '[[]')}.shard-*-of-*")):
+        raise no_such_cache(path)
+
+
+def check_run(path: Path, option: str = "") -> None:
+    """Refuse a run directory that is not there, or is none.
+
+    Raises:
+        UserError: what to make it with.
+    """
+    if not path.is_dir():
+        raise UserError("no such run directory", place=path, remedy="make one with `deltaclip train`")
+    if (count := len(list(path.glob("*_best.safetensors")))) != 1:
+        remedy = "give a directory made by `deltaclip train`"
+        raise UserError(f"holds {count} checkpoints, not one", place=path, remedy=remedy)
+
+
+def check_new(path: Path, option: str = "--out") -> None:
+    """Refuse a name for a result that is taken, or under which nothing can be written.
+
+    Raises:
+        UserError: something is there already, or something on the way to it is no folder.
+        MachineError: there is no right to write there.
+    """
+    if os.path.lexists(path):
+        raise UserError("already exists", place=path, remedy=f"give another {option} or remove it first")
+    check_place(path, option)
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """Refuse a name for a file that is a folder's, or under which nothing can be written.
+
+    Raises:
+        UserError: it is a folder, or something on the way to it is no folder.
+        MachineError: there is no right to write there.
+    """
+    if path.is_dir():
+        raise UserError("is a folder", place=path, remedy=f"give {option} the name of a file in it")
+    check_place(path, option)
+
+
+def _check_within(path: Path, option: str) -> None:
+    check_place(path / "x", option)
+
+
+def _check_input(path: Path, option: str) -> None:
+    if not path.exists():
+        raise UserError("no such file or folder", place=path, remedy="check the path")
+
+
+def _check_folder(path: Path, option: str) -> None:
+    if not path.is_dir():
+        raise UserError("no such folder", place=path, remedy=f"give the folder of the images as {option}")
+
+
+def _check_backbone(name: str, option: str) -> None:
+    kind, colon, path = name.partition(":")
+    if colon and kind == "local-dir" and not Path(path).is_dir():
+        remedy = "give local-dir:PATH of a folder with open_clip_config.json"
+        raise UserError("no such folder", place=path, remedy=remedy)
+
+
+def _check_weights(name: str, option: str) -> None:
+    # A tag of open_clip has neither.
+    is_path = Path(name).suffix.lower() in WEIGHTS or Path(name).parent != Path()
+    if is_path and not Path(name).is_file():
+        raise UserError(f"{name!r} is no file that is there", place=option, remedy="check the path")
+
+
+def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a format that is not written, before anything is computed.
+
+    Raises:
+        UserError: unknown suffix.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(suffixes)}")
+
+
+CHECKS: dict[str, Callable[[Any, str], None]] = {
+    "cache": check_cache,
+    "run": check_run,
+    "new": check_new,
+    "file": check_file,
+    "within": _check_within,
+    "input": _check_input,
+    "folder": _check_folder,
+    "device": check_device_words,
+    "backbone": _check_backbone,
+    "pretrained": _check_weights,
+}
+
+
+def check_places(settings: Any) -> None:
+    """Check what the fields of settings name: what is read first, then what is written, then what only they know.
+
+    Raises:
+        UserError: the first that cannot be.
+        MachineError: there is no right to write somewhere.
+    """
+    fields = sorted(dataclasses.fields(settings), key=lambda field: field.metadata["names"] in ("new", "file"))
+    for field in fields:
+        if (kind := field.metadata["names"]) is not None and (value := getattr(settings, field.name)) is not None:
+            for one in value if isinstance(value, list) else [value]:
+                CHECKS[kind](one, option_name(field.name))
+    if hasattr(settings, "check_more"):
+        settings.check_more()
