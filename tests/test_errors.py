@@ -164,11 +164,11 @@ TABLE = [
     # What cannot be, whatever the data.
     (
         "extract {at}/good.csv --label-range 5,1",
-        "--label-range: '5,1' is no range; give two rising numbers such as 1,5",
+        "--label-range: '5,1' is no range; give two rising numbers such as 1,5, or quality=1,10 for one label",
     ),
     (
         "extract {at}/good.csv --label-range 1-5",
-        "--label-range: '1-5' is no range; give two rising numbers such as 1,5",
+        "--label-range: '1-5' is no range; give two rising numbers such as 1,5, or quality=1,10 for one label",
     ),
     ("extract {at}/good.csv --batch-size 0", "--batch-size: 0 is out of range; give a value at least 1"),
     ("extract {at}/good.csv --workers -1", "--workers: -1 is out of range; give a value at least 1"),
