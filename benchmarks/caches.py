@@ -56,7 +56,7 @@ def random_cache(path: Path, *, rows: int, dim: int, seed: int = 0) -> Path:
     plan = make_plan(manifest, contents)
     facts = {"dim": dim, "precision": "fp16", "backbone": "random", "quick_gelu": False, "weights_sha256": "0" * 64}
     writer = open_writer(path, plan, request={"weights_sha256": "0" * 64, "precision": "fp16"}, facts=facts)
-    writer.put_truncated(np.arange(len(t_TD)), np.zeros(len(t_TD), dtype=bool))
+    writer.put_tokens(np.arange(len(t_TD)), np.zeros(len(t_TD), dtype=bool), np.zeros(len(t_TD), dtype=np.uint64))
     writer.put("texts", np.arange(len(t_TD)), t_TD, norm_T)
     writer.put_images({CENTER: (list(range(rows)), v_ID, norm_I)}, [])
     writer.finish(path)

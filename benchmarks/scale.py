@@ -94,7 +94,9 @@ def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
                 vectors = _vectors(kind, entries, dim)
                 norms = np.ones(len(entries), dtype=np.float32)
                 if kind == "texts":
-                    writer.put_truncated(entries, np.zeros(len(entries), dtype=bool))
+                    writer.put_tokens(
+                        entries, np.zeros(len(entries), dtype=bool), np.zeros(len(entries), dtype=np.uint64)
+                    )
                     writer.put("texts", entries, vectors, norms)
                 else:
                     writer.put("images", entries, vectors, norms)

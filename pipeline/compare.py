@@ -47,7 +47,8 @@ def compare(config: CompareConfig) -> CompareResult:
         UserError: no row is test in all runs, their labels differ, or no label was trained in all.
     """
     check_outside(config.out, config.runs)
-    seeds, rounds = _rounds([open_run(path) for path in config.runs])
+    runs = [open_run(path) for path in config.runs]
+    seeds, rounds = _rounds(runs)
     labels = [label for label in LABELS if all(label in one.labels for one in rounds)]
     if not labels:
         raise UserError("no label was trained in all runs", place="RUNS", remedy="give runs that share one")
@@ -58,9 +59,9 @@ def compare(config: CompareConfig) -> CompareResult:
         "runs": [str(path) for path in config.runs],
         "seeds": seeds,
         "over": source_of_spread(rounds),
-        "rows": [len(one.keys) for one in rounds],
+        "rows": [len(one.row_N) for one in rounds],
         "labels": compared,
-        "warnings": _warnings(config.runs, rounds, seeds),
+        "warnings": [*_warnings(config.runs, rounds, seeds), *_names_only(runs, rounds)],
     }
     if config.out:
         keep_result(config.out, lambda path: write_json(path, comparison))
@@ -73,6 +74,16 @@ def _rounds(runs: Sequence[RunFolder]) -> tuple[list[int], list[Round]]:
     common = [seed for seed in seeds_of[0] if all(seed in seeds for seeds in seeds_of[1:])]
     picks = [[seed] * len(runs) for seed in common] or [[seeds[0] for seeds in seeds_of]]
     return common, [read_round([run.predictions(seed) for run, seed in zip(runs, pick, strict=True)]) for pick in picks]
+
+
+def _names_only(runs: Sequence[RunFolder], rounds: Sequence[Round]) -> list[str]:
+    """Say where rows are taken for the same by their names, unless all runs are of one state of one data set."""
+    same = len({run.config["cache"]["plan"] for run in runs}) == 1
+    return (
+        []
+        if same or all(one.by_content for one in rounds)
+        else ["rows are paired by name: not all runs recorded the content of their images"]
+    )
 
 
 def _warnings(paths: Sequence[Path], rounds: Sequence[Round], seeds: Sequence[int]) -> list[str]:

@@ -7,6 +7,7 @@ Shapes: B texts, L tokens, D width.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,11 +32,15 @@ WINDOW = 16 * TEXT_BATCH
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Embeddings of the texts at `entries`, which rise; `truncated_B` says which were cut at the context length."""
+    """Embeddings of the texts at `entries`, which rise; `truncated_B` says which were cut at the context length.
+
+    `tokens_B`, uint64 above 0, are equal for texts that are one to the tower, as it is given the same tokens.
+    """
 
     entries: NDArray[np.int64]
     found: Embeddings
     truncated_B: NDArray[np.bool_]
+    tokens_B: NDArray[np.uint64]
 
 
 def text_batches(
@@ -56,7 +61,7 @@ def text_batches(
         for start in range(0, len(order), TEXT_BATCH):
             places = np.sort(order[start : start + TEXT_BATCH])
             found = _encode(backbone, tower, tokens_BL[places])
-            yield TextBatch(of_window[places], found, truncated_B[places])
+            yield TextBatch(of_window[places], found, truncated_B[places], _token_keys(tokens_BL[places]))
 
 
 def encode_texts(backbone: Backbone, texts: list[str]) -> Embeddings:
@@ -80,6 +85,13 @@ def _encode(backbone: Backbone, tower: TextTower, tokens_BL: torch.Tensor) -> Em
 
     with torch.inference_mode():
         return require_usable(to_unit_length(tower(tokens_BL)), backbone)
+
+
+def _token_keys(tokens_BL: torch.Tensor) -> NDArray[np.uint64]:
+    """Return 64 bits of the tokens of each text, (B,) uint64; 0 is left to texts whose tokens nobody knows."""
+    rows = np.ascontiguousarray(tokens_BL.cpu().numpy().astype("<i4"))
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return np.maximum(np.frombuffer(digests, dtype="<u8").astype(np.uint64), 1)
 
 
 def _tokenise(backbone: Backbone, texts: list[str]) -> tuple[torch.Tensor, NDArray[np.bool_]]:

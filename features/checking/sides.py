@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from deltaclip.base.sides import side_of
-from deltaclip.features.data.manifest import prompt_group
+from deltaclip.features.data.prompts import prompt_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

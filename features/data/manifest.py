@@ -17,6 +17,7 @@ from deltaclip.base.errors import UserError, nearest
 from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
 from deltaclip.features.data.numbers import is_numeric
+from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.table import SHARED_TEXTS
 
 if TYPE_CHECKING:
@@ -155,11 +156,6 @@ def manifest_from_table(
         label_ranges=ranges,
         notes=tuple(notes),
     )
-
-
-def prompt_group(prompt: str) -> str:
-    """Return the group of a prompt: case and spacing do not make a new prompt, or near copies would leak."""
-    return " ".join(prompt.split()).casefold()
 
 
 def find_columns(table: Table) -> dict[str, str]:

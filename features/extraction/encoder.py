@@ -117,7 +117,7 @@ class Encoder:
         todo = writer.todo("texts")
         with Progress(len(todo), "encoding prompts", unit="prompts") as progress:
             for batch in text_batches(backbone, self.plan.texts, todo):
-                writer.put_truncated(batch.entries, batch.truncated_B)
+                writer.put_tokens(batch.entries, batch.truncated_B, batch.tokens_B)
                 writer.put("texts", batch.entries, *batch.found)
                 progress.advance(len(batch.entries))
         return len(todo)

@@ -123,9 +123,10 @@ def _join(file: h5py.File, stores: Sequence[FeatureStore], kind: Kind, view: str
         for name, values in columns.items():
             values[new] = there[name][:][old]
         if kind == "texts":
-            truncated = group["truncated"][:]
-            truncated[new] = store.truncated()[old]
-            group["truncated"][:] = truncated
+            for name, found in (("truncated", store.truncated()), ("tokens", store.tokens())):
+                there = group[name][:]
+                there[new] = found[old]
+                group[name][:] = there
     columns["status"][source >= 0] = DONE
     for name, values in columns.items():
         group[name][:] = values

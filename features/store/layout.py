@@ -80,6 +80,7 @@ def _write_plan(file: h5py.File, plan: Plan) -> None:
     file.create_dataset("images/file", data=plan.image_files, dtype=text)
     file.create_dataset("texts/text", data=plan.texts, dtype=text)
     file["texts/truncated"] = np.zeros(len(plan.texts), np.uint8)
+    file["texts/tokens"] = np.zeros(len(plan.texts), np.uint64)
     rows = file.create_group("rows")
     rows.create_dataset("file", data=plan.row_files, dtype=text)
     if plan.part:

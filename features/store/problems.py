@@ -61,7 +61,10 @@ def _broken_lengths(file: h5py.File, version: int) -> str | None:
             *(f"images/{name}" for name in ("sha256", "file", "reason")),
             *(["images/more_frames"] if "images/more_frames" in file else []),
         ],
-        "texts": [f"texts/{name}" for name in (*of_vectors, "sha256", "text", "truncated")],
+        "texts": [
+            *(f"texts/{name}" for name in (*of_vectors, "sha256", "text", "truncated")),
+            *(["texts/tokens"] if "texts/tokens" in file else []),
+        ],
     }
     for kind, names in same_length.items():
         wrong = [name for name in names if not isinstance(file.get(name), h5py.Dataset) or not file[name].shape]

@@ -232,6 +232,15 @@ class FeatureStore:
         """Tell which texts were cut at the context length, (T,) bool."""
         return np.asarray(self._file["texts/truncated"], dtype=bool)
 
+    def tokens(self) -> NDArray[np.uint64]:
+        """Return what stands for the tokens of each text, (T,) uint64: equal where the tower is given the same ones.
+
+        0 where nobody knows: in imported caches, and in those of before this was kept.
+        """
+        if "texts/tokens" not in self._file:
+            return np.zeros(len(self.truncated()), dtype=np.uint64)
+        return np.asarray(self._file["texts/tokens"], dtype=np.uint64)
+
     def texts(self) -> NDArray[np.object_]:
         """Return the distinct texts, (T,) str."""
         return np.asarray(self._file["texts/text"].asstr()[:], dtype=object)

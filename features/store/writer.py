@@ -126,9 +126,15 @@ class StoreWriter:
         _write_status(group["status"], np.asarray(entries), np.empty(0, dtype=np.int64))
         self.commit()
 
-    def put_truncated(self, entries: NDArray[np.int64], truncated_B: NDArray[np.bool_]) -> None:
-        """Say which texts were cut at the context length; made durable by the `put` that follows."""
-        self._file["texts/truncated"][selection(entries)] = truncated_B
+    def put_tokens(
+        self, entries: NDArray[np.int64], truncated_B: NDArray[np.bool_], tokens_B: NDArray[np.uint64]
+    ) -> None:
+        """Say which texts were cut at the context length, and what stands for their tokens, 0 where nobody knows.
+
+        Made durable by the `put` that follows.
+        """
+        where = selection(entries)
+        self._file["texts/truncated"][where], self._file["texts/tokens"][where] = truncated_B, tokens_B
 
     def put_images(self, found: Mapping[str, Vectors], failed: Sequence[Failure]) -> None:
         """Store a batch of images, those that could not be read included; durable when this returns.
@@ -157,6 +163,7 @@ class StoreWriter:
             UserError: an embedding is not what was computed.
         """
         self._copy(old, "texts", CENTER)
+        self._copy_tokens(old)
         for view in old.view_names():
             self._copy(old, "images", view)
 
@@ -170,8 +177,20 @@ class StoreWriter:
             embedding = _gather(vectors["embedding"], rows)
             old.check_vectors(embedding, kind, view=view, rows=rows)
             if kind == "texts":
-                self.put_truncated(block, old.truncated()[rows])
+                self.put_tokens(block, old.truncated()[rows], old.tokens()[rows])
             self.put(kind, block, embedding, _gather(vectors["norm"], rows), view=view)
+
+    def _copy_tokens(self, old: FeatureStore) -> None:
+        """Take over what stands for tokens also of texts that a cache of before this was kept gave already."""
+        tokens, known = self._file["texts/tokens"][:], old.tokens()
+        status = np.where(known > 0, DONE, PENDING)
+        new, source = find_content(
+            self._file["texts/sha256"][:], np.flatnonzero(tokens == 0), old.keys("texts"), status
+        )
+        if len(new):
+            tokens[new] = known[source]
+            self._file["texts/tokens"][:] = tokens
+            self.commit()
 
     def has_images(self) -> bool:
         """Tell whether any image has an embedding."""

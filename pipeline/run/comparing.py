@@ -15,7 +15,8 @@ from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.run.recorded import (
     check_labels,
     common_test_rows,
-    read_recorded,
+    of_equal_names,
+    read_tables,
     seen_in_training,
     trained_on_test_of_others,
 )
@@ -33,14 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One training of each of R runs, on the N rows that are test in all: their keys, groups (N,) and labels (N,).
+    """One training of each of R runs, on the N rows that are test in all: their groups (N,) and labels (N,).
 
+    `row_N` (N,) are their places in the table of the first run; `by_content` tells whether rows are known by what they
+    show and ask for, or by names, where a run recorded no more.
     `scores` has (N,) by label for each run; a label that a run was not trained on stands in its `missing`, and in no
     run's scores. `trained` counts a run's training rows that are test in another run, `seen` the N rows whose prompt or
     image it knows from training, `num_trained` the rows that the first run did not hold back.
     """
 
-    keys: list[tuple[str, str, int]]
+    row_N: NDArray[np.int64]
     group_N: NDArray[np.str_]
     labels: dict[str, NDArray[np.float64]]
     scores: list[dict[str, NDArray[np.float64]]]
@@ -48,6 +51,7 @@ class Round:
     trained: list[int]
     seen: list[int]
     num_trained: int
+    by_content: bool
 
 
 def read_round(paths: Sequence[Path]) -> Round:
@@ -56,11 +60,13 @@ def read_round(paths: Sequence[Path]) -> Round:
     Raises:
         UserError: a table cannot be read, no row is test in all, or labels differ.
     """
-    tables = [read_recorded(path) for path in paths]
+    tables, by_content = read_tables(paths)
     rows = common_test_rows(tables)
     if not rows[0].size:
+        named = of_equal_names(tables)
+        other = f": {named:,} have an image of the same name, but of another content or prompt" if named else ""
         raise UserError(
-            f"has no test row that is test in {', '.join(str(path) for path in paths[1:])} too",
+            f"has no test row that is test in {', '.join(str(path) for path in paths[1:])} too{other}",
             place=paths[0],
             remedy="train on the same data with the same --seed, --split and --fractions",
         )
@@ -70,7 +76,7 @@ def read_round(paths: Sequence[Path]) -> Round:
         check_labels(tables, rows, label)
     first = tables[0]
     return Round(
-        keys=[first.keys[row] for row in rows[0]],
+        row_N=rows[0],
         group_N=first.group_N[rows[0]],
         labels={label: first.labels[label][rows[0]] for label in shared},
         scores=[
@@ -80,6 +86,7 @@ def read_round(paths: Sequence[Path]) -> Round:
         trained=trained_on_test_of_others(tables),
         seen=[seen_in_training(table, chosen) for table, chosen in zip(tables, rows, strict=True)],
         num_trained=int((~first.is_test_N).sum()),
+        by_content=by_content,
     )
 
 
@@ -87,7 +94,7 @@ def source_of_spread(rounds: Sequence[Round]) -> str:
     """Return what differences vary over: 'rows' of one split, 'splits', or 'weights' on one split."""
     if len(rounds) == 1:
         return "rows"
-    tests = [set(one.keys) for one in rounds]
+    tests = [set(one.row_N.tolist()) for one in rounds]
     return "weights" if all(test == tests[0] for test in tests) else "splits"
 
 
@@ -128,7 +135,7 @@ def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
 
 def _over_rounds(rounds: Sequence[Round], differences: Sequence[float]) -> dict[str, Any]:
     # Splits share training rows; initial weights on one split do not make each other's training.
-    shares = [len(one.keys) / max(1, one.num_trained) for one in rounds]
+    shares = [len(one.row_N) / max(1, one.num_trained) for one in rounds]
     share = float(np.mean(shares)) if source_of_spread(rounds) == "splits" else 0.0
     judged = mean_difference(differences, test_to_train=share).to_json()
     return judged | {"values": [json_number(value) for value in differences]}

@@ -118,6 +118,7 @@ def save_run(
         history=_history(learned.fitted.history),
         metrics=combine([one.metrics for one in (done, *others)]),
         predictions=_predictions(rows, done),
+        keys=rows.keys,
         tables={**further, **(tables or {})},
         folders={EVENTS: done.events} if done.events else {},
         tuned=learned.tuned,

@@ -1,7 +1,8 @@
 """A run directory: made whole or not at all, and read again.
 
-`config.json`, `history.csv`, `metrics.json`, `predictions.csv` and `<mode>_best.safetensors`; the predictions of
-further repeats are `predictions_<seed of the split>.csv`, the settings of a sweep `sweep.csv`.
+`config.json`, `history.csv`, `metrics.json`, `predictions.csv`, `rows.safetensors` (what its rows are, by content) and
+`<mode>_best.safetensors`; the predictions of further repeats are `predictions_<seed of the split>.csv`, the settings of
+a sweep `sweep.csv`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from deltaclip.base.places import check_file, check_new, check_run
 from deltaclip.base.targets import need_prompts
 from deltaclip.pipeline.model.spec import HeadSpec
 from deltaclip.pipeline.run.checkpoint import load_heads, load_tuned, save_heads
+from deltaclip.pipeline.run.keys import FILE, write_keys
 from deltaclip.pipeline.run.predictions import write_table
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deltaclip.pipeline.run.checkpoint import TunedBackbone
+    from deltaclip.pipeline.run.keys import RowKeys
 
 FULL_MODEL = "open_clip"  # folder of a run with the whole model, where that was wanted
 LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", "safetensors")
@@ -38,8 +41,8 @@ LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", 
 class RunContents:
     """All that goes into a run directory; `history` and `predictions` are columns of tables.
 
-    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets, and
-    `tuned` what training changed of the backbone.
+    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets, `tuned`
+    what training changed of the backbone, and `keys` what the rows of the predictions are, by content.
     """
 
     mode: str
@@ -52,6 +55,7 @@ class RunContents:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     tuned: TunedBackbone | None = None
+    keys: RowKeys | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,8 @@ def _write_run(path: Path, contents: RunContents) -> Path:
             contents.tuned.write_full(folder / FULL_MODEL, contents.tuned.tensors)
         write_table(folder / "history.csv", contents.history)
         write_table(folder / "predictions.csv", contents.predictions)
+        if contents.keys:
+            write_keys(folder / FILE, contents.keys)
         for name, columns in contents.tables.items():
             write_table(folder / name, columns)
         for name, source in contents.folders.items():

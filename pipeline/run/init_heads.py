@@ -5,24 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import sha256_file
 from deltaclip.base.settings import option_name
 from deltaclip.features.store.takeover import differences
 from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.run.keys import row_keys, text_keys
 from deltaclip.pipeline.run.learning import head_spec
-from deltaclip.pipeline.run.predictions import read_predictions
+from deltaclip.pipeline.run.predictions import read_blocks
+from deltaclip.pipeline.run.seen import SIDES, read_run_rows, shared
 from deltaclip.pipeline.run.tuning import heads_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from deltaclip.pipeline.model.spec import HeadSpec
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.run.seen import RunRows
     from deltaclip.pipeline.run.targets import LossWeights
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import FinetuneConfig
@@ -80,16 +86,33 @@ def heads_of_run(config: FinetuneConfig, rows: CacheRows, splits: Sequence[Split
 
 
 def _check_rows(run: RunFolder, rows: CacheRows, splits: Sequence[Split], place: Path) -> None:
-    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", "group", "split"))
-    learned_from = [row for row in recorded if row["split"] != "test"]
-    text = rows.rows.text
+    """Refuse heads that have learned from test rows.
+
+    In a split that leaks, these are the very rows; in one that does not, also others of the same image, prompt or
+    group: it must not get a leak from the heads either.
+    """
+    found = read_run_rows(run, rows)
+    learned = found.side_N < SIDES.index("test")
     for split in splits:
-        # A split that leaks no groups must not get a leak from the heads either, and groups outlast other file names.
-        columns = {"image": "file", "prompt": "prompt"} if split.leaks_groups else {"group": "group"}
-        seen = {tuple(row[name] for name in columns) for row in learned_from}
-        known = sum(tuple(text[name][row] for name in columns.values()) in seen for row in split.test.tolist())
-        if known:
-            what = "test rows" if split.leaks_groups else "test rows, or others of their groups,"
+        seen, of_group = shared(found, split.test), _of_learned_groups(run, rows, found, split.test)
+        leaks = learned[split.test] if split.leaks_groups else seen.image_M | seen.prompt_M | of_group
+        if known := int(leaks.sum()):
+            what = "test rows" if split.leaks_groups else "test rows, or others of their images, prompts or groups,"
             message = f"has seen {known:,} {what} of split seed {split.seeds[0]} in training"
             remedy = "give the --split, --fractions and seeds of that run"
             raise UserError(message, place=place, remedy=remedy)
+
+
+def _of_learned_groups(run: RunFolder, rows: CacheRows, found: RunRows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell of some rows whether the run learned from others of their group, (M,) bool.
+
+    A group's name may mean something else there: it counts where every row that both have is of the same group in both.
+    """
+    blocks = read_blocks(run.path / "predictions.csv", ("group",))
+    group_R = np.concatenate([np.empty(0, dtype=np.uint64), *(text_keys(groups) for (groups,) in blocks)])
+    group_N = row_keys(rows.rows.text["group"])
+    pair_R, first_R = np.unique(found.of_run.pair, return_index=True)
+    both = np.flatnonzero(np.isin(found.here.pair, pair_R))
+    same = group_R[first_R[np.searchsorted(pair_R, found.here.pair[both])]] == group_N[both]
+    means_the_same = bool(both.size and same.all())
+    return np.isin(group_N[chosen], group_R[found.is_learned]) & means_the_same

@@ -1,6 +1,7 @@
 """What runs recorded of their rows, read again and paired: the rows that are test in every run.
 
-Knows the tables of predictions. Must not know caches, heads or metrics.
+Rows are the same where image and prompt are, by content, and by name where a run says no more. Knows the tables of
+predictions. Must not know caches, heads or metrics.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.targets import LABELS
-from deltaclip.features.data.manifest import prompt_group
+from deltaclip.pipeline.run.keys import FILE, Codes, common_codes, keys_of_names, read_keys
 from deltaclip.pipeline.run.predictions import read_predictions
 
 if TYPE_CHECKING:
@@ -28,54 +29,80 @@ LABEL_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """N rows of one training: `keys` are (image, prompt, how often that pair came before), unique.
+    """N rows of one training.
 
-    Labels and scores are (N,) float64 by label, NaN where there is none.
+    `codes` mean the same in tables that were read together; so does `id_N` (N,) int64, of the pair of image and prompt
+    and of how often it came before, which is unique in a table. Labels and scores are (N,) float64 by label, NaN where
+    there is none.
     """
 
     path: Path
-    keys: list[tuple[str, str, int]]
+    images: list[str]
+    codes: Codes
+    id_N: NDArray[np.int64]
     group_N: NDArray[np.str_]
     is_test_N: NDArray[np.bool_]
     labels: dict[str, NDArray[np.float64]]
     scores: dict[str, NDArray[np.float64]]
 
 
-def read_recorded(path: Path) -> Recorded:
-    """Read a table of predictions.
+def read_tables(paths: Sequence[Path]) -> tuple[list[Recorded], bool]:
+    """Read tables of predictions; tell too whether all their rows are known by content.
 
     Raises:
         UserError: no such table, or it lacks a column.
     """
-    rows = read_predictions(path, COLUMNS)
-    seen: dict[tuple[str, str], int] = {}
-    keys = []
-    for row in rows:
-        pair = (row["image"], row["prompt"])
-        seen[pair] = seen.get(pair, -1) + 1
-        keys.append((*pair, seen[pair]))
+    columns = [_read_columns(path) for path in paths]
+    named = [keys_of_names(found["image"], found["prompt"]) for found in columns]
+    stored = [read_keys(path.parent / FILE, num_rows=len(keys)) for path, keys in zip(paths, named, strict=True)]
+    known = [keys for keys in stored if keys is not None]
+    by_content = len(known) == len(paths) and len({keys.known_by for keys in known}) == 1
+    codes = common_codes(known if by_content else named)
+    tables = [_recorded(path, found, code) for path, found, code in zip(paths, columns, codes, strict=True)]
+    return tables, by_content
 
+
+def _read_columns(path: Path) -> dict[str, list[str]]:
+    rows = read_predictions(path, COLUMNS)
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Recorded:
     def numbers(name: str) -> NDArray[np.float64]:
         try:
-            return np.array([float(row[name] or "nan") for row in rows], dtype=np.float64)
+            return np.array([float(cell or "nan") for cell in columns[name]], dtype=np.float64)
         except ValueError as error:
             raise UserError(f"column {name}: {error}", place=path, remedy="train again") from error
 
     return Recorded(
         path=path,
-        keys=keys,
-        group_N=np.array([row["group"] for row in rows], dtype=str),
-        is_test_N=np.array([row["split"] == "test" for row in rows], dtype=bool),
+        images=columns["image"],
+        codes=codes,
+        id_N=_numbered(codes.pair),
+        group_N=np.array(columns["group"], dtype=str),
+        is_test_N=np.array([side == "test" for side in columns["split"]], dtype=bool),
         labels={label: numbers(label) for label in LABELS},
         scores={label: numbers(label[0]) for label in LABELS},
     )
 
 
+def _numbered(pair_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return an id (N,) of each row: its pair in the upper half, how often that came before in the lower one."""
+    order = np.argsort(pair_N, kind="stable")
+    place_N = np.empty(len(pair_N), dtype=np.int64)
+    place_N[order] = np.arange(len(pair_N)) - np.searchsorted(pair_N[order], pair_N[order])
+    return (pair_N << 32) | place_N
+
+
 def common_test_rows(tables: Sequence[Recorded]) -> list[NDArray[np.int64]]:
     """Return, for each table, where the rows lie that are test in all of them; the same order in each."""
-    places = [{key: row for row, key in enumerate(table.keys) if table.is_test_N[row]} for table in tables]
-    shared = [key for key in places[0] if all(key in found for found in places[1:])]
-    return [np.array([found[key] for key in shared], dtype=np.int64) for found in places]
+    tests = [table.id_N[table.is_test_N] for table in tables]
+    shared = tests[0][np.all([np.isin(tests[0], test) for test in tests], axis=0)]
+    found = []
+    for table in tables:
+        order = np.argsort(table.id_N)
+        found.append(order[np.searchsorted(table.id_N, shared, sorter=order)] if len(shared) else order[:0])
+    return found
 
 
 def check_labels(tables: Sequence[Recorded], rows: Sequence[NDArray[np.int64]], label: str) -> None:
@@ -91,7 +118,7 @@ def check_labels(tables: Sequence[Recorded], rows: Sequence[NDArray[np.int64]], 
         differs = ~np.isclose(found, truth, rtol=0, atol=LABEL_TOLERANCE, equal_nan=True)
         if differs.any():
             at = int(np.argmax(differs))
-            image = table.keys[chosen[at]][0]
+            image = table.images[chosen[at]]
             raise UserError(
                 f"{int(differs.sum()):,} of {differs.size:,} rows have another {label} than in {first.path}: "
                 f"that of {image} is {found[at]:g} here, {truth[at]:g} there",
@@ -102,11 +129,11 @@ def check_labels(tables: Sequence[Recorded], rows: Sequence[NDArray[np.int64]], 
 
 def trained_on_test_of_others(tables: Sequence[Recorded]) -> list[int]:
     """Return, for each table, how many of its rows that are not test are test in another one."""
-    tests = [{key for row, key in enumerate(table.keys) if table.is_test_N[row]} for table in tables]
+    tests = [table.id_N[table.is_test_N] for table in tables]
     found = []
     for number, table in enumerate(tables):
-        others = set().union(*(test for place, test in enumerate(tests) if place != number))
-        found.append(sum(key in others for row, key in enumerate(table.keys) if not table.is_test_N[row]))
+        others = [test for place, test in enumerate(tests) if place != number]
+        found.append(int(np.isin(table.id_N[~table.is_test_N], np.concatenate([tests[0][:0], *others])).sum()))
     return found
 
 
@@ -115,8 +142,15 @@ def seen_in_training(table: Recorded, rows: NDArray[np.int64]) -> int:
 
     One prompt for all rows is quality-only data: it tells nothing, so it counts as not seen.
     """
-    prompts = [prompt_group(prompt) for _, prompt, _ in table.keys]
-    trained = np.flatnonzero(~table.is_test_N)
-    seen_images = {table.keys[row][0] for row in trained}
-    seen_prompts = {prompts[row] for row in trained} if len(set(prompts)) > 1 else set()
-    return sum(prompts[row] in seen_prompts or table.keys[row][0] in seen_images for row in rows)
+    image_N, prompt_N, trained = table.codes.image, table.codes.prompt, ~table.is_test_N
+    seen = np.isin(image_N[rows], image_N[trained])
+    if (prompt_N != prompt_N[:1]).any():
+        seen |= np.isin(prompt_N[rows], prompt_N[trained])
+    return int(seen.sum())
+
+
+def of_equal_names(tables: Sequence[Recorded]) -> int:
+    """Return how many test rows of the first table have an image of a name that a test row has in every other one."""
+    names = [{table.images[row] for row in np.flatnonzero(table.is_test_N)} for table in tables]
+    shared = set.intersection(*names)
+    return sum(tables[0].images[row] in shared for row in np.flatnonzero(tables[0].is_test_N))

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from deltaclip.base.targets import LABELS
+from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.views import RECIPES
 from deltaclip.features.store.joined import open_cache
+from deltaclip.features.store.near import near_copies
+from deltaclip.pipeline.run.keys import FILES, VECTORS, RowKeys, name_keys, same_prompts
 from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches, taken
 from deltaclip.pipeline.training.streaming import StreamBatches
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
     from deltaclip.features.store.rows import Rows
     from deltaclip.features.store.store import FeatureStore, Kind
+    from deltaclip.pipeline.scoring.groups import KeyArray
 
 MEMORY_BYTES = 1 << 30  # vectors up to this size are held in memory
 WINDOW_BYTES = 128 << 20  # vectors of larger caches that are in memory at a time; twice that between two windows
@@ -39,6 +44,8 @@ Batches = MemoryBatches | StreamBatches
 @dataclass(frozen=True, kw_only=True)
 class CacheRows:
     """A cache: labels in [0, 1] with NaN where missing, names, and embeddings as stored (float32 or float16).
+
+    `image_key_I`, uint64, are of the images' content, `tokens_T` of what the text tower is given (see `RowKeys`).
 
     The embeddings are in memory, or `store` is open to read them; `x_IF` are the vectors of a further view, where one
     was asked for: these are always in memory.
@@ -51,10 +58,40 @@ class CacheRows:
     rows: Rows
     dim: int
     device: torch.device
+    image_key_I: KeyArray
+    tokens_T: KeyArray
     v_ID: Tensor | None = None
     t_TD: Tensor | None = None
     x_IF: Tensor | None = None
     store: FeatureStore | None = None
+
+    @cached_property
+    def keys(self) -> RowKeys:
+        """Return what the rows are, whatever they are called."""
+        prompts = self.rows.text["prompt"]
+        imported = self.facts.get("imported", {})
+        return RowKeys(
+            image_N=self.image_key_I[self.rows.image],
+            text_N=name_keys(prompts, prompt_group)[prompts.codes],
+            tokens_N=self.tokens_T[self.rows.prompt],
+            known_by=VECTORS if imported.get("image_keys") == "embedding" else FILES,
+        )
+
+    @cached_property
+    def prompt_codes(self) -> NDArray[np.int64]:
+        """Return a code of the prompt of each row, (N,), equal where the text tower or a reader sees one prompt."""
+        return same_prompts(self.keys.text_N, self.keys.tokens_N)
+
+    @cached_property
+    def near_copies(self) -> NDArray[np.int64]:
+        """Return the pairs of images of the rows that are near copies, (P, 2)."""
+        return near_copies(self.vectors, np.unique(self.rows.image))
+
+    def vectors(self, entries_K: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return the embeddings of some images as stored, (K, D); `entries_K` are rising."""
+        if self.v_ID is None:
+            return self._read("images", entries_K).cpu().numpy()
+        return self.v_ID[torch.from_numpy(entries_K).to(self.device)].cpu().numpy()
 
     def label(self, name: str) -> NDArray[np.float32]:
         """Return a label column, (N,) float32 in [0, 1], NaN where missing."""
@@ -146,6 +183,11 @@ def view_there(path: Path, view: str) -> str | None:
         return view
 
 
+def image_keys(store: FeatureStore) -> KeyArray:
+    """Return the first 64 bits of the content address of each image, (I,) uint64."""
+    return np.ascontiguousarray(store.keys("images")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
+
+
 def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bool = False) -> CacheRows:
     """Read a cache: its embeddings into memory if they take at most `MEMORY_BYTES`, else when they are needed.
 
@@ -172,6 +214,8 @@ def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bo
             rows=store.rows(),
             dim=store.dim,
             device=torch.empty(0, device=device).device,
+            image_key_I=image_keys(store),
+            tokens_T=store.tokens(),
             store=None if in_memory else store,
             **{name: torch.from_numpy(vectors_KW).to(device) for name, vectors_KW in vectors.items()},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.compare import compare
+from deltaclip.pipeline.run.keys import read_keys, write_keys
 from deltaclip.pipeline.scoring.bootstrap import paired_difference
 from deltaclip.pipeline.settings import CompareConfig
 from deltaclip.pipeline.train import train
@@ -176,14 +178,43 @@ def test_a_label_that_one_repeat_could_not_learn_is_left_out_and_said(demo_cache
     assert f"warning: {run} was not trained on consistency, which is not compared" in result.summary()
 
 
-def test_rows_that_have_nothing_in_common_are_refused(demo_run, trained, relabelled):
-    other = trained(cache=relabelled(lambda rows: [row | {"image": "./" + row["image"]} for row in rows]))
+def with_keys(run, out, change):
+    """Return a copy of a run whose record of what its rows show was changed."""
+    shutil.copytree(run, out)
+    keys = read_keys(out / "rows.safetensors", num_rows=240)
+    (out / "rows.safetensors").unlink()
+    if changed := change(keys):
+        write_keys(out / "rows.safetensors", changed)
+    return out
+
+
+def test_rows_that_have_nothing_in_common_are_refused(demo_run, tmp_path):
+    other = with_keys(demo_run, tmp_path / "o", lambda keys: replace(keys, image_N=keys.image_N + np.uint64(1)))
     with pytest.raises(UserError) as error:
         compared(demo_run, other)
     assert str(error.value) == (
-        f"{demo_run / 'predictions.csv'}: has no test row that is test in {other / 'predictions.csv'} too; "
+        f"{demo_run / 'predictions.csv'}: has no test row that is test in {other / 'predictions.csv'} too: 48 have an "
+        "image of the same name, but of another content or prompt; "
         "train on the same data with the same --seed, --split and --fractions"
     )
+
+
+def test_files_of_other_names_are_paired_by_their_content(demo_run, trained, relabelled):
+    other = trained(cache=relabelled(lambda rows: [row | {"image": "./" + row["image"]} for row in rows]))
+    found = compared(demo_run, other).to_json()
+    assert found["rows"] == [48]
+    assert found["warnings"] == []
+
+
+def test_runs_of_before_are_paired_by_name_and_say_so(demo_run, tmp_path):
+    old = with_keys(demo_run, tmp_path / "old", lambda _: None)
+    assert compared(demo_run, old).to_json()["warnings"] == []  # of one state of one data set, by its fingerprint
+    config = json.loads((old / "config.json").read_text())
+    config["cache"]["plan"] = "another"
+    (old / "config.json").write_text(json.dumps(config))
+    found = compared(demo_run, old).to_json()
+    assert found["rows"] == [48]
+    assert found["warnings"] == ["rows are paired by name: not all runs recorded the content of their images"]
 
 
 def test_other_labels_are_refused(demo_run, trained, relabelled):

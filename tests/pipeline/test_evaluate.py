@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.extract import extract
@@ -51,28 +53,86 @@ def test_out_writes_the_metrics(demo_run, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["metrics.json"]
 
 
-def test_prompts_that_were_trained_on_are_a_leak_in_another_cache(demo_run, relabelled):
-    # The same files under other names, one fewer: another data set to the run.
-    cache = relabelled(lambda rows: [row | {"image": "./" + row["image"]} for row in rows[:-1]])
-    found = evaluate(EvaluateConfig(run=demo_run, cache=cache))
+@pytest.fixture
+def redrawn(tmp_path, demo_folder, demo_rows, tiny_backbone):
+    """Make a cache of the first 24 rows whose pictures are changed, under the same names, and whose rows may be too."""
+
+    def make(change, *, rows=demo_rows[:24]):
+        folder, number = tmp_path / "redrawn", len(list(tmp_path.glob("redrawn*.h5")))
+        for row in rows:
+            path = folder / row["image"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            change(Image.open(demo_folder / row["image"]).convert("RGB")).save(path, "PNG", compress_level=9)
+        write_csv(folder / "demo.csv", rows)
+        config = ExtractConfig(
+            data=str(folder / "demo.csv"), out=tmp_path / f"redrawn{number}.h5", backbone=tiny_backbone
+        )
+        return extract(config).cache
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(demo_run):
+    """Tell of each of the first 24 demo rows whether the run trained on it."""
+    return np.array([row["split"] != "test" for row in read_csv(demo_run / "predictions.csv")][:24])
+
+
+def test_other_pictures_under_the_names_of_the_training_are_not_its_rows(demo_run, redrawn, trained):
+    found = evaluate(EvaluateConfig(run=demo_run, cache=redrawn(ImageOps.flip)))
     split = found.metrics["split"]
-    sides = [row["split"] for row in read_csv(demo_run / "predictions.csv")][:-1]
     assert split["kind"] == "all"
+    assert split["rows"] == {"train": 0, "val": 0, "test": 24}
+    assert split["note"] == f"{trained.sum()} rows have a prompt that the run trained on"
     assert split["leaks_groups"] is True
-    assert split["rows"] == {"train": 0, "val": 0, "test": 239}
-    assert split["note"] == f"{sum(side != 'test' for side in sides)} rows have a prompt that the run trained on"
     assert "LEAKS" in found.summary()
     assert found.metrics["floors"]["no_image"] == {}  # it would need training rows
-    assert found.metrics["floors"]["cosine"]["quality"]["n"] == 239
+    assert found.metrics["floors"]["cosine"]["quality"]["n"] == 24
 
 
-def test_leaks_are_found_by_prompt_whatever_the_group(demo_run, relabelled):
+def test_pictures_of_the_training_with_other_prompts_are_a_leak(demo_run, relabelled, demo_rows, trained):
+    # Every row gets the prompt of the row before: one that the run knows. A last one has a new picture for nobody.
+    prompts = [row["prompt"] for row in demo_rows[120:144]]
+    cache = relabelled(lambda rows: [row | {"prompt": prompts[i]} for i, row in enumerate(rows[:24])])
+    split = evaluate(EvaluateConfig(run=demo_run, cache=cache)).metrics["split"]
+    known = {row["prompt"] for row in read_csv(demo_run / "predictions.csv") if row["split"] != "test"}
+    of_prompt = np.array([prompt in known for prompt in prompts])
+    assert split["kind"] == "all"
+    assert split["leaks_groups"] is True
+    assert split["note"] == (
+        f"{trained.sum()} rows have an image that the run trained on, {of_prompt.sum()} a prompt, "
+        f"{(trained & of_prompt).sum()} both"
+    )
+
+
+def test_pictures_of_the_training_that_were_encoded_again_are_said(demo_run, redrawn, trained, demo_rows):
+    rows = [row | {"prompt": f"something else {i}"} for i, row in enumerate(demo_rows[:24])]
+    split = evaluate(EvaluateConfig(run=demo_run, cache=redrawn(lambda image: image, rows=rows))).metrics["split"]
+    assert split["note"] == f"{trained.sum()} rows have a near copy of an image that the run trained on"
+    assert split["leaks_groups"] is True
+
+
+def test_near_copies_are_not_looked_for_without_the_cache_of_the_run(demo_run, redrawn, demo_rows, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(demo_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["cache"]["path"] = str(tmp_path / "gone.h5")
+    (run / "config.json").write_text(json.dumps(config))
+    rows = [row | {"prompt": f"something else {i}"} for i, row in enumerate(demo_rows[:24])]
+    cache = redrawn(lambda image: image, rows=rows)
+    split = evaluate(EvaluateConfig(run=run, cache=cache)).metrics["split"]
+    assert split["note"] == "near copies of images that the run trained on were not looked for (no such cache)"
+    assert split["leaks_groups"] is False
+
+
+def test_rows_are_known_whatever_their_files_and_groups_are_called(demo_run, relabelled):
     def rename(rows):
         for row in rows:
             row["group"] = "another name of " + row["prompt"]
             row["image"] = "./" + row["image"]
 
-    assert evaluate(EvaluateConfig(run=demo_run, cache=relabelled(rename))).metrics["split"]["leaks_groups"] is True
+    split = evaluate(EvaluateConfig(run=demo_run, cache=relabelled(rename))).metrics["split"]
+    assert split == json.loads((demo_run / "metrics.json").read_text())["split"]
 
 
 def test_test_prompts_alone_are_no_leak_and_score_as_in_training(demo_run, relabelled):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,7 @@ def loss_of(result):
 def test_the_run_has_what_train_writes(tuned):
     names = {entry.name for entry in tuned.run.iterdir()}
     assert names == {
-        *("config.json", "history.csv", "metrics.json", "predictions.csv", "open_clip"),
+        *("config.json", "history.csv", "metrics.json", "predictions.csv", "rows.safetensors", "open_clip"),
         "residual_partial_freeze_4L_best.safetensors",
     }
     assert not list(tuned.run.parent.glob(".*"))  # neither state nor lock is left
@@ -221,8 +222,23 @@ def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path
         caches[name] = extract(ExtractConfig(data=data, out=out, backbone="tiny", image_root=few_folder)).cache
     heads = train(TrainConfig(cache=caches["even"], out=tmp_path / "heads", epochs=1, seed=7)).run
     line = refused(tune_few, cache=caches["odd"], init_heads=heads)
-    assert "test rows, or others of their groups, of split seed 42 in training" in line
+    assert "test rows, or others of their images, prompts or groups, of split seed 42 in training" in line
     assert tune_few(cache=caches["odd"], init_heads=heads, seed=7, epochs=1, freeze_layers=5).run.is_dir()
+
+
+def test_heads_that_know_test_rows_under_other_names_of_groups_are_refused(tune_few, tmp_path, few_folder, few_cache):
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
+    rows = read_csv(few_folder / "demo.csv")
+    with (tmp_path / "regrouped.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], "group"])
+        writer.writeheader()
+        writer.writerows(row | {"group": f"g{place // 8}"} for place, row in enumerate(rows))  # two prompts each
+    shutil.copyfile(few_cache, tmp_path / "regrouped.h5")
+    config = ExtractConfig(
+        data=str(tmp_path / "regrouped.csv"), out=tmp_path / "regrouped.h5", backbone="tiny", image_root=few_folder
+    )
+    line = refused(tune_few, cache=extract(config).cache, init_heads=heads)
+    assert re.search(r"has seen \d+ test rows, or others of their images, prompts or groups, of split seed 42", line)
 
 
 def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path, few_cache):

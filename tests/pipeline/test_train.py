@@ -36,7 +36,7 @@ def embeddings(cache):
 
 def test_run_directory_holds_exactly_what_is_promised(demo_run):
     names = {path.name for path in demo_run.iterdir()}
-    assert names == {"config.json", "history.csv", "metrics.json", "predictions.csv", CHECKPOINT}
+    assert names == {"config.json", "history.csv", "metrics.json", "predictions.csv", "rows.safetensors", CHECKPOINT}
 
 
 def test_config_says_how_to_repeat_the_run(demo_run, demo_cache):

@@ -10,7 +10,7 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters import read_manifest
-from deltaclip.features.data.manifest import ALIASES, prompt_group
+from deltaclip.features.data.manifest import ALIASES
 
 
 def write(path, text):
@@ -119,7 +119,7 @@ def test_a_relative_root(tmp_path, monkeypatch):
 def test_groups_are_prompts_without_case_and_spacing(tmp_path):
     data = write(tmp_path / "t.csv", "image,prompt\na,A  Cat\nb,a cat\nc,a\tCAT \nd,acat\ne,STRASSE\nf,straße\n")
     groups = read_manifest(data).groups
-    assert groups[0] == groups[1] == groups[2] == prompt_group(" a cat")
+    assert groups[0] == groups[1] == groups[2] == "a cat"
     assert groups[4] == groups[5]
     assert len(set(groups)) == 3
 

@@ -71,7 +71,7 @@ def fill(writer, plan, *, batch=2, fail=(), log=None):
             if log is not None:
                 log += [(kind, keys[entry].tobytes()) for entry in entries]
             if kind == "texts":
-                writer.put_truncated(entries, keys[entries][:, 0] % 2 == 1)
+                writer.put_tokens(entries, keys[entries][:, 0] % 2 == 1, keys[entries][:, 1] + np.uint64(1))
                 writer.put(kind, entries, vectors, norms)
             else:
                 bad = [(int(entry), f"broken {keys[entry][0]}") for entry in entries if int(entry) not in good]

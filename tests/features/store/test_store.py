@@ -105,7 +105,9 @@ def test_an_interrupted_run_is_taken_over_whatever_its_rows(tmp_path, rows, more
             vectors = vector_of(content)[None]
             writer.put(kind, np.array([entry]), vectors, norms_of(vectors))
             if kind == "texts":
-                writer.put_truncated(np.array([entry]), np.array([content[0] % 2 == 1]))
+                writer.put_tokens(
+                    np.array([entry]), np.array([content[0] % 2 == 1]), np.array([content[1] + 1], np.uint64)
+                )
             done.append((kind, content))
     writer.close()
     assert not path.exists()
