@@ -75,8 +75,6 @@ def _reach(sample_SD: NDArray[np.float32]) -> float:
     # The mean of |a - b|^2 = 2 - 2 ab over all pairs of two different ones, from the length of the mean vector.
     mean_square = 2 * (1 - float(mean_D @ mean_D)) * count / (count - 1)
     square = min(2 * (1 - COSINE), CLOSER * mean_square)
-    if count == 2:
-        square = 2 * (1 - COSINE)
     return float(np.sqrt(square)) if square > 1e-7 else 0.0
 
 
@@ -100,9 +98,9 @@ def _closer(read: Read, pair_P2: NDArray[np.int64], reach: float) -> NDArray[np.
     for start in range(0, len(pair_P2), 1024):
         first, second = inverse[start : start + 1024].T
         near.append(((vector_BD[first] - vector_BD[second]).astype(np.float64) ** 2).sum(axis=1) < reach**2)
-    return pair_P2[np.concatenate(near)]
+    return np.asarray(pair_P2[np.concatenate(near)])
 
 
 def _unit(vector_BD: NDArray[np.floating]) -> NDArray[np.float32]:
     found = np.asarray(vector_BD, dtype=np.float32)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))

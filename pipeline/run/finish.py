@@ -15,7 +15,7 @@ from deltaclip.pipeline.run.folder import RunContents, surroundings, write_run
 from deltaclip.pipeline.run.measure import measure, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.run.repeats import combine
-from deltaclip.pipeline.run.sides import SIDES
+from deltaclip.pipeline.run.seen import SIDES
 from deltaclip.pipeline.run.tensorboard import FOLDER as EVENTS
 
 if TYPE_CHECKING:

@@ -41,8 +41,8 @@ LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", 
 class RunContents:
     """All that goes into a run directory; `history` and `predictions` are columns of tables.
 
-    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets, `tuned`
-    what training changed of the backbone, and `keys` what the rows of the predictions are, by content.
+    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets,
+    `tuned` what training changed of the backbone, and `keys` what the rows of the predictions are, by content.
     """
 
     mode: str

@@ -29,7 +29,7 @@ def moved(rng, vectors, cosine):
     return cosine * unit + np.sqrt(1 - cosine**2) * across
 
 
-@pytest.mark.parametrize(("num", "dim"), [(2, 8), (3, 2), (50, 3), (700, 64), (2100, 32)])
+@pytest.mark.parametrize(("num", "dim"), [(8, 4), (50, 3), (700, 64), (2100, 32)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_as_all_products_say(num, dim, dtype):
     rng = np.random.default_rng(num)
@@ -42,7 +42,7 @@ def test_as_all_products_say(num, dim, dtype):
             vectors[part] = 3 * moved(rng, vectors[-copies:], cosine)
     vectors = vectors.astype(dtype)
     pairs = found(vectors)
-    assert len(pairs) >= (num > 3)
+    assert len(pairs)
     np.testing.assert_array_equal(pairs, all_pairs(vectors))
 
 
