@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 import json
 import os
@@ -46,6 +47,22 @@ app = typer.Typer(
         "help_option_names": list(HELP),
     },
 )
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - the library gives it so
+    if asked:
+        typer.echo(f"deltaclip {importlib.metadata.version('deltaclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program."""
 
 
 GROUPS = {"data": "Look at data before anything is computed."}
@@ -166,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     ask_for_large_pages()
     _open_streams()
+    if given[:1] == ["help"]:  # as git and many others
+        given = [*given[1:], "--help"]
     try:
         code = _run(given)
         sys.stdout.flush()  # here, where a full disk can still be told
@@ -179,12 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(given: Sequence[str]) -> int:
     # Not by `app(...)`, which turns Ctrl-C and the end of an input into exits that say nothing.
-    command = get_command(app)
+    command, is_partial = get_command(app), list(given) in ([], *([group] for group in GROUPS))
     try:
-        with command.make_context("deltaclip", list(given) or ["--help"]) as context:
+        with command.make_context("deltaclip", [*given, "--help"] if is_partial else list(given)) as context:
             command.invoke(context)
     except typer.Exit as end:
-        return end.exit_code if given else INPUT
+        return INPUT if is_partial else end.exit_code
     except typer.TyperException as error:
         raise _usage(error, given) from error
     return 0
@@ -239,15 +258,28 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> UserError:
     message = error.message.removeprefix("Value error, ").rstrip(".")
     message = message[:1].lower() + message[1:]
     if option := getattr(error, "option_name", None):
-        close = getattr(error, "possibilities", None)
         if message.startswith("no such option"):
-            message, remedy = "no such option", f"did you mean {close[0]!r}?" if close else remedy
+            message, remedy = "no such option", _other_option(error, option) or remedy
         return UserError(message.removeprefix(f"option {option!r} "), place=option, remedy=remedy)
     if (parameter := getattr(error, "param", None)) is None:
         return UserError(message, remedy=remedy)
     is_option = parameter.param_type_name == "option"
     place = option_name(parameter.name) if is_option else parameter.name.upper()
     return UserError(_bad_value(error, message), place=place, remedy=remedy)
+
+
+def _other_option(error: typer.TyperException, option: str) -> str:
+    """Say what option could be meant instead, or which commands have this one."""
+    commands: dict[str, Any] = dict(getattr(get_command(app), "commands", {}))
+    having = [
+        f"`deltaclip {name}`"
+        for name, command in commands.items()
+        if any(option in (*parameter.opts, *parameter.secondary_opts) for parameter in command.params)
+    ]
+    close = getattr(error, "possibilities", None)
+    if having:
+        return f"it is one of {' and '.join(having[:3])}"
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _bad_value(error: typer.TyperException, message: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
@@ -123,8 +123,8 @@ def _check_against(config: AblateConfig, rows: CacheRows) -> None:
 
 
 def _train_config(config: AblateConfig) -> TrainConfig:
-    names = ("cache", "repeats", "view", "epochs", "batch_size", "lr", "split", "fractions", "seed", "device")
-    return TrainConfig(**{name: getattr(config, name) for name in names})
+    shared = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(config)} - {"out"}
+    return TrainConfig(**{name: getattr(config, name) for name in sorted(shared)})
 
 
 def _labels(common: TrainConfig, rows: CacheRows, splits: list[Split]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import os
 import signal
@@ -82,6 +83,63 @@ def test_without_a_command_the_help_is_shown_and_the_exit_code_says_so(capsys):
     shown = capsys.readouterr().out
     assert run() == 2
     assert capsys.readouterr().out == shown
+
+
+def test_what_every_program_answers(capsys):
+    version = importlib.metadata.version("deltaclip")
+    for spelling in ("--version", "-V"):
+        assert run(spelling) == 0
+        assert capsys.readouterr().out == f"deltaclip {version}\n"
+    for asked, same in ((["help"], ["--help"]), (["help", "train"], ["train", "-h"]), (["data"], ["data", "--help"])):
+        assert run(*same) == 0
+        shown = capsys.readouterr().out
+        assert run(*asked) == (2 if asked == ["data"] else 0)  # without a command nothing was done
+        assert capsys.readouterr().out == shown
+
+
+PUBLISHED = [
+    "epochs=2",
+    "batch-size=32",
+    "lr=2e-3",
+    "w-q=0.4",
+    "w-c=0.6",
+    "residual-scale-q=0.1",
+    "residual_scale_c=0.3",
+    "weight-decay=1e-3",
+    "warmup-ratio=0.1",
+    "max_grad_norm=0.5",
+    "dropout=0.2",
+    "scale-mode=learned",
+]
+
+
+@pytest.mark.parametrize("name", ["train", "sweep", "finetune", "ablate"])
+def test_published_spellings_are_taken_where_they_make_sense(name, monkeypatch, *, nothing_is_there):
+    found = []
+
+    def record(config):
+        found.append(config)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(f"deltaclip.pipeline.{name}.{name}", record)
+    further = {
+        "train": "--freeze-clip --use-explanations --w-exp=0.2 --no-residual-learning --two-branch --refinement",
+        "sweep": "--freeze_clip",
+        "finetune": "--partial-freeze --use-explanations --w_exp=0.2 --no-residual-learning --two-branch --refinement",
+        "ablate": "--freeze-clip --no-partial-freeze",
+    }[name]
+    assert run(name, "cache.h5", *(f"--{word}" for word in PUBLISHED), *further.split()) == 0
+    for word in PUBLISHED:
+        option, _, value = word.partition("=")
+        taken = getattr(found[0], option.replace("-", "_"))
+        assert taken == value or float(taken) == float(value)
+
+
+def test_what_changes_nothing_is_said(demo_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", str(demo_cache), "--epochs", "1", "--freeze-clip") == 0
+    line = "warning: --freeze-clip changes nothing: CLIP is always frozen here"
+    assert line in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

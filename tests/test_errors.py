@@ -344,7 +344,25 @@ TABLE = [
     ("train x --residual_scaleq 0.1", "--residual-scaleq: no such option; did you mean '--residual-scale-q'?"),
     ("train x --zzz", "--zzz: no such option; see `deltaclip train --help`"),
     ("train x -e 3", "-e: no such option; see `deltaclip train --help`"),
-    ("--version2", "--version2: no such option; see `deltaclip --help`"),
+    ("--version2", "--version2: no such option; did you mean '--version'?"),
+    ("train x --freeze-text-layers 3", "--freeze-text-layers: no such option; it is one of `deltaclip finetune`"),
+    (
+        "extract x --lr 3",
+        "--lr: no such option; it is one of `deltaclip train` and `deltaclip sweep` and `deltaclip finetune`",
+    ),
+    ("help trainn", "'trainn' is no command; did you mean 'train'?"),
+    (
+        "train {at}/demo.h5 --no-freeze-clip",
+        "--no-freeze-clip: would train all of CLIP; use `deltaclip finetune --freeze-layers 0`",
+    ),
+    (
+        "ablate {at}/demo.h5 --partial-freeze",
+        "--partial-freeze: would train the later blocks of CLIP; use `deltaclip finetune --freeze-layers N`",
+    ),
+    (
+        "finetune {at}/demo.h5 --freeze_clip",
+        "--freeze-clip: leaves nothing of CLIP to train; use `deltaclip train`, which trains heads with all of CLIP frozen",
+    ),
     ("train x --epochs", "--epochs: requires an argument; see `deltaclip train --help`"),
     ("train x --json=1", "--json: does not take a value; see `deltaclip train --help`"),
     ("train x --epochs 2.5", "--epochs: '2.5' is no whole number; see `deltaclip train --help`"),

@@ -124,7 +124,8 @@ def _direct_formulas(config: TrainConfig) -> list[str]:
 
 def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
-    found = [*rate_warnings("--lr", config.lr, LR_RANGE), *settings_warnings(config, rows, split)]
+    rates = rate_warnings("--lr", config.lr, LR_RANGE)
+    found = [*config.frozen_words(), *rates, *settings_warnings(config, rows, split)]
     return [f"warning: {line}" for line in found]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltaclip.base.settings import check_settings, setting
-from deltaclip.pipeline.settings.learning import MAX_SEED, check_fractions
+from deltaclip.pipeline.settings.learning import MAX_SEED, FrozenClip, check_fractions
 from deltaclip.pipeline.settings.swept import SWEPT, swept_values
 
 Against = Literal[
@@ -30,7 +30,7 @@ Against = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(FrozenClip):
     """Settings of `sweep`: residual heads on cached embeddings, many settings of `train` at once.
 
     The first ten are lists; what `train` has beside these has its meaning of there.
@@ -71,12 +71,13 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         check_fractions(self.fractions)
+        self.check_frozen()
         for name in SWEPT:
             swept_values(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateConfig:
+class AblateConfig(FrozenClip):
     """Settings of `ablate`: every variant of the heads, floors and baselines on the same splits.
 
     What `train` has beside these keeps its default, but for what a variant changes.
@@ -98,6 +99,17 @@ class AblateConfig:
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)
     lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)
+    residual_scale_q: float = setting(0.2, help="As in `train`, but for variants with scales 0.", ge=0, le=1)
+    residual_scale_c: float = setting(0.2, help="As above.", ge=0, le=1)
+    scale_mode: Literal["fixed", "learned", "curriculum"] = setting("fixed", help="As in `train`.")
+    loss: Literal["mse", "huber", "plcc", "rank", "fidelity"] = setting("mse", help="As in `train`.")
+    w_q: float = setting(0.5, help="Weight of the quality loss.", ge=0)
+    w_c: float = setting(0.5, help="Weight of the consistency loss.", ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", help="Learning rate after the warm-up.")
+    warmup_ratio: float = setting(0.05, help="Share of the steps in which the learning rate rises.", ge=0, le=1)
+    weight_decay: float = setting(1e-4, help="AdamW weight decay; none on biases, norms and scales.", ge=0)
+    max_grad_norm: float = setting(1.0, help="Gradients are clipped to this norm; 0 never clips.", ge=0)
+    dropout: float = setting(0.1, help="Dropout in the heads, but for the variant without.", ge=0, lt=1)
     split: Literal["grouped", "random", "column"] = setting("grouped", help="As in `train`.")
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
     seed: int = setting(42, help="Seed of the first split and of its initial weights.", ge=0, le=MAX_SEED)
@@ -106,3 +118,4 @@ class AblateConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         check_fractions(self.fractions)
+        self.check_frozen()

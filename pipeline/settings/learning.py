@@ -123,3 +123,31 @@ class LearningSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_fractions(self.fractions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenClip:
+    """The published spellings of what is trained, for stages that never change CLIP."""
+
+    freeze_clip: bool | None = setting(
+        None, help="Changes nothing: CLIP is always frozen here; `deltaclip finetune` trains it."
+    )
+    partial_freeze: bool | None = setting(None, help="Belongs to `deltaclip finetune`; refused here.")
+
+    def check_frozen(self) -> None:
+        """Refuse to train CLIP.
+
+        Raises:
+            UserError: names the command that does.
+        """
+        if self.freeze_clip is False:
+            remedy = "use `deltaclip finetune --freeze-layers 0`"
+            raise UserError("would train all of CLIP", place="--no-freeze-clip", remedy=remedy)
+        if self.partial_freeze:
+            remedy = "use `deltaclip finetune --freeze-layers N`"
+            raise UserError("would train the later blocks of CLIP", place="--partial-freeze", remedy=remedy)
+
+    def frozen_words(self) -> list[str]:
+        """Return a line for each that is given and changes nothing."""
+        given = {"--freeze-clip": self.freeze_clip, "--no-partial-freeze": self.partial_freeze is False}
+        return [f"{name} changes nothing: CLIP is always frozen here" for name, is_given in given.items() if is_given]
