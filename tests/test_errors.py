@@ -361,7 +361,8 @@ TABLE = [
     ),
     (
         "finetune {at}/demo.h5 --freeze_clip",
-        "--freeze-clip: leaves nothing of CLIP to train; use `deltaclip train`, which trains heads with all of CLIP frozen",
+        "--freeze-clip: leaves nothing of CLIP to train; "
+        "use `deltaclip train`, which trains heads with all of CLIP frozen",
     ),
     ("train x --epochs", "--epochs: requires an argument; see `deltaclip train --help`"),
     ("train x --json=1", "--json: does not take a value; see `deltaclip train --help`"),
