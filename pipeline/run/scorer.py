@@ -156,7 +156,7 @@ class Scorer:
 
     def score_pairs(self, pairs: Pairs, *, root: Path | None, batch_size: int) -> ScoredPairs:
         """Score pairs, of which some may have no prompt: see `score`."""
-        if pairs.prompts is None and "quality" not in self.labels:
+        if pairs.prompts is None and all(need_prompts([label]) for label in self.labels):
             raise ValueError("this run has learned consistency alone, which needs prompts: give one an image")
         texts = list(dict.fromkeys(pairs.prompts or []))
         t_TD, truncated_T = self.embed_prompts(texts)
@@ -204,7 +204,7 @@ class Scorer:
         v_BD, terms, labels = vectors[CENTER], {}, self.labels
         if t_BD is None:
             # No score of quality looks at it.
-            t_BD, labels = torch.zeros_like(v_BD), tuple(label for label in labels if label == "quality")
+            t_BD, labels = torch.zeros_like(v_BD), tuple(label for label in labels if not need_prompts([label]))
         if isinstance(self.heads, ResidualHeads) and self.heads.kernels:
             terms = self.heads.kernel_terms(vectors[self.heads.kernels.view], t_BD)
         unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)

@@ -100,7 +100,7 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         lifespan=lifespan,
     )
     page = importlib.resources.files("deltaclip.pipeline.serving").joinpath("page.html").read_text(encoding="utf-8")
-    needed = service.needs_prompt
+    needed = service.scorer.needs_prompts
     one = [
         Field("prompt", "What the image was asked to show.", required=needed),
         Field("image", "An image file.", is_file=True),

@@ -42,8 +42,8 @@ class Field(NamedTuple):
 
     def schema(self) -> dict[str, Any]:
         """Return it as JSON Schema."""
-        value = dict(FILE_SCHEMA) if self.is_file else {"type": "string"}
-        found = {"type": "array", "items": value} if self.many else value
+        value = dict(FILE_SCHEMA) if self.is_file else {"type": "string", "minLength": 1}
+        found = {"type": "array", "items": value, "minItems": 1} if self.many else value
         return {**found, "description": self.about}
 
 
@@ -88,7 +88,7 @@ def read_form(content_type: str, body: bytes, fields: Sequence[Field]) -> Form:
             raise FormRefused(422, f"{name}: no such field; {did_you_mean(name, known)}")
         if part.file_name == b"" and not part.content:
             continue  # how a browser sends a file field in which none was chosen
-        _check_kind(known[name], is_file=part.file_name is not None)
+        _check_kind(known[name], part)
         if known[name].is_file:
             found.files[name].append(bytes(part.content))
         else:
@@ -98,10 +98,20 @@ def read_form(content_type: str, body: bytes, fields: Sequence[Field]) -> Form:
     return found
 
 
-def _check_kind(wanted: Field, *, is_file: bool) -> None:
+def _check_kind(wanted: Field, part: _Part) -> None:
+    # Some clients give a file no name; no image is UTF-8.
+    is_file = part.file_name is not None or (wanted.is_file and not _is_text(part.content))
     if wanted.is_file != is_file:
         expected = "send a file" if wanted.is_file else "send a text"
         raise FormRefused(422, f"{wanted.name}: has the wrong type: {expected}")
+
+
+def _is_text(content: bytes | bytearray) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_count(wanted: Field, count: int) -> None:

@@ -76,11 +76,6 @@ class Service:
         )
         self._decoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="decode")
 
-    @property
-    def needs_prompt(self) -> bool:
-        """Tell whether the run has learned something that a prompt is needed for."""
-        return "consistency" in self.scorer.labels
-
     async def stop(self) -> None:
         """End the threads."""
         await self.batcher.stop()
@@ -145,13 +140,13 @@ class Service:
         return read_image_bytes(path, self.root)
 
     def _score(self, items: Sequence[_Ready]) -> list[dict[str, float | bool | None]]:
-        prompts = [item.prompt for item in items if item.prompt is not None and self.needs_prompt]
+        prompts = [item.prompt for item in items if item.prompt is not None and self.scorer.needs_prompts]
         texts = list(dict.fromkeys(prompts))
         t_TD, truncated_T = self.scorer.embed_prompts(texts)
         place = [texts.index(prompt) for prompt in prompts]
-        t_BD = t_TD[place] if self.needs_prompt else None
+        t_BD = t_TD[place] if self.scorer.needs_prompts else None
         scores = self.scorer.score_crops([item.crops for item in items], t_BD, range(len(items)))
-        truncated = truncated_T[place].tolist() if self.needs_prompt else [False] * len(items)
+        truncated = truncated_T[place].tolist() if self.scorer.needs_prompts else [False] * len(items)
         columns = scores.columns()
         return [
             {name: _plain(values[row]) for name, values in columns.items()} | {"prompt_truncated": truncated[row]}
