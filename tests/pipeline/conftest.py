@@ -20,6 +20,7 @@ from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import train
 
 EPOCHS = 6
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +94,20 @@ def other_weights(tmp_path_factory, tiny_backbone) -> str:
     tensors[name] = tensors[name] + 0.25
     save_file(tensors, folder / source.weights.name)
     return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox of the browser does not start as root, as in a container; it opens our own page alone.
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -11,23 +11,8 @@ from deltaclip.pipeline.report import report
 from deltaclip.pipeline.settings import ReportConfig
 from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 PHONE, DESKTOP = {"width": 375, "height": 812}, {"width": 1200, "height": 900}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox of the browser does not start as root, as in a container; it opens our own page alone.
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
