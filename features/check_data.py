@@ -12,6 +12,7 @@ from deltaclip.features.checking.findings import Finding, Findings, Rows
 from deltaclip.features.checking.sides import check_groups, check_sources, check_split
 from deltaclip.features.data.adapters import open_data
 from deltaclip.features.data.labels import parse_label_ranges
+from deltaclip.features.data.paths import understood_all
 
 if TYPE_CHECKING:
     from deltaclip.features.settings import CheckConfig
@@ -90,6 +91,8 @@ def check_data(config: CheckConfig) -> CheckResult:
     data = open_data(config.data, image_root=config.image_root)
     root = None if config.allow_outside else data.image_root
     findings = Findings(Rows(data))
+    cells = findings.rows.cells
+    cells["image"], read_so = understood_all(cells["image"], data.image_root, allow_outside=config.allow_outside)
     unused = check_columns(findings, data.tables, of_set=data.label_range is not None)
     check_cells(findings, root)
     labels = check_labels(findings, data.ranges(given))
@@ -116,7 +119,7 @@ def check_data(config: CheckConfig) -> CheckResult:
         split=check_split(findings, keys),
         images=images,
         unused_columns=unused,
-        notes=[*data.notes, *([f"{left:,} rows have no score and are left out"] if left else [])],
+        notes=[*data.notes, *read_so, *([f"{left:,} rows have no score and are left out"] if left else [])],
         findings=findings.found,
         seconds=round(time.monotonic() - started, 3),
     )

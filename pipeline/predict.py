@@ -16,6 +16,7 @@ from deltaclip.base.targets import need_prompts
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
+from deltaclip.features.data.paths import GONE, MOST_NEAREST, UNDERSTOOD, explained, understood
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.run.folder import check_outside, open_run
@@ -24,6 +25,7 @@ from deltaclip.pipeline.run.predictions import write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
 if TYPE_CHECKING:
+    from deltaclip.features.data.manifest import Manifest
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.scorer import ScoredPairs
     from deltaclip.pipeline.settings import PredictConfig
@@ -39,6 +41,7 @@ class _Pairs:
     root: Path | None
     note: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
+    folder: Path = field(default_factory=Path)  # that the names are relative to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def predict(config: PredictConfig) -> PredictResult:
     found = scorer.score_pairs(wanted, root=pairs.root, batch_size=config.batch_size)
     _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
-    columns["error"] = [found.failed.get(row, "") for row in range(len(pairs.names))]
+    columns["error"] = _errors(found, pairs)
     if config.out:
         keep_result(config.out, lambda path: write_table(path, columns))
     return PredictResult(
@@ -137,6 +140,13 @@ def _joined_notes(pairs: _Pairs, run: RunFolder) -> str:
     return "; ".join(notes)
 
 
+def _errors(found: ScoredPairs, pairs: _Pairs) -> list[str]:
+    errors = [found.failed.get(row, "") for row in range(len(pairs.names))]
+    for row in [row for row, error in enumerate(errors) if error == GONE][:MOST_NEAREST]:
+        errors[row] = explained(errors[row], pairs.names[row], pairs.folder)
+    return errors
+
+
 def _check_failures(found: ScoredPairs, pairs: _Pairs, *, strict: bool) -> None:
     if found.failed and (strict or len(found.failed) == len(pairs.paths)):
         row, reason = next(iter(found.failed.items()))
@@ -159,7 +169,7 @@ def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:
 
 
 def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
-    path = Path(config.target)
+    path = Path(understood(config.target, Path(), allow_outside=True)[0])
     if path.is_dir():
         _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
         return _folder_pairs(config, path, needs_prompts=needs_prompts)
@@ -182,7 +192,11 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
         raise UserError("has no prompts to be scored against", place=manifest.path, remedy=remedy)
     root = None if config.allow_outside else manifest.image_root
     paths = [manifest.image_path(row) for row in range(len(manifest))]
-    return _Pairs(manifest.images, paths, manifest.prompts, root)
+    return _Pairs(manifest.images, paths, manifest.prompts, root, _path_notes(manifest), folder=manifest.image_root)
+
+
+def _path_notes(manifest: Manifest) -> str:
+    return "; ".join(note for note in manifest.notes if UNDERSTOOD in note)
 
 
 def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:
@@ -199,16 +213,21 @@ def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -
         paths = [manifest.image_path(row) for row in range(len(manifest))]
         left = len(set(found.images) - set(paths))
         note = f"{left:,} images of the folder have no row in {config.prompts} and were not scored" if left else ""
-        return _Pairs(manifest.images, paths, manifest.prompts, root, note, found.counts({*paths, config.prompts}))
+        note = "; ".join(filter(None, [_path_notes(manifest), note]))
+        others = found.counts({*paths, config.prompts})
+        return _Pairs(manifest.images, paths, manifest.prompts, root, note, others, folder)
     if not found.images:
         there = count_words(found.counts())
         raise UserError("holds no images", place=folder, remedy=f"it has {there}" if there else "it is empty")
     names = [_written(str(image.relative_to(folder))) for image in found.images]
     if config.prompt or not needs_prompts:
-        return _Pairs(names, found.images, [config.prompt or ""] * len(names), root, left_out=found.counts())
+        return _Pairs(
+            names, found.images, [config.prompt or ""] * len(names), root, left_out=found.counts(), folder=folder
+        )
     texts = {image: _text_beside(image) for image in found.images}
     prompts = [_prompt_beside(image, text) for image, text in texts.items()]
-    return _Pairs(names, found.images, prompts, root, left_out=found.counts(set(texts.values())))
+    others = found.counts(set(texts.values()))
+    return _Pairs(names, found.images, prompts, root, left_out=others, folder=folder)
 
 
 def _written(name: str) -> str:

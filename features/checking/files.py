@@ -22,6 +22,7 @@ from deltaclip.features.data.images import (
     read_image_bytes,
 )
 from deltaclip.features.data.manifest import rows_outside
+from deltaclip.features.data.paths import GONE, MOST_NEAREST, why_gone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ def check_images(findings: Findings, folder: Path, root: Path | None, *, full: b
             found |= zip(part, pool.map(lambda image: look(folder / image, root), part), strict=True)
             progress.advance(len(part))
     keys = {path: looked.key for path, looked in found.items()} if full else _hashed(found, folder, root)
-    _report_unreadable(findings, found)
+    _report_unreadable(findings, found, folder)
     _report_odd(findings, found)
     _report_copies(findings, keys)
     sizes = sorted({looked.size for looked in found.values() if not looked.reason})
@@ -113,15 +114,24 @@ def _hashed(found: dict[str, Looked], folder: Path, root: Path | None) -> dict[s
     return {path: content.sha256 for path, content in zip(suspects, contents, strict=True)}
 
 
-def _report_unreadable(findings: Findings, found: dict[str, Looked]) -> None:
+def _report_unreadable(findings: Findings, found: dict[str, Looked], folder: Path) -> None:
     by_reason: dict[str, list[int]] = defaultdict(list)
+    words: dict[str, str] = {}
+    looked_near = 0
     for row, image in enumerate(findings.rows.cells["image"]):
-        if image in found and found[image].reason:
-            by_reason[found[image].reason.partition(" (")[0]].append(row)
+        if image not in found or not found[image].reason:
+            continue
+        reason = found[image].reason.partition(" (")[0]
+        if reason == GONE:
+            cause = why_gone(image, folder, near=looked_near < MOST_NEAREST)
+            looked_near += cause is None or cause.kind == "another name"
+            if cause:
+                reason = f"{reason}, {cause.kind}"
+                words.setdefault(reason, f"{cause.words}; extract would skip them")
+        by_reason[reason].append(row)
+    words[GONE] = "check the paths or give --image-root; extract would skip them"
     for reason, at in by_reason.items():
-        remedy = "repair or remove them; extract would skip them"
-        if reason == "no such file":
-            remedy = "check the paths or give --image-root; extract would skip them"
+        remedy = words.get(reason, "repair or remove them; extract would skip them")
         message = f"{len(at):,} rows have an image that cannot be read: {reason}"
         findings.error("unreadable_image", message, at=at, remedy=remedy)
 

@@ -18,6 +18,7 @@ from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
 from deltaclip.features.data.numbers import is_numeric
 from deltaclip.features.data.prompts import prompt_group
+from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.table import SHARED_TEXTS
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Manifest:
     name: str
     path: Path
     image_root: Path
-    images: list[str]  # relative to image_root, as the table has them
+    images: list[str]  # relative to image_root, as `paths.understood` gives them
     prompts: list[str]
     labels: dict[str, NDArray[np.float64]]  # quality, consistency (mapped to [0, 1]) and their _std, each (N,)
     explanations: list[str]
@@ -129,7 +130,8 @@ def manifest_from_table(
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
     """
     found = find_columns(table)
-    images = _required(table, found, "image")
+    written = _required(table, found, "image")
+    images, read_so = understood_all(written, image_root, allow_outside=allow_outside)
     prompts = _prompts(table, found)
     if not allow_outside:
         _refuse_outside(table, found["image"], images, image_root)
@@ -154,7 +156,7 @@ def manifest_from_table(
         splits=table.columns[found["split"]] if "split" in found else empty,
         places=table.places(),
         label_ranges=ranges,
-        notes=tuple(notes),
+        notes=(*read_so, *notes),
     )
 
 

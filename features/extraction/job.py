@@ -13,8 +13,9 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.lazy import LazySequence
 from deltaclip.features.backbone.batches import spread
-from deltaclip.features.data.content import hash_images
+from deltaclip.features.data.content import ImageContent, hash_images
 from deltaclip.features.data.images import is_image
+from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained
 from deltaclip.features.data.sharding import part_of
 from deltaclip.features.data.views import RECIPES
 from deltaclip.features.extraction.encoder import Encoder
@@ -101,6 +102,7 @@ class _Job:
         self.work, self.manifest, self.out = work, manifest, out
         self.root = None if work.allow_outside else manifest.image_root
         contents = hash_images(LazySequence(len(manifest), manifest.image_path), self.root)
+        contents = _with_causes(contents, manifest)
         if work.is_strict:
             for row, content in enumerate(contents):
                 if content.reason:
@@ -228,6 +230,15 @@ class _Job:
             with store:
                 return store.facts
         return None
+
+
+def _with_causes(contents: list[ImageContent], manifest: Manifest) -> list[ImageContent]:
+    """Say of the first images that are not there why; whatever ails the rest, it is mostly the same."""
+    gone = [row for row, content in enumerate(contents) if content.reason == GONE]
+    for row in gone[:MOST_NEAREST]:
+        reason = explained(contents[row].reason, manifest.images[row], manifest.image_root)
+        contents[row] = contents[row]._replace(reason=reason)
+    return contents
 
 
 def _unreadable(image: str, reason: str, *, place: Path | str) -> UserError:

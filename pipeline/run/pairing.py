@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.features.backbone.batches import ImageFile, MemoryImage
+from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.pipeline.run.pictures import as_numpy, as_picture, image_column, is_array, is_one_image, named, plain
 
@@ -112,4 +113,7 @@ def _listed(values: Any, name: str, wanted: str) -> list[Any]:
 
 def _source(entry: int, image: Any, place: str) -> ImageFile | MemoryImage:
     picture = as_picture(image, place)
-    return ImageFile(entry, picture, None) if isinstance(picture, Path) else MemoryImage(entry, picture)
+    if not isinstance(picture, Path):
+        return MemoryImage(entry, picture)
+    # The caller is the one who says where a file may lie: `root` holds for what is opened.
+    return ImageFile(entry, Path(understood(str(picture), Path(), allow_outside=True)[0]), None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from deltaclip.features.backbone.batches import default_workers
 from deltaclip.features.backbone.views import file_opener
 from deltaclip.features.data.images import UnreadableImage, read_image_bytes
+from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.pipeline.serving.batcher import MicroBatcher, QueueFull
 
@@ -126,6 +127,8 @@ class Service:
             raise Refused("path: no paths are taken here: start the server with --root, or upload the image")
         if not name.strip():
             raise Refused("path: is empty")
+        if "\0" not in name:
+            name = understood(name, self.root)[0]
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
             raise Refused("path: must be relative and stay in the root")
         path = self.root / name

@@ -110,6 +110,27 @@ def test_every_error_at_once(pictures):
     assert "outside_root" not in kinds(check(data, allow_outside=True, images="none"), "error")
 
 
+def test_paths_of_windows_are_understood_and_each_cause_is_told_by_itself(pictures):
+    (pictures / "sub").mkdir()
+    (pictures / "a0.png").rename(pictures / "sub" / "a0.png")
+    rows = ["sub\\a0.png,x", "C:\\data\\sub\\a0.png,y", "http://host/a.png,z", "http://host/b.png,z", "sub/A0.PNG,v"]
+    result = check(write(pictures, ["image,prompt", *rows]))
+    assert "1 image paths were understood by taking backslashes for slashes" in result.notes
+    found = [(f.message, f.remedy) for f in result.findings if f.check == "unreadable_image"]
+    words = "rows have an image that cannot be read: no such file"
+    assert found == [
+        (
+            f"1 {words}, a path of Windows",
+            "sub/a0.png is there: leave out what stands before it; extract would skip them",
+        ),
+        (
+            f"2 {words}, a web address",
+            "download the images and give their folder with --image-root; extract would skip them",
+        ),
+        (f"1 {words}, another name", "there is a0.png in sub; extract would skip them"),
+    ]
+
+
 def test_columns(pictures):
     data = write(pictures, ["img,promt,qualty,rater,consistncy", "a0.png,x,1,anna,2"])
     result = check(data)

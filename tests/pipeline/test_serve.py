@@ -142,7 +142,9 @@ def test_an_upload_scores_what_the_scorer_says(client, scorer, demo_folder, demo
 
 def test_a_path_under_the_root_scores_what_its_upload_does(client, picture):
     prompt = ("prompt", "ein Kreis, 円 ○")
-    assert client.post("/score", ("path", "sub/a.png"), prompt) == client.post("/score", ("image", picture), prompt)
+    by_path = client.post("/score", ("path", "sub/a.png"), prompt)
+    assert by_path == client.post("/score", ("image", picture), prompt)
+    assert by_path == client.post("/score", ("path", "sub\\a.png"), prompt)
 
 
 def test_a_batch_answers_pair_by_pair(client, scorer, demo_folder, demo_rows):
@@ -241,6 +243,17 @@ HOSTILE = {
     ),
     "out by dots": ((("prompt", "x"), ("path", "../outside.png")), 422, "path: must be relative and stay in the root"),
     "dots inside": ((("prompt", "x"), ("path", "sub/../a.png")), 422, "path: must be relative and stay in the root"),
+    "out by backslashes": (
+        (("prompt", "x"), ("path", "..\\outside.png")),
+        422,
+        "path: must be relative and stay in the root",
+    ),
+    "out by percents": (
+        (("prompt", "x"), ("path", "%2e%2e/outside.png")),
+        422,
+        "path: must be relative and stay in the root",
+    ),
+    "home": ((("prompt", "x"), ("path", "~/a.png")), 422, "path: must be relative and stay in the root"),
     "absolute": ((("prompt", "x"), ("path", "/etc/passwd")), 422, "path: must be relative and stay in the root"),
     "zero byte": ((("prompt", "x"), ("path", "a\0.png")), 422, "path: must be relative and stay in the root"),
     "link": ((("prompt", "x"), ("path", "link.png")), 422, "path: links to a file outside the image root"),

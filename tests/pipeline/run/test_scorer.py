@@ -129,6 +129,13 @@ def test_images_in_memory_have_the_limits_of_files(scorer):
     }
 
 
+def test_paths_are_understood_as_people_write_them(scorer, pictures, monkeypatch):
+    monkeypatch.chdir(pictures[0].parent.parent)
+    name = f"{pictures[0].parent.name}\\{pictures[0].name}"
+    found = scorer.score([pictures[0], name, f"file://{pictures[0]}", f'"{pictures[0]}" '], "x")
+    assert (len(set(found.q.tolist())), found.failed) == (1, {})
+
+
 def test_a_truncated_file_that_pillow_has_opened_is_listed(scorer, pictures, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(pictures[0].read_bytes()[:-400])
