@@ -298,7 +298,7 @@ def test_on_error_fail(twelve, tiny_backbone):
 def test_nothing_readable(twelve, tiny_backbone):
     shutil.rmtree(twelve / "images")
     assert refused(twelve, tiny_backbone) == (
-        f"{twelve}/demo.csv: none of the 12 images can be read (no such file); "
+        f"{twelve}/demo.csv: none of the 12 images can be read (no such file: there is no folder images); "
         f"check the paths or give --image-root (now {twelve})"
     )
     (twelve / "images").mkdir()
