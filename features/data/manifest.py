@@ -17,8 +17,8 @@ from deltaclip.base.errors import UserError, nearest
 from deltaclip.base.targets import LABELS, need_prompts
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
 from deltaclip.features.data.numbers import is_numeric
-from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.paths import understood_all
+from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.table import SHARED_TEXTS
 
 if TYPE_CHECKING:
