@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from deltaclip.base.device import ask_for_large_pages
+from deltaclip.base.device import ask_for_large_pages, share_processors
 from deltaclip.base.errors import INPUT, MACHINE, UserError, did_you_mean, ending_of
 from deltaclip.base.places import check_places
 from deltaclip.base.progress import say
@@ -182,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 the machine failed, 2 the input is wrong, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     ask_for_large_pages()
+    share_processors()
     _open_streams()
     if given[:1] == ["help"]:  # as git and many others
         given = [*given[1:], "--help"]
@@ -219,7 +220,8 @@ def _end(error: BaseException, *, show_traceback: bool) -> int:
         with contextlib.suppress(OSError):
             traceback.print_exception(error)
     code, line = ending_of(error)
-    say(f"deltaclip: {line}")
+    if not getattr(error, "is_silent", False):  # of a process that is not the first, where that one has told
+        say(f"deltaclip: {line}")
     _drop_output()
     return code
 

@@ -49,8 +49,21 @@ class Ending(NamedTuple):
 # What libraries raise where no code of ours knows better, by the name of the class: their modules are not imported
 # here. `{}` is the library's own first line.
 _OF_LIBRARIES = {
-    "MemoryError": (MACHINE, "the memory is used up", "give a smaller --batch-size, or close other programs"),
-    "OutOfMemoryError": (MACHINE, "the memory of the GPU is used up", "give a smaller --batch-size, or --device cpu"),
+    "MemoryError": (
+        MACHINE,
+        "the memory is used up",
+        "give a smaller --batch-size, with `finetune` also --checkpointing, or close other programs",
+    ),
+    "OutOfMemoryError": (
+        MACHINE,
+        "the memory of the GPU is used up",
+        "give a smaller --batch-size, with `finetune` also --checkpointing, or --device cpu",
+    ),
+    "DistError": (
+        MACHINE,
+        "the processes of torchrun do not reach each other ({})",
+        "check its --nnodes, --rdzv-endpoint and the network, and start all of them again",
+    ),
     "AcceleratorError": (MACHINE, "the GPU failed ({})", "give the same command again, or --device cpu"),
     "ImportError": (MACHINE, "a library is missing or broken ({})", "install deltaclip again"),
     "SafetensorError": (INPUT, "a safetensors file cannot be read ({})", "it is damaged: make or fetch it again"),
@@ -60,6 +73,34 @@ _OF_LIBRARIES = {
     "JSONDecodeError": (INPUT, "a JSON file is broken ({})", "correct it, or make it again"),
     "UnicodeDecodeError": (INPUT, "a text file is not in UTF-8 ({})", "save it as UTF-8"),
 }
+# torch says most of its failures in a RuntimeError, and tells them apart in words alone.
+_OF_TORCH = (
+    (
+        r"DefaultCPUAllocator|can't allocate memory|not enough memory|could not allocate|unable to mmap",
+        "the memory is used up",
+        "give a smaller --batch-size, with `finetune` also --checkpointing, or close other programs",
+    ),
+    (
+        r"CUDA out of memory|(CUBLAS|CUDNN)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|out of memory",
+        "the memory of the GPU is used up",
+        "give a smaller --batch-size, with `finetune` also --checkpointing, or --device cpu",
+    ),
+    (
+        r"not implemented for '(Half|BFloat16|ComplexHalf)'|does not support (bf16|bfloat16|fp16|float16)",
+        "this device does not compute in that number format ({})",
+        "give --precision fp32",
+    ),
+    (
+        r"CUDA error|CUDA driver|NVIDIA|No CUDA GPUs|not compiled with CUDA|cuDNN|CUBLAS|CUDNN|NCCL",
+        "the GPU failed ({})",
+        "give the same command again, or --device cpu",
+    ),
+    (
+        r"gloo|Connection (closed|reset) by peer|rendezvous|process group|TCPStore",
+        "the processes of torchrun have lost each other ({})",
+        "look for the first error above, and give the same command again: it goes on",
+    ),
+)
 # Numbers of the system that a path can be at fault for; the others are the disk's or those of the rights on it.
 _OF_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
@@ -93,6 +134,10 @@ def ending_of(error: BaseException) -> Ending:
         if kind.__name__ in _OF_LIBRARIES:
             code, words, remedy = _OF_LIBRARIES[kind.__name__]
             return Ending(code, f"{words.format(one_line(str(error)))}; {remedy}")
+    if isinstance(error, RuntimeError):
+        for pattern, words, remedy in _OF_TORCH:
+            if re.search(pattern, str(error)):
+                return Ending(MACHINE, f"{words.format(one_line(str(error)))}; {remedy}")
     words = f"internal error: {type(error).__name__}: {one_line(str(error))}"
     return Ending(MACHINE, f"{words}; give --debug too for the traceback, and report it with that")
 

@@ -14,7 +14,7 @@ from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.progress import say
 from deltaclip.pipeline.run.folder import free_run_path
 from deltaclip.pipeline.run.preset import apply_preset
-from deltaclip.pipeline.run.processes import joined_processes
+from deltaclip.pipeline.run.processes import OneVoice
 from deltaclip.pipeline.run.repeats import combine
 from deltaclip.pipeline.run.result import result_json, result_words
 from deltaclip.pipeline.run.rows import load_rows
@@ -58,22 +58,23 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             cut, the disk has no room for the activations.
     """
     started = time.monotonic()
-    if config.out is not None:
-        free_run_path(config.out, "")  # refused now if taken, not after the training
-    device = choose_device(config.device)
-    choose_precision(config.precision, device)  # refused now if it cannot be
-    rows = load_rows(config.cache, "cpu", in_memory=True)
-    weights = loss_weights(config, rows)
-    seeds = repeat_seeds(config.split_seed, config.repeats)
-    splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
-    config, preset = apply_preset(config, num_rows=splits[0].train.size)
-    with joined_processes(device) as (processes, device):
-        job = TuningJob(config, rows, splits, weights, device=device, processes=processes)
-        if processes.is_first:
-            for line in (*job.warnings, *(preset.lines() if preset else ()), *job.description):
-                say(line)
-        repeats = job.learn()
-        run = job.save(repeats, preset=preset.to_json() if preset else None)
+    with OneVoice() as voice:
+        if config.out is not None:
+            free_run_path(config.out, "")  # refused now if taken, not after the training
+        device = choose_device(config.device)
+        choose_precision(config.precision, device)  # refused now if it cannot be
+        rows = load_rows(config.cache, "cpu", in_memory=True)
+        weights = loss_weights(config, rows)
+        seeds = repeat_seeds(config.split_seed, config.repeats)
+        splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
+        config, preset = apply_preset(config, num_rows=splits[0].train.size)
+        with voice.joined(device) as (processes, device):
+            job = TuningJob(config, rows, splits, weights, device=device, processes=processes)
+            if processes.is_first:
+                for line in (*job.warnings, *(preset.lines() if preset else ()), *job.description):
+                    say(line)
+            repeats = job.learn()
+            run = job.save(repeats, preset=preset.to_json() if preset else None)
     done = repeats[0]
     return FinetuneResult(
         run=run,

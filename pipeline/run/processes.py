@@ -10,15 +10,18 @@ import datetime as dt
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from deltaclip.base.errors import UserError
 from deltaclip.pipeline.training.layout import laid_out_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 # One process fills the boundary cache while the others wait for it, which may take hours.
 _PATIENCE = dt.timedelta(days=2)
+# Processes that stop at the same mistake come to it at about the same time.
+_COMMON, _STOPPED = dt.timedelta(seconds=5), "deltaclip/stopped"
 
 
 @dataclass(frozen=True)
@@ -99,19 +104,81 @@ def _all_reduce(parameters: Sequence[nn.Parameter], *, divide_by: int) -> None:
         parameter.grad = laid_out_like(parameter, part).div_(divide_by) if count else None
 
 
-@contextmanager
-def joined_processes(device: str) -> Iterator[tuple[Processes, str]]:
-    """Join the processes that torchrun has started, and return them and the device of this one; alone, do nothing."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield Processes(), device
-        return
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
-    try:
-        yield Processes(dist.get_rank(), size), device
-    finally:
-        dist.destroy_process_group()
+class OneVoice:
+    """Around all that processes do together: what stops all of them alike is told by the first alone.
+
+    An error inside the block is marked `is_silent` in the others, unless the first goes on without it: then it is
+    their own (memory of their GPU, a disk of their machine) and nobody else tells of it.
+    """
+
+    def __init__(self) -> None:
+        self._store: Any = None
+        self._rank = int(os.environ.get("RANK", "0")) if _num_processes() > 1 else 0
+
+    def __enter__(self) -> OneVoice:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is None or _num_processes() == 1:
+            return
+        if self._rank == 0:
+            if self._store is not None:
+                self._store.set(_STOPPED, "1")
+        elif self._store is None or self._first_has_stopped(self._store):
+            error.is_silent = True  # type: ignore[attr-defined]
+
+    def _first_has_stopped(self, store: Any) -> bool:
+        try:
+            store.wait([_STOPPED], _COMMON)
+        except (dist.DistError, RuntimeError):  # it has not, or it has gone and taken the store along
+            return False
+        return True
+
+    @contextmanager
+    def joined(self, device: str) -> Iterator[tuple[Processes, str]]:
+        """Join the processes that torchrun has started; return them and the device of this one; alone, do nothing.
+
+        Raises:
+            UserError: torchrun's variables are not complete, or there are fewer GPUs than processes.
+        """
+        size = _num_processes()
+        if size == 1:
+            yield Processes(), device
+            return
+        on_gpu = device.startswith("cuda")
+        if on_gpu:
+            device = _own_gpu()
+            torch.cuda.set_device(device)
+        self._store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=rank, world_size=size, timeout=_PATIENCE)
+        try:
+            yield Processes(rank, size), device
+        finally:
+            dist.destroy_process_group()
+
+
+def _num_processes() -> int:
+    """Return how many processes torchrun has started.
+
+    Raises:
+        UserError: its variables are not complete.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return 1
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacking or not size.isdecimal():
+        what = f"is {size!r}" + (f" and {lacking[0]} is not set" if lacking else "")
+        raise UserError(what, place="WORLD_SIZE", remedy="unset it, or start the processes with torchrun")
+    return int(size)
+
+
+def _own_gpu() -> str:
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        message = f"process {number + 1} of this machine has no GPU: there are {count}"
+        raise UserError(message, place="torchrun", remedy=f"give --nproc-per-node {count}")
+    return f"cuda:{number}"

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 from deltaclip.base.errors import Ending, MachineError, UserError, did_you_mean, ending_of, nearest, system_number
 
+SMALLER = "give a smaller --batch-size, with `finetune` also --checkpointing"
+
 
 @pytest.mark.parametrize(
     ("parts", "line"),
@@ -77,10 +79,19 @@ def raised(work):
             Ending(1, f"input/output: No space left on device; {DISK}"),
         ),
         (KeyboardInterrupt(), Ending(130, "interrupted; nothing half-written is left, give the same command again")),
-        (MemoryError(), Ending(1, "the memory is used up; give a smaller --batch-size, or close other programs")),
+        (
+            MemoryError(),
+            Ending(
+                1,
+                f"the memory is used up; {SMALLER}, or close other programs",
+            ),
+        ),
         (
             torch.OutOfMemoryError("CUDA out"),
-            Ending(1, "the memory of the GPU is used up; give a smaller --batch-size, or --device cpu"),
+            Ending(
+                1,
+                f"the memory of the GPU is used up; {SMALLER}, or --device cpu",
+            ),
         ),
         (
             ModuleNotFoundError("No module named 'x'"),
@@ -118,3 +129,58 @@ def test_what_nobody_has_foreseen_is_said_to_be_a_fault_of_ours():
         1, "internal error: ZeroDivisionError: division; give --debug too for the traceback, and report it with that"
     )
     assert system_number(ValueError("x")) is None
+
+
+def test_memory_that_torch_does_not_get_is_told_with_its_remedy():
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert ending_of(caught.value) == (1, f"the memory is used up; {SMALLER}, or close other programs")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "line"),
+    [
+        (
+            "OutOfMemoryError",
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore",
+            f"the memory of the GPU is used up; {SMALLER}, or --device cpu",
+        ),
+        (
+            "RuntimeError",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            f"the memory of the GPU is used up; {SMALLER}, or --device cpu",
+        ),
+        (
+            "RuntimeError",
+            "Found no NVIDIA driver on your system. Please check",
+            "the GPU failed (Found no NVIDIA driver on your system. Please check); give the same command again, or "
+            "--device cpu",
+        ),
+        (
+            "RuntimeError",
+            "\"slow_conv2d_cpu\" not implemented for 'Half'",
+            "this device does not compute in that number format (\"slow_conv2d_cpu\" not implemented for 'Half'); give "
+            "--precision fp32",
+        ),
+        (
+            "DistNetworkError",
+            "The client socket has timed out after 60000ms while trying to connect to (10.0.0.1, 29500).",
+            "the processes of torchrun do not reach each other (The client socket has timed out after 60000ms while "
+            "trying to connect to (10.0.0.1, 29500).); check its --nnodes, --rdzv-endpoint and the network, and start "
+            "all of them again",
+        ),
+        (
+            "RuntimeError",
+            "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.1.1]:3456",
+            "the processes of torchrun have lost each other ([gloo/transport/tcp/pair.cc:553] Connection closed by "
+            "peer [127.0.1.1]:3456); look for the first error above, and give the same command again: it goes on",
+        ),
+    ],
+)
+def test_failures_of_devices_and_processes_are_told_in_one_line(kind, text, line):
+    import torch
+
+    kinds = {"OutOfMemoryError": torch.OutOfMemoryError, "DistNetworkError": torch.distributed.DistNetworkError}
+    assert ending_of(kinds.get(kind, RuntimeError)(text)) == (1, line)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from deltaclip.pipeline.run.processes import Processes
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.run.processes import OneVoice, Processes
 from deltaclip.pipeline.training.layout import laid_out_like, same_layout
 
 
@@ -53,3 +58,47 @@ def test_layouts_are_told_apart():
     assert same_layout(one_channel, torch.empty_strided((4, 1, 2, 2), (4, 1, 2, 1)))
     with pytest.raises(RuntimeError):
         laid_out_like(channels_last, torch.zeros(47))
+
+
+def torchrun(*words):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "deltaclip",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_what_stops_all_processes_is_told_once(tmp_path):
+    done = torchrun("finetune", str(tmp_path / "nothing.h5"))
+    assert done.returncode
+    assert done.stderr.count("deltaclip: ") == 1
+    assert f"deltaclip: {tmp_path / 'nothing.h5'}: no such cache; " in done.stderr
+
+
+def test_variables_of_torchrun_that_lack_are_named(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError) as error, OneVoice():
+        pass
+    assert str(error.value) == (
+        "WORLD_SIZE: is '4' and RANK is not set; unset it, or start the processes with torchrun"
+    )
+
+
+def test_an_error_before_the_processes_have_joined_is_the_firsts_to_tell(monkeypatch):
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for rank, is_silent in (("0", False), ("1", True)):
+        for name, value in (variables | {"RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError) as error, OneVoice():
+            raise UserError("wrong")
+        assert getattr(error.value, "is_silent", False) is is_silent
