@@ -119,7 +119,12 @@ def check_data(config: CheckConfig) -> CheckResult:
         split=check_split(findings, keys),
         images=images,
         unused_columns=unused,
-        notes=[*data.notes, *read_so, *([f"{left:,} rows have no score and are left out"] if left else [])],
+        notes=[
+            *data.notes,
+            *read_so,
+            *(note for table in data.tables for note in table.notes),
+            *([f"{left:,} rows have no score and are left out"] if left else []),
+        ],
         findings=findings.found,
         seconds=round(time.monotonic() - started, 3),
     )

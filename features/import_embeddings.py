@@ -52,6 +52,7 @@ class ImportResult:
     were_unit: dict[str, bool]
     explanations_left_out: int
     label_ranges: dict[str, str]
+    notes: tuple[str, ...]
     request: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class ImportResult:
                 for kind, unit in self.were_unit.items()
             ),
             *(f"{label}: range {words}" for label, words in self.label_ranges.items()),
+            *self.notes,
         ]
         if self.explanations_left_out:
             lines.append(f"{self.explanations_left_out:,} explanations are left out: there are no embeddings of them")
@@ -91,7 +93,9 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
         given = _manifest(config, source)
         manifest = replace(given, explanations=[""] * len(given))
         dtype = np.dtype(STORED_DTYPE[config.precision])
-        images, texts = _Measured(source.images, dtype), _Measured(source.texts, dtype)
+        prompted = np.array([bool(prompt) for prompt in manifest.prompts])
+        images = _Measured(source.images, dtype)
+        texts = _Measured(source.texts, dtype, of=prompted)
         plan = make_plan(manifest, _contents(config, manifest, images))
         for measured, entries in ((images, plan.row_image), (texts, plan.row_prompt)):
             _check_agreement(measured.vectors, entries)
@@ -114,6 +118,7 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
         were_unit=were_unit,
         explanations_left_out=sum(bool(text) for text in given.explanations),
         label_ranges=plan.dataset["label_ranges"],
+        notes=manifest.notes,
         request=request,
     )
 
@@ -145,14 +150,15 @@ def _facts(config: ImportConfig, source: Source, were_unit: dict[str, bool]) -> 
 
 
 class _Measured:
-    """Vectors whose lengths are known; refuses those that are none."""
+    """Vectors whose lengths are known; refuses those that are none, but in rows that are not `of` any."""
 
-    def __init__(self, vectors: Vectors, dtype: np.dtype[Any]) -> None:
+    def __init__(self, vectors: Vectors, dtype: np.dtype[Any], *, of: NDArray[np.bool_] | None = None) -> None:
         self.vectors, self.dtype = vectors, dtype
         self.length_N = np.empty(len(vectors))
         for rows in _blocks(len(vectors)):
             with np.errstate(over="ignore"):  # then it is infinite, and refused below
-                length = self.length_N[rows] = np.linalg.norm(vectors.take(rows), axis=1)
+                length = np.linalg.norm(vectors.take(rows), axis=1)
+            length = self.length_N[rows] = length if of is None else np.where(of[rows], length, 1)
             for wrong, words in ((~np.isfinite(length), "is not finite"), (length == 0, "has length zero")):
                 if wrong.any():
                     place = vectors.place(int(rows[np.flatnonzero(wrong)[0]]))
@@ -194,7 +200,8 @@ def _check_agreement(vectors: Vectors, entries: NDArray[np.int64]) -> None:
     """Refuse rows of one image, or of one text, that have different vectors: rows are out of step with the table."""
     first = _first_rows(entries)
     for block in _blocks(len(entries)):
-        rows = block[first[entries[block]] != block]
+        present = block[entries[block] >= 0]
+        rows = present[first[entries[present]] != present]
         here, there = vectors.take(rows), vectors.take(first[entries[rows]])
         cosine = (here * there).sum(axis=1) / (np.linalg.norm(here, axis=1) * np.linalg.norm(there, axis=1))
         if (wrong := np.flatnonzero(cosine < SAME)).size:
@@ -207,7 +214,9 @@ def _check_agreement(vectors: Vectors, entries: NDArray[np.int64]) -> None:
 
 
 def _first_rows(entries: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.unique(entries, return_index=True)[1].astype(np.int64)
+    """Return the first row of each entry; -1 is none."""
+    rows = np.flatnonzero(entries >= 0)
+    return rows[np.unique(entries[rows], return_index=True)[1]].astype(np.int64)
 
 
 def _write(

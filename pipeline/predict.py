@@ -12,11 +12,10 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result
 from deltaclip.base.settings import option_name
-from deltaclip.base.targets import need_prompts
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
-from deltaclip.features.data.paths import GONE, MOST_NEAREST, UNDERSTOOD, explained, understood
+from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained, understood
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.run.folder import check_outside, open_run
@@ -25,7 +24,6 @@ from deltaclip.pipeline.run.predictions import write_table
 from deltaclip.pipeline.run.scorer import Scorer
 
 if TYPE_CHECKING:
-    from deltaclip.features.data.manifest import Manifest
     from deltaclip.pipeline.run.folder import RunFolder
     from deltaclip.pipeline.run.scorer import ScoredPairs
     from deltaclip.pipeline.settings import PredictConfig
@@ -129,13 +127,9 @@ def predict(config: PredictConfig) -> PredictResult:
 
 
 def _joined_notes(pairs: _Pairs, run: RunFolder) -> str:
-    """Return what is to be said of the rows: which were not scored, and which prompts are not there or not used."""
-    blind = [label for label in run.labels if need_prompts([label])]
-    empty = sum(not prompt for prompt in pairs.prompts)
+    """Return what is to be said of the rows: which were left out, and whether prompts are not used."""
     notes = [pairs.note] if pairs.note else []
-    if blind and empty:
-        notes.append(f"{empty:,} rows have no prompt, and so no {' and '.join(blind)}")
-    if not blind and empty < len(pairs.prompts):
+    if not run.needs_prompts and any(pairs.prompts):
         notes.append(f"the prompts are not used: the run scores {' and '.join(run.labels)} alone")
     return "; ".join(notes)
 
@@ -192,11 +186,7 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
         raise UserError("has no prompts to be scored against", place=manifest.path, remedy=remedy)
     root = None if config.allow_outside else manifest.image_root
     paths = [manifest.image_path(row) for row in range(len(manifest))]
-    return _Pairs(manifest.images, paths, manifest.prompts, root, _path_notes(manifest), folder=manifest.image_root)
-
-
-def _path_notes(manifest: Manifest) -> str:
-    return "; ".join(note for note in manifest.notes if UNDERSTOOD in note)
+    return _Pairs(manifest.images, paths, manifest.prompts, root, "; ".join(manifest.notes), folder=manifest.image_root)
 
 
 def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:
@@ -213,7 +203,7 @@ def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -
         paths = [manifest.image_path(row) for row in range(len(manifest))]
         left = len(set(found.images) - set(paths))
         note = f"{left:,} images of the folder have no row in {config.prompts} and were not scored" if left else ""
-        note = "; ".join(filter(None, [_path_notes(manifest), note]))
+        note = "; ".join(filter(None, ["; ".join(manifest.notes), note]))
         others = found.counts({*paths, config.prompts})
         return _Pairs(manifest.images, paths, manifest.prompts, root, note, others, folder)
     if not found.images:

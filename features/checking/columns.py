@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaclip.base.errors import nearest
+from deltaclip.base.errors import UserError
 from deltaclip.base.targets import LABELS
 from deltaclip.features.data.labels import LabelRange, missing_words, range_of, sparse_words
-from deltaclip.features.data.manifest import ALIASES, rows_outside
-from deltaclip.features.data.numbers import Numbers, is_numeric, read_numbers
+from deltaclip.features.data.manifest import field_like, find_columns, missing_image, misspelt_prompt, rows_outside
+from deltaclip.features.data.numbers import Numbers, is_missing_word, read_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deltaclip.features.data.table import Table
 
 REQUIRED = ("image", "prompt")
+TEXTS = ("prompt", "explanation")  # fields that a number cannot be
 CONTEXT = 77  # tokens that CLIP's text towers take, the start and the end among them
 # How CLIP's tokenizer cuts a text before it looks for known pieces; each part is at least one token.
 PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORECASE)
@@ -36,27 +37,45 @@ def check_columns(findings: Findings, tables: list[Table], *, of_set: bool) -> l
         tables: with the names of columns as they were written.
         of_set: of a public set, whose other columns are known and of no use.
     """
-    known = [alias for aliases in ALIASES.values() for alias in aliases]
-    unused = list(dict.fromkeys(name for table in tables for name in table.columns if name.lower() not in known))
-    texts = [name for name in unused if not any(is_numeric(table.columns.get(name, [])) for table in tables)]
-    for column in REQUIRED:
-        if column not in findings.rows.columns:
-            close = nearest(column, texts)
-            if column == "prompt" and not close:  # data of images alone
-                continue
-            remedy = f"rename {close!r} to {column!r}" if close else f"add it; found: {', '.join(tables[0].columns)}"
-            findings.error("missing_column", f"there is no column {column!r}", remedy=remedy)
+    unused = list(dict.fromkeys(name for table in tables for name in _unused(table)))
+    if "image" not in findings.rows.columns:
+        message, remedy = missing_image(tables[0])
+        findings.error("missing_column", message.replace("missing column", "there is no column"), remedy=remedy)
+    if "prompt" not in findings.rows.columns and (close := misspelt_prompt(tables[0])):
+        findings.error("missing_column", "there is no column 'prompt'", remedy=f"rename {close!r} to 'prompt'")
+    for table in tables:
+        _check_types(findings, table)
     if of_set:
         return []
     for name in unused:
-        field = next((f for f, aliases in ALIASES.items() if nearest(name, aliases)), None)
+        field = field_like(name, [cell for table in tables for cell in table.columns.get(name, [])])
         if field is not None and field not in findings.rows.columns and field not in REQUIRED:
-            findings.warn(
-                "unknown_column",
-                f"column {name!r} is not used",
-                remedy=f"if it is the {field}, call it {field!r}",
-            )
+            findings.warn("unknown_column", f"column {name!r} is not used", remedy=_call(name, field))
     return unused
+
+
+def _unused(table: Table) -> list[str]:
+    used = find_columns(table).values()
+    return [name for name in table.columns if name not in used]
+
+
+def _call(name: str, field: str) -> str:
+    """Say what to call a column; one of numbers is called like one label, and may as well be another."""
+    if field in LABELS:
+        return f"if it has ratings, call it {' or '.join(LABELS)}, whichever people were asked for"
+    return f"if it is the {field}, call it {field!r}"
+
+
+def _check_types(findings: Findings, table: Table) -> None:
+    """Report what `extract` would stop at: cells that are neither text nor number, and numbers in place of texts."""
+    for field, name in find_columns(table).items():
+        read = table.texts if field in TEXTS else table.values
+        try:
+            read(name)
+        except UserError as error:
+            count = table.odd[name].count if name in table.odd else sum(bool(cell) for cell in table.columns[name])
+            words = f"{count:,} cells of {name}: {error.message}, the first at {error.place}"
+            findings.error("no_text", words, remedy=str(error.remedy))
 
 
 def check_cells(findings: Findings, root: Path | None) -> None:
@@ -99,6 +118,16 @@ def _check_prompts(findings: Findings) -> None:
             column="prompt",
             remedy="put what matters first, or shorten them",
         )
+    words = [row for row, text in enumerate(prompts) if is_missing_word(text)]
+    if words:
+        named = ", ".join(sorted({prompts[row] for row in words}))
+        findings.warn(
+            "missing_word",
+            f"{len(words):,} prompts are {named}, which programs write for an empty cell",
+            at=words,
+            column="prompt",
+            remedy="write the prompts, or leave the cells empty: such rows then serve quality alone",
+        )
     names = [row for row, text in enumerate(prompts) if FILE_NAME.search(text)]
     if names:
         findings.warn(
@@ -121,24 +150,28 @@ def _check_twice(findings: Findings) -> None:
         if pair[0]:
             seen[pair].append(row)
     labels = list(zip(*(rows.cells[label] for label in LABELS), strict=True))
-    same: list[int] = []
-    differ: list[int] = []
-    for group in seen.values():
-        known = {labels[group[0]]}
-        for row in group[1:]:
-            (same if labels[row] in known else differ).append(row)
-            known.add(labels[row])
-    if same:
+    several = [group for group in seen.values() if len(group) > 1]
+    more = [row for group in several for row in group[1:]]
+    if not more:
+        return
+    # Equal rows are copies only where nothing speaks for ratings: a rater of each, or other ratings of the same pair.
+    rated = bool(rows.raters) or any(len({labels[row] for row in group}) > 1 for group in several)
+    if rated:
+        whose = f", by column {rows.raters[0]!r}" if rows.raters else ""
         findings.warn(
-            "duplicate_row", f"{len(same):,} rows repeat an image and prompt", at=same, remedy="remove the copies"
+            "several_ratings",
+            f"{len(more):,} rows are further ratings of an image and prompt{whose}; each row counts by itself",
+            at=more,
+            remedy="put their mean into one row, and their SD into quality_std or consistency_std, so that all images "
+            "weigh the same; do not leave out equal ratings, which would change the mean",
         )
-    if differ:
-        findings.warn(
-            "duplicate_label",
-            f"{len(differ):,} rows give an image and prompt once more, with another label",
-            at=differ,
-            remedy="average the ratings of an image into one row",
-        )
+        return
+    findings.warn(
+        "duplicate_row",
+        f"{len(more):,} rows repeat an image and prompt with the same labels",
+        at=more,
+        remedy="nothing needs to be done if they are ratings of several people; if rows were copied, keep one of each",
+    )
 
 
 def check_labels(findings: Findings, known: Mapping[str, LabelRange]) -> dict[str, dict[str, object]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from deltaclip.base.targets import LABELS
-from deltaclip.features.data.manifest import ALIASES, find_columns
+from deltaclip.features.data.manifest import ALIASES, RATERS, find_columns, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Level = Literal["error", "warning"]
 
+RATER_NAMES = frozenset(plain_name(name) for name in RATERS)
 EXAMPLES = 5
 LONGEST = 60  # characters of a value that an example shows
 
@@ -52,12 +53,14 @@ class Rows:
         self._named: list[dict[str, str]] = []
         self.cells: dict[str, list[str]] = {name: [] for name in ALIASES}
         self.columns: set[str] = set()
+        self.raters: list[str] = []  # columns that say who rated
         self.left_out = 0
         for table in data.tables:
             found = find_columns(table)
             kept = _kept(table, found) if data.labelled_only else range(len(table.lines))
             self.left_out += len(table.lines) - len(kept)
             self.columns |= set(found)
+            self.raters += [name for name in table.columns if plain_name(name) in RATER_NAMES]
             for name, cells in self.cells.items():
                 column = table.columns[found[name]] if name in found else None
                 cells.extend([column[row] if column else "" for row in kept])

@@ -48,7 +48,8 @@ def check_groups(findings: Findings) -> int:
 
 def _groups(findings: Findings) -> list[str]:
     cells = findings.rows.cells
-    return [g or prompt_group(p) for g, p in zip(cells["group"], cells["prompt"], strict=True)]
+    rows = zip(cells["group"], cells["prompt"], cells["image"], strict=True)
+    return [group or prompt_group(prompt) or f"image {image}" for group, prompt, image in rows]
 
 
 def check_sources(findings: Findings) -> int:

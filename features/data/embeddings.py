@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.manifest import find_columns
 from deltaclip.features.data.table import Table, read_table
 from deltaclip.features.data.views import CENTER
 
@@ -68,7 +69,10 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Source:
-    """N rows: `images` and `texts` of one width, and the `table` that says what they are of."""
+    """N rows: `images` and `texts` of one width, and the `table` that says what they are of.
+
+    The text of a row without a prompt may be anything, and is 0 where nothing was given.
+    """
 
     layout: str
     images: Vectors
@@ -159,15 +163,28 @@ def _joined_tables(place: Path, tables: Sequence[Table]) -> Table:
         if [*table.columns] != names:
             message = f"has the columns {', '.join(table.columns)}, {tables[0].path.name} has {', '.join(names)}"
             raise UserError(message, place=table.path, remedy=AGAIN)
+    for table in tables:
+        for name in names:
+            if name in find_columns(table).values():
+                table.values(name)  # in the file that has it, rather than in a row of all
     columns = {name: [cell for table in tables for cell in table.columns[name]] for name in names}
-    return Table(place, columns, list(range(1, sum(len(table.lines) for table in tables) + 1)), "row")
+    first = np.cumsum([0, *(len(table.lines) for table in tables)]).tolist()
+    numbers = {
+        name: first[i] + row for i, table in reversed([*enumerate(tables)]) for name, row in table.numbers.items()
+    }
+    return Table(place, columns, list(range(1, first[-1] + 1)), "row", numbers=numbers)
 
 
 def _npy(images: Path, texts: Path | None, table: Path) -> Source:
-    if texts is None:
+    rows, of_images = read_table(table), _read_npy(images)
+    if texts is not None:
+        of_texts = _read_npy(texts)
+    elif "prompt" in find_columns(rows):
         raise UserError("holds images alone", place=images, remedy="give --texts with the npy file of the texts")
-    vectors = [_joined([_read_npy(path)], [path]) for path in (images, texts)]
-    return _checked(Source("npy", vectors[0], vectors[1], read_table(table)), images, texts)
+    else:  # images alone, as their table says too
+        of_texts = np.broadcast_to(np.zeros((1, of_images.shape[1]), of_images.dtype), of_images.shape)
+    vectors = [_joined([of_images], [images]), _joined([of_texts], [texts or images])]
+    return _checked(Source("npy", vectors[0], vectors[1], rows), images, texts)
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

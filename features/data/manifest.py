@@ -6,8 +6,10 @@ Knows columns and their aliases, and which paths an image may have. Must not kno
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,11 @@ import numpy as np
 
 from deltaclip.base.errors import UserError, nearest
 from deltaclip.base.targets import LABELS, need_prompts
+from deltaclip.features.data.cells import SHARED_TEXTS
 from deltaclip.features.data.labels import LabelRange, read_label, read_label_std
-from deltaclip.features.data.numbers import is_numeric
+from deltaclip.features.data.numbers import LONGEST_WORD, PROBED, is_missing_word, is_numeric
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.prompts import prompt_group
-from deltaclip.features.data.table import SHARED_TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,37 +31,40 @@ if TYPE_CHECKING:
 
     from deltaclip.features.data.table import Table
 
-# Field -> spellings seen in public copies, best first; compared without case.
+# Field -> spellings seen in public copies, best first; compared without case, spaces, `_`, `-` and `.`.
 ALIASES = {
     "image": (
-        "image",
-        "img",
-        "image_path",
-        "img_path",
-        "image_name",
-        "name",
-        "filename",
-        "file_name",
-        "file",
-        "path",
+        *("image", "img", "image_path", "img_path", "image_name", "img_name", "name", "filename", "file_name"),
+        *("filepath", "file_path", "file", "path", "image_file", "image_filename", "image_file_name"),
     ),
-    "prompt": ("prompt", "caption", "text"),
-    "quality": ("quality", "mos_quality", "mos", "quality_mos"),
+    "prompt": ("prompt", "caption", "text", "description", "prompt_text", "text_prompt"),
+    "quality": (
+        *("quality", "mos_quality", "mos", "quality_mos", "quality_score", "quality_rating", "score", "rating"),
+        *("mean_opinion_score", "mos_score", "rating_mean", "mean_rating", "score_mean", "mean_score"),
+    ),
     "consistency": (
-        "consistency",
-        "mos_align",
-        "alignment",
-        "mos_alignment",
-        "correspondence",
-        "mos_consistency",
+        *("consistency", "mos_align", "alignment", "mos_alignment", "correspondence", "mos_consistency"),
+        *("consistency_score", "alignment_score", "align", "correspondence_score"),
     ),
-    "quality_std": ("quality_std", "std_quality", "mos_quality_std", "sd"),
-    "consistency_std": ("consistency_std", "std_align", "std_alignment", "mos_align_std", "std_consistency"),
+    "quality_std": (
+        *("quality_std", "std_quality", "mos_quality_std", "sd", "std", "mos_std", "std_mos", "rating_std"),
+        *("score_std", "quality_sd"),
+    ),
+    "consistency_std": (
+        *("consistency_std", "std_align", "std_alignment", "mos_align_std", "std_consistency", "alignment_std"),
+        "consistency_sd",
+    ),
     "explanation": ("explanation", "rationale", "reason"),
     "group": ("group", "prompt_id"),
     "source": ("source", "generator", "model"),
     "split": ("split", "subset", "partition", "set"),
 }
+# Names that may be those of another label: how they were read is said.
+UNCLEAR = frozenset({"score", "rating", "ratingmean", "meanrating", "scoremean", "meanscore", "meanopinionscore"})
+NUMERIC = ("quality", "consistency", "quality_std", "consistency_std")  # fields that numbers alone can be
+# Names of columns that say who rated: then a row is one rating, and an image has several rows.
+RATERS = ("rater", "rater_id", "worker", "worker_id", "annotator", "annotator_id", "user_id", "subject", "observer")
+FILE_NAME = re.compile(r".*\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|jxl)", re.IGNORECASE)
 TEXT_FIELDS = ("images", "prompts", "explanations", "groups", "sources", "splits", "places")
 
 
@@ -130,18 +135,17 @@ def manifest_from_table(
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
     """
     found = find_columns(table)
-    written = _required(table, found, "image")
+    written = _images(table, found)
     images, read_so = understood_all(written, image_root, allow_outside=allow_outside)
     prompts = _prompts(table, found)
     if not allow_outside:
         _refuse_outside(table, found["image"], images, image_root)
     labels, ranges, notes = _read_labels(table, found if read_labels else {}, label_ranges)
-    notes += _mask_unprompted(table, prompts, labels)
+    notes = [*table.notes, *notes, *_missing_prompts(prompts), *_mask_unprompted(table, prompts, labels)]
     empty = [""] * len(images)
-    sources = (
-        table.columns[found["source"]] if "source" in found else [source_of(i) for i in images] if source_of else empty
-    )
-    groups = table.columns[found["group"]] if "group" in found else empty
+    sources, groups, splits = (table.names(found[f]) if f in found else empty for f in ("source", "group", "split"))
+    if source_of and "source" not in found:
+        sources = [source_of(image) for image in images]
     group_of = lru_cache(SHARED_TEXTS)(prompt_group)  # and one object for the rows of a prompt
     return Manifest(
         name=name,
@@ -150,10 +154,10 @@ def manifest_from_table(
         images=images,
         prompts=prompts,
         labels=labels,
-        explanations=table.columns[found["explanation"]] if "explanation" in found else empty,
+        explanations=table.texts(found["explanation"]) if "explanation" in found else empty,
         groups=[group or (prompt and group_of(prompt)) for group, prompt in zip(groups, prompts, strict=True)],
         sources=sources,
-        splits=table.columns[found["split"]] if "split" in found else empty,
+        splits=splits,
         places=table.places(),
         label_ranges=ranges,
         notes=(*read_so, *notes),
@@ -162,36 +166,82 @@ def manifest_from_table(
 
 def find_columns(table: Table) -> dict[str, str]:
     """Return the column of the table for each field that it has one for, the best alias of each."""
-    by_lower = {name.lower(): name for name in reversed(table.columns)}
-    return {
-        column: next(by_lower[alias] for alias in aliases if alias in by_lower)
-        for column, aliases in ALIASES.items()
-        if any(alias in by_lower for alias in aliases)
-    }
+    by_name = {plain_name(name): name for name in reversed(table.columns)}
+    found = {field: [by_name[alias] for alias in _plain_aliases(field) if alias in by_name] for field in ALIASES}
+    return {field: columns[0] for field, columns in found.items() if columns}
 
 
-def _required(table: Table, found: dict[str, str], column: str) -> list[str]:
-    if column not in found:
-        close = nearest(column, table.columns)
-        hint = f"rename {close!r} to {column!r}" if close else f"found: {', '.join(table.columns)}"
-        raise UserError(f"missing column {column!r}", place=table.path, remedy=hint)
-    cells = table.columns[found[column]]
+@cache
+def _plain_aliases(field: str) -> tuple[str, ...]:
+    return tuple(plain_name(alias) for alias in ALIASES[field])
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a column without what people write differently: `Image Path`, `image-path`, `imagePath`."""
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def field_like(name: str, cells: Sequence[str]) -> str | None:
+    """Return the field that a column is probably meant for, by its name and by what it holds; None for none.
+
+    A column of numbers can be a label or its SD alone, one of other texts never.
+    """
+    numeric = is_numeric(cells)
+    fields = [field for field in ALIASES if (field in NUMERIC) == numeric]
+    known = {alias: field for field in reversed(fields) for alias in _plain_aliases(field)}
+    close = nearest(plain_name(name), known)
+    return known[close] if close else None
+
+
+def _images(table: Table, found: dict[str, str]) -> list[str]:
+    if "image" not in found:
+        message, remedy = missing_image(table)
+        raise UserError(message, place=table.path, remedy=remedy)
+    cells = table.names(found["image"])
     row = next((row for row, cell in enumerate(cells) if not cell), None)
     if row is not None:
-        raise UserError(f"empty {column}", place=table.place(row, found[column]), remedy="fill it in or remove the row")
+        raise UserError("empty image", place=table.place(row, found["image"]), remedy="fill it in or remove the row")
     return cells
+
+
+def missing_image(table: Table) -> tuple[str, str]:
+    """Say that no column has images, and what to do: probably a misspelt name, or no header at all."""
+    names = list(table.columns)
+    if any(FILE_NAME.fullmatch(name) or is_numeric([name]) for name in names):
+        return f"has no header: its first line is {', '.join(names)[:60]!r}", "put one above it: image,prompt,quality"
+    holds = next((name for name in names if _are_files(table.columns[name])), None)
+    close = holds or next((name for name in names if field_like(name, table.columns[name]) == "image"), None)
+    return "missing column 'image'", f"rename {close!r} to 'image'" if close else f"found: {', '.join(names)}"
+
+
+def _are_files(cells: Sequence[str]) -> bool:
+    said = [cell for cell in cells[:PROBED] if cell]
+    return bool(said) and all(FILE_NAME.fullmatch(cell) for cell in said)
 
 
 def _prompts(table: Table, found: dict[str, str]) -> list[str]:
     """Return the prompts, '' where a row has none; a column that is probably misspelt is not passed over."""
     if "prompt" in found:
-        return table.columns[found["prompt"]]
-    close = nearest(
-        "prompt", [name for name in table.columns if name not in found.values() and not is_numeric(table.columns[name])]
-    )
-    if close:
+        return table.texts(found["prompt"])
+    if close := misspelt_prompt(table):
         raise UserError("missing column 'prompt'", place=table.path, remedy=f"rename {close!r} to 'prompt'")
     return [""] * len(table.lines)
+
+
+def misspelt_prompt(table: Table) -> str | None:
+    """Return a column of texts that is called almost like the prompt, None without."""
+    used = find_columns(table).values()
+    free = [name for name in table.columns if name not in used]
+    return next((name for name in free if field_like(name, table.columns[name]) == "prompt"), None)
+
+
+def _missing_prompts(prompts: list[str]) -> list[str]:
+    """Say which prompts are what an empty cell becomes when a program turns it into text."""
+    words = Counter(prompt for prompt in prompts if len(prompt) <= LONGEST_WORD and is_missing_word(prompt))
+    if not words:
+        return []
+    named = ", ".join(sorted(words))
+    return [f"{sum(words.values()):,} prompts are {named}, as of an empty cell; `deltaclip data check` shows the rows"]
 
 
 def _mask_unprompted(table: Table, prompts: list[str], labels: dict[str, NDArray[np.float64]]) -> list[str]:
@@ -223,9 +273,12 @@ def _read_labels(
     ranges = {}
     for label in LABELS:
         if label in found:
+            table.values(found[label])
             labels[label], ranges[label], said = read_label(table, found[label], label, given.get(label))
+            notes += [f"column {found[label]!r} is read as {label}"] if plain_name(found[label]) in UNCLEAR else []
             notes += said
             if f"{label}_std" in found:
+                table.values(found[f"{label}_std"])
                 labels[f"{label}_std"] = read_label_std(table, found[f"{label}_std"], ranges[label])
     return labels, ranges, notes
 

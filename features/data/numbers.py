@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # What programs write in place of a value that is not there, in any case.
 MISSING_WORDS = frozenset({"nan", "na", "n/a", "null", "none", "<na>", "#n/a", "nat"})
+LONGEST_WORD = max(map(len, MISSING_WORDS))
 DASHES = frozenset({"-", "--", "\u2013", "\u2014"})
 OF_FULL = re.compile(r"(.+?)\s*(?:%|(?:/|of|out of)\s*(\d+(?:\.\d+)?))", re.IGNORECASE)  # `80%`, `4/5`, `4 out of 5`
 DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+")

@@ -1,37 +1,54 @@
-"""Read a CSV, TSV, JSONL, Parquet or Excel table as named columns of text, with the line of every row.
+"""Read a CSV, TSV, JSONL, JSON, Parquet or Excel table as named columns of text, with the line of every row.
 
-Knows file formats. Must not know what a column means.
+Knows file formats: what a file holds decides, not what it is called. Must not know what a column means.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import EMPTY, GZIP, HEAD_BYTES, JSON, PARQUET, XLSX, ZIP, kind_of, kind_of_bytes, wrong_kind
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
+from deltaclip.features.data.cells import Column, as_column
+from deltaclip.features.data.delimited import WORDS, read_delimited, watched
+from deltaclip.features.data.text import DAMAGED, open_bytes, open_text
 from deltaclip.features.data.xlsx import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-SHARED_TEXTS = 65_536  # texts that are looked at for an equal one
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
+    from deltaclip.base.kinds import Kind
+    from deltaclip.features.data.cells import Odd
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES)
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".xlsx")
+PACKED = ".gz"  # behind the suffix of a text file
+ROWS_OF_JSON = re.compile(rb"\s*\[\s*\{")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length; a missing cell is ''. `lines[i]` is where row i stands in the file."""
+    """Columns of equal length; a missing cell is ''. `lines[i]` is where row i stands in the file.
+
+    `odd` says of a column that some of its cells are neither text nor numbers (their text is ''), `numbers` which
+    columns hold numbers that are no text, with the first such row; `notes` what is to be said of how it was read.
+    """
 
     path: Path
     columns: dict[str, list[str]]
     lines: list[int]
     line_word: str  # 'line' in text files, 'row' in Parquet and Excel
+    odd: Mapping[str, Odd] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def places(self) -> Sequence[str]:
         """Return where each row stands, 'file, line', for messages."""
@@ -42,21 +59,56 @@ class Table:
         """Name one cell in an error message."""
         return f"{self.path}, {self.line_word} {self.lines[row]}, column {column}"
 
+    def texts(self, column: str) -> list[str]:
+        """Return a column whose cells must be texts: numbers are refused.
 
-def sharing() -> Callable[[str], str]:
-    """Return a function that gives equal texts as one object, of those that it saw lately: prompts repeat."""
-    seen: dict[str, str] = {}
+        Raises:
+            UserError: names the first cell that is none.
+        """
+        if column in self.numbers:
+            row = self.numbers[column]
+            message = f"{self.columns[column][row]} is a number, no text"
+            raise UserError(
+                message, place=self.place(row, column), remedy="write texts, or see whether columns are mixed up"
+            )
+        return self.values(column)
 
-    def share(text: str) -> str:
-        if len(seen) >= SHARED_TEXTS:
-            seen.clear()
-        return seen.setdefault(text, text)
+    def names(self, column: str) -> list[str]:
+        """Return a column of names: a whole number is one too, as it would be written by hand.
 
-    return share
+        Raises:
+            UserError: names the first cell that is neither.
+        """
+        cells = self.values(column)
+        return [cell.removesuffix(".0") for cell in cells] if column in self.numbers else cells
+
+    def values(self, column: str) -> list[str]:
+        """Return a column of texts or numbers.
+
+        Raises:
+            UserError: names the first cell that is neither.
+        """
+        if odd := self.odd.get(column):
+            remedy = (
+                "save pictures as files and give their paths" if "picture" in odd.words else "write texts and numbers"
+            )
+            raise UserError(f"holds {odd.words}, no text", place=self.place(odd.row, column), remedy=remedy)
+        return self.columns[column]
+
+
+def is_table(path: Path) -> bool:
+    """Tell whether a file is called as tables are, compressed or not."""
+    return table_suffix(path) in SUFFIXES
+
+
+def table_suffix(path: Path) -> str:
+    """Return the suffix that says what a file holds, in lower case: that before `.gz`, where it is compressed."""
+    suffix = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() if suffix == PACKED else suffix
 
 
 def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") -> Table:
-    """Read a table; the format follows from the suffix.
+    """Read a table; the format follows from the content, and from the suffix where that leaves it open.
 
     Args:
         path: the file.
@@ -69,61 +121,90 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
     """
     if not path.is_file():
         raise UserError("no such file", place=path, remedy="check the path of the manifest")
-    suffix = path.suffix.lower()
+    suffix = table_suffix(path)
     if suffix not in SUFFIXES and not delimiter:
         raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(SUFFIXES)}")
-    if suffix == ".parquet":
+    kind = _kind(path)
+    if kind is PARQUET:
         table = _read_parquet(path)
-    elif suffix == ".jsonl":
-        table = _read_jsonl(path)
-    elif suffix == ".xlsx":
+    elif kind is XLSX:
         table = _from_rows(path, *read_rows(path), without_header=names, line_word="row")
+    elif kind is JSON or (suffix in JSON_SUFFIXES and not delimiter):
+        table = _read_json(path)
     else:
-        table = _read_delimited(path, delimiter or ("\t" if suffix == ".tsv" else ","), names)
+        usual = delimiter or ("\t" if suffix == ".tsv" else ",")
+        found = read_delimited(path, usual, must=bool(delimiter))
+        table = _from_rows(path, found.rows, found.lines, without_header=names, line_word="line", notes=found.notes)
     if not table.lines:
         raise UserError("has no rows", place=path, remedy="a manifest needs a header and at least one row")
     refuse_no_text(table)
-    return table
+    named = {".parquet": PARQUET, ".xlsx": XLSX}.get(suffix, JSON if suffix in JSON_SUFFIXES else None)
+    if kind is named or delimiter:
+        return table
+    words = kind.words if kind else "text between separators"
+    return replace(table, notes=(f"{path.name} is {words} and is read as that", *table.notes))
 
 
-def _read_delimited(path: Path, delimiter: str, names: Sequence[str]) -> Table:
-    lines: list[int] = []
-    rows: list[list[str]] = []
-    reader, share = None, sharing()
+def _kind(path: Path) -> Kind | None:
+    """Return the kind of a table by its content, None for text between separators.
+
+    Raises:
+        UserError: it surely is no table.
+    """
+    suffix, kind = table_suffix(path), kind_of(path)
+    called = {".parquet": PARQUET, ".xlsx": XLSX}.get(suffix)
+    if kind is GZIP:
+        kind = kind_of_bytes(_head(path))
+        if kind not in (JSON, EMPTY, None):  # no text
+            raise wrong_kind(path, GZIP)
+    if kind is JSON and suffix not in JSON_SUFFIXES:
+        return JSON if _begins_as_json(path) else None  # a bracket can begin a header
+    if kind in (PARQUET, XLSX, JSON):
+        return kind
+    if called and (kind is ZIP or (kind is None and not _has_fields(path))):
+        return called  # whose reader says what is wrong
+    if kind is None or (kind is EMPTY and not called):
+        return None
+    raise wrong_kind(path, kind, {".parquet": "Parquet file", ".xlsx": "Excel workbook"}.get(suffix, "table"))
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a file, unpacked; those of a damaged archive are none."""
+    with open_bytes(path) as file:
+        try:
+            return file.read(HEAD_BYTES)
+        except DAMAGED:
+            return b""
+
+
+def _begins_as_json(path: Path) -> bool:
+    head = _head(path).removeprefix(b"\xef\xbb\xbf").lstrip()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file, _reading(path) as progress:
-            reader = csv.reader(_watched(file, progress), delimiter=delimiter, strict=True)
-            start = 1
-            for row in reader:
-                if row:  # a blank line is no row
-                    rows.append([share(cell) for cell in row])
-                    lines.append(start)
-                start = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-    except csv.Error as error:
-        where = f"{path}, line {reader.line_num if reader else 1}"
-        raise UserError(
-            f"broken CSV ({error})", place=where, remedy="quote fields that hold commas or quotes"
-        ) from error
-    return _from_rows(path, rows, lines, without_header=names, line_word="line")
+        json.loads(head.splitlines()[0])
+    except (ValueError, RecursionError):
+        return ROWS_OF_JSON.match(head) is not None
+    return True
 
 
-def _reading(path: Path) -> Progress:
-    return Progress(path.stat().st_size, f"reading {path.name}", unit="characters")
-
-
-def _watched(lines: Iterable[str], progress: Progress) -> Iterator[str]:
-    """Yield lines, counting their characters: about as many as the file has bytes."""
-    for line in lines:
-        progress.advance(len(line))
-        yield line
+def _has_fields(path: Path) -> bool:
+    """Tell whether text looks like rows of several fields; bytes that are no text do not."""
+    try:
+        lines = _head(path).decode("utf-8-sig").splitlines(keepends=True)
+    except UnicodeDecodeError:
+        return False
+    return len(lines) > 1 and any(word in lines[0] and word in lines[1] for word in WORDS)
 
 
 def _from_rows(
-    path: Path, rows: Sequence[Sequence[object]], lines: list[int], *, without_header: Sequence[str], line_word: str
+    path: Path,
+    rows: Sequence[Sequence[object]],
+    lines: list[int],
+    *,
+    without_header: Sequence[str],
+    line_word: str,
+    notes: Sequence[str] = (),
 ) -> Table:
-    header = [_cell(cell) for cell in rows[0]] if rows else []
+    header = as_column(rows[0]).cells if rows else []
     known = {name.lower() for name in without_header}
     if without_header and sum(cell.lower() in known for cell in header) < min(2, len(known)):
         header = [*without_header[: len(header)], *[""] * (len(header) - len(without_header))]
@@ -131,29 +212,77 @@ def _from_rows(
         rows, lines = rows[1:], lines[1:]
     is_sheet = line_word == "row"  # whose rows end with their last cell that is not empty
     for row, line in zip(rows, lines, strict=True):
-        if len(row) > len(header) or (len(row) < len(header) and not is_sheet):
+        too_long = len(row) > len(header) and any(cell not in ("", None) for cell in row[len(header) :])
+        if too_long or (len(row) < len(header) and not is_sheet):
             message = f"{len(row)} fields where the header has {len(header)}"
             remedy = "give every column a name" if is_sheet else "quote fields that hold the delimiter"
             raise UserError(message, place=f"{path}, {line_word} {line}", remedy=remedy)
     _refuse_duplicates(path, header)
-    columns = {name: [_cell(row[i]) if i < len(row) else "" for row in rows] for i, name in enumerate(header) if name}
-    return Table(path, columns, lines, line_word)
+    columns = {
+        name: as_column(row[i] if i < len(row) else None for row in rows) for i, name in enumerate(header) if name
+    }
+    return _table(path, columns, lines, line_word=line_word, notes=notes)
 
 
-def _read_jsonl(path: Path) -> Table:
+def _table(
+    path: Path, columns: Mapping[str, Column], lines: list[int], *, line_word: str, notes: Sequence[str] = ()
+) -> Table:
+    return Table(
+        path,
+        {name: column.cells for name, column in columns.items()},
+        lines,
+        line_word,
+        {name: column.odd for name, column in columns.items() if column.odd},
+        {name: column.number for name, column in columns.items() if column.number is not None},
+        tuple(notes),
+    )
+
+
+def _read_json(path: Path) -> Table:
+    """Read one object a line, or a list of objects."""
+    if ROWS_OF_JSON.match(_head(path).removeprefix(b"\xef\xbb\xbf")):
+        records, lines, word, note = *_entries(path), "entry", ""
+    else:
+        records, lines, note = _json_lines(path)
+        word = "line"
+    names = list(dict.fromkeys(name for record in records for name in record))
+    columns = {name: as_column(record.get(name) for record in records) for name in names}
+    return _table(path, columns, lines, line_word=word, notes=[note] if note else [])
+
+
+def _entries(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    try:
+        with open_text(path)[0] as file:
+            records = json.load(file)
+    except (ValueError, RecursionError, *DAMAGED) as error:
+        raise UserError(f"broken JSON ({json_reason(error)})", place=path, remedy="write it again") from error
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            message = f"{json.dumps(record)[:40]} is no JSON object"
+            raise UserError(message, place=f"{path}, entry {number}", remedy="one object an entry")
+    return records, list(range(1, len(records) + 1))
+
+
+def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int], str]:
     records: list[dict[str, Any]] = []
     lines: list[int] = []
-    try:
-        with path.open(encoding="utf-8-sig") as file, _reading(path) as progress:
-            for line, text in enumerate(_watched(file, progress), start=1):
+    file, note = open_text(path)
+    with file, Progress(path.stat().st_size, f"reading {path.name}", unit="characters") as progress:
+        try:
+            for line, text in enumerate(watched(file, progress), start=1):
                 if text.strip():
                     records.append(_json_object(text, f"{path}, line {line}"))
                     lines.append(line)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-    names = list(dict.fromkeys(name for record in records for name in record))
-    columns = {name: [_cell(record.get(name)) for record in records] for name in names}
-    return Table(path, columns, lines, "line")
+        except DAMAGED as error:
+            raise UserError(f"is a damaged gzip file ({error})", place=path, remedy="compress it again") from error
+    if (
+        table_suffix(path) == ".json"
+        and len(records) == 1
+        and any(isinstance(v, (list, dict)) for v in records[0].values())
+    ):
+        remedy = "give a list of objects, or one object a line"
+        raise UserError("is one JSON object, no list of rows", place=path, remedy=remedy)
+    return records, lines, note
 
 
 def _json_object(text: str, place: str) -> dict[str, Any]:
@@ -166,17 +295,14 @@ def _json_object(text: str, place: str) -> dict[str, Any]:
     return record
 
 
-def json_reason(error: ValueError | RecursionError) -> str:
+def json_reason(error: Exception) -> str:
     """Say what `json.loads` found wrong: also brackets of any depth, and numbers of thousands of digits."""
     return "brackets too deep" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
-    return UserError(f"is not UTF-8 text ({error.reason})", place=path, remedy="save it as UTF-8")
-
-
 def _refuse_duplicates(path: Path, names: list[str]) -> None:
-    twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+    lower = [name.casefold() for name in names]
+    twice = next((name for i, name in enumerate(names) if name and lower[i] in lower[:i]), None)
     if twice is not None:
         raise UserError(f"two columns are called {twice!r}", place=path, remedy="rename or remove one")
 
@@ -214,14 +340,5 @@ def _read_parquet(path: Path) -> Table:
         raise UserError(
             f"is no readable Parquet file ({str(error).splitlines()[0]})", place=path, remedy="write it again"
         ) from error
-    share = sharing()
-    columns = {name: [share(_cell(value)) for value in table.column(name).to_pylist()] for name in table.column_names}
-    return Table(path, columns, list(range(1, table.num_rows + 1)), "row")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    if value is None or value != value:  # noqa: PLR0124 - NaN: how Parquet tables say missing
-        return ""
-    return repr(value) if isinstance(value, float) else str(value)
+    columns = {name: as_column(table.column(name).to_pylist()) for name in table.column_names}
+    return _table(path, columns, list(range(1, table.num_rows + 1)), line_word="row")

@@ -49,11 +49,12 @@ def read_rows(path: Path) -> tuple[list[list[object]], list[int]]:
 
     try:
         _refuse_bombs(path)
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        try:
-            return _rows(path, book)
-        finally:
-            book.close()
+        with path.open("rb") as file:  # by its name, openpyxl would refuse one that is called otherwise
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+            try:
+                return _rows(path, book)
+            finally:
+                book.close()
     except BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -65,10 +65,9 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> tuple[
     columns |= rows.numbers | {"explanation": explanations} | {name: rows.text[name][:] for name in CODE_COLUMNS}
     row_bytes = images.itemsize * images.shape[1] + texts.itemsize * texts.shape[1]
     require_space(out.parent, len(rows) * row_bytes, "the export")
-    texts_of_rows = (texts, rows.prompt) if (rows.prompt >= 0).any() else None
     with whole_folder(out) as growing:
         folder = growing.work
-        _write_vectors(folder, layout, (images, rows.image), texts_of_rows)
+        _write_vectors(folder, layout, (images, rows.image), (texts, rows.prompt))
         _write_table(folder, layout, {name: cells for name, cells in columns.items() if _says_something(name, cells)})
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return len(rows), growing.path
@@ -84,18 +83,14 @@ def _as_float16(vectors: NDArray[np.floating], cache: Path) -> NDArray[np.floati
     return vectors.astype(np.float16)
 
 
-def _write_vectors(folder: Path, layout: Layout, images: Indexed, texts: Indexed | None) -> None:
+def _write_vectors(folder: Path, layout: Layout, images: Indexed, texts: Indexed) -> None:
     if layout == "safetensors":
         from safetensors.numpy import save_file
 
-        kinds = {"images": images, "texts": texts}
-        save_file({name: _rows_of(*kind) for name, kind in kinds.items() if kind}, folder / TENSORS)
+        save_file({"images": _rows_of(*images), "texts": _rows_of(*texts)}, folder / TENSORS)
         return
     names = {"npy": (IMAGES_NPY, TEXTS_NPY)}.get(layout, ("img_emb/img_emb_0.npy", "text_emb/text_emb_0.npy"))
-    for name, kind in zip(names, (images, texts), strict=True):
-        if kind is None:
-            continue
-        vectors, entries = kind
+    for name, (vectors, entries) in zip(names, (images, texts), strict=True):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         shape = (len(entries), vectors.shape[1])
@@ -111,8 +106,8 @@ def _write_vectors(folder: Path, layout: Layout, images: Indexed, texts: Indexed
 
 def _rows_of(vectors: NDArray[np.floating], entries: NDArray[np.int64]) -> NDArray[np.floating]:
     """Return the vectors of rows; of a row without a text, entry -1, it is 0."""
-    found = vectors[entries]
-    found[entries < 0] = 0
+    found = np.zeros((len(entries), vectors.shape[1]), dtype=vectors.dtype)
+    found[entries >= 0] = vectors[entries[entries >= 0]]
     return found
 
 

@@ -136,8 +136,9 @@ def with_columns(table: Table, **columns: list[str]) -> Table:
 
 def column(table: Table, *names: str) -> list[str] | None:
     """Return a column by the first of its names (any case) that the table has, or None."""
-    by_lower = {name.lower(): cells for name, cells in table.columns.items()}
-    return next((by_lower[name] for name in names if name in by_lower), None)
+    by_lower = {key.lower(): key for key in table.columns}
+    found = next((by_lower[name] for name in names if name in by_lower), None)
+    return None if found is None else table.names(found)
 
 
 def required(table: Table, *names: str) -> list[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import decimal
+import gzip
 import json
 import zipfile
 
@@ -15,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import AGAIN, LFS, PICKLE
 from deltaclip.features.data import xlsx
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import read_table
@@ -112,6 +116,7 @@ def test_missing_numbers_of_parquet(tmp_path):
     assert columns["count"] == ["1", "2", ""]
 
 
+OLD = "an old Excel workbook (.xls)"
 NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair); remove it"
 
 
@@ -143,10 +148,39 @@ NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair
         ),
         (
             "t.csv",
-            b"image,prompt\na.png,\xe9t\xe9\n",
-            "t.csv: is not UTF-8 text (invalid continuation byte); save it as UTF-8",
+            "image,prompt\na.png,红色的狐狸\n".encode("gb18030"),
+            "t.csv: is no UTF-8 text (byte 0xBA at 19, line 2); save it as UTF-8; it may be in GB18030, Shift-JIS or "
+            "damaged",
         ),
-        ("t.jsonl", b'{"image": "\xff"}\n', "t.jsonl: is not UTF-8 text (invalid start byte); save it as UTF-8"),
+        (
+            "t.jsonl",
+            b'{"image": "\x81"}\n',
+            "t.jsonl: is no UTF-8 text (byte 0x81 at 11, line 1); save it as UTF-8; it may be in GB18030, Shift-JIS or "
+            "damaged",
+        ),
+        ("t.csv", b"<!DOCTYPE html><html>", f"t.csv: is a page of HTML, no table; {AGAIN}"),
+        ("t.csv", b"version https://git-lfs.github.com/spec/v1\n", f"t.csv: is {LFS.words}, no table; {LFS.remedy}"),
+        ("t.parquet", b"", "t.parquet: is empty, no Parquet file; write or download it again"),
+        (
+            "t.xlsx",
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+            f"t.xlsx: is {OLD}, no Excel workbook; save it as .xlsx or .csv",
+        ),
+        ("t.csv", b"\x89PNG\r\n\x1a\n", "t.csv: is a picture, no table; give the file that belongs here"),
+        ("t.csv", b"\x80\x04K\x01.", f"t.csv: is a Python pickle, no table; {PICKLE.remedy}"),
+        ("t.csv.gz", gzip.compress(b"PAR1"), "t.csv.gz: is gzip-compressed; unpack it first"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"image,prompt\n" * 9)[:20],
+            "t.csv.gz: is a damaged gzip file (Compressed file ended before the end-of-stream marker was reached); "
+            "compress it again",
+        ),
+        (
+            "t.json",
+            b'{"images": [{"id": 1}], "annotations": []}',
+            "t.json: is one JSON object, no list of rows; give a list of objects, or one object a line",
+        ),
+        ("t.json", b'[{"image": "a"}, 3]', "t.json, entry 2: 3 is no JSON object; one object an entry"),
         ("t.csv", b"image,prompt,image\na,b,c\n", "t.csv: two columns are called 'image'; rename or remove one"),
         ("t.tsv", b"image\tmos\tmos \na\tb\tc\n", "t.tsv: two columns are called 'mos'; rename or remove one"),
         (
@@ -162,7 +196,7 @@ NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair
             b"PK",
             "t.xlsx: is no readable Excel workbook (File is not a zip file); save it again, as .xlsx or .csv",
         ),
-        ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .parquet, .xlsx"),
+        ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx"),
         (
             "t.jsonl",
             b"[" * 100_000,
@@ -317,3 +351,168 @@ def test_hostile_bytes_are_a_table_or_one_line(tmp_path, name, data):
         line = str(error)
     assert "\n" not in line
     assert line.startswith(str(path)) or not line
+
+
+# How people write tables
+
+WIDE = "image,prompt,mos\na.png,größer; höher,3\nb.png,x,4\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "notes"),
+    [
+        ("t.csv", WIDE.encode(), []),
+        ("t.csv", WIDE.encode("utf-16"), []),
+        ("t.csv", WIDE.encode("utf-16-le"), ["t.csv is read as UTF-16-LE, which it does not say itself"]),
+        ("t.csv", WIDE.encode("utf-16-be"), ["t.csv is read as UTF-16-BE, which it does not say itself"]),
+        ("t.csv", WIDE.encode("utf-32"), []),
+        (
+            "t.csv",
+            WIDE.encode("cp1252"),
+            ["t.csv is no UTF-8 text (byte 0xF6 at 25, line 2) and is read as Windows-1252"],
+        ),
+        ("t.csv.gz", gzip.compress(WIDE.encode()), []),
+        ("t.tsv", WIDE.encode(), ["t.tsv: fields are separated by commas"]),
+        ("t.csv", WIDE.replace(",", "\t").encode(), ["t.csv: fields are separated by tabs"]),
+        ("t.csv", WIDE.replace(",", "|").encode(), ["t.csv: fields are separated by bars"]),
+        (
+            "t.csv",
+            WIDE.replace("größer; höher", '"größer; höher"').replace(",", ";").encode(),
+            ["t.csv: fields are separated by semicolons"],
+        ),
+        (
+            "t.csv",
+            ("sep=|\n" + WIDE.replace(",", "|")).encode(),
+            ["t.csv: fields are separated by bars, as its first line says"],
+        ),
+        (
+            "t.csv",
+            ("# made by hand\n#\n" + WIDE).encode(),
+            ["t.csv: 2 lines of comments at the beginning are left out"],
+        ),
+        ("t.csv", ("#" + WIDE).encode(), []),
+        ("t.csv", (WIDE.replace("\n", ",,\n") + ",,,,\n").encode(), []),
+        ("t.csv", WIDE.replace("\n", "\r").encode(), []),
+        ("t.xlsx", WIDE.encode(), ["t.xlsx is text between separators and is read as that"]),
+        ("t.parquet", WIDE.encode(), ["t.parquet is text between separators and is read as that"]),
+    ],
+)
+def test_separators_and_encodings(tmp_path, name, content, notes):
+    (tmp_path / name).write_bytes(content)
+    table = read_table(tmp_path / name)
+    assert list(table.columns.values()) == [
+        ["a.png", "b.png"],
+        ["größer; höher", "x"],
+        ["3", "4"],
+    ]
+    assert list(table.notes) == notes
+
+
+@pytest.mark.parametrize(
+    ("name", "made_as", "words"),
+    [
+        ("t.csv", "sheet.xlsx", "an Excel workbook"),
+        ("t.csv", "columns.parquet", "a Parquet file"),
+        ("t.csv", "lines.jsonl", "JSON"),
+        ("t.jsonl", "columns.parquet", "a Parquet file"),
+        ("t.xlsx", "columns.parquet", "a Parquet file"),
+    ],
+)
+def test_files_that_are_not_what_their_names_say(tmp_path, name, made_as, words):
+    FORMATS[made_as](tmp_path / name, ROWS[:1])
+    table = read_table(tmp_path / name)
+    assert table.columns["prompt"] == ["a cat, sitting"]
+    assert table.notes == (f"{name} is {words} and is read as that",)
+
+
+def test_a_list_of_objects(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"image": "a", "mos": 1}, {"image": "b"}], indent=1))
+    table = read_table(path)
+    assert (table.columns, table.place(1, "image")) == (
+        {"image": ["a", "b"], "mos": ["1", ""]},
+        f"{path}, entry 2, column image",
+    )
+
+
+# Values that are no text
+
+ODD = {
+    "a list": ["a", "b"],
+    "an object": {"en": "a"},
+    "a truth value": True,
+    "bytes": b"\xff\xfe",
+    "a date or time": dt.date(2024, 5, 4),
+    "a picture inside the table": {"bytes": b"\x89PNG", "path": None},
+}
+
+
+def parquet_with(path, values):
+    pq.write_table(pa.table({"image": ["a.png"] * len(values), "prompt": values}), path)
+    return path
+
+
+@pytest.mark.parametrize("words", ODD)
+@pytest.mark.parametrize("column", ["image", "prompt", "explanation", "group", "source", "split", "quality"])
+def test_what_is_no_text_is_refused_in_every_column(tmp_path, words, column):
+    path = tmp_path / "t.parquet"
+    cells = {"image": ["a.png"], "prompt": ["x"]} | {column: [ODD[words]], "unused": [ODD[words]]}
+    pq.write_table(pa.table(cells), path)
+    with pytest.raises(UserError) as caught:
+        manifest_from_table(read_table(path), name="t", image_root=tmp_path)
+    remedy = "save pictures as files and give their paths" if "picture" in words else "write texts and numbers"
+    assert str(caught.value) == f"{path}, row 1, column {column}: holds {words}, no text; {remedy}"
+
+
+@pytest.mark.parametrize("value", [1984, 1.0, decimal.Decimal("1.5"), np.float32(2.5)])
+def test_a_number_is_no_prompt(tmp_path, value):
+    path = parquet_with(tmp_path / "t.parquet", [value])
+    with pytest.raises(UserError, match=r", row 1, column prompt: [\d.]+ is a number, no text; write texts, or see"):
+        manifest_from_table(read_table(path), name="t", image_root=tmp_path)
+
+
+def test_a_number_is_a_name(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "prompt": ["x", "y"], "prompt_id": [7.0, None]}), path)
+    assert manifest_from_table(read_table(path), name="t", image_root=tmp_path).groups == ["7", "y"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [["a cat"]],
+        [b"a cat"],
+        pa.array(["a cat"]).dictionary_encode(),
+        pa.array(["a cat"], pa.large_string()),
+        pa.array(["a cat"], pa.string_view()),
+        pa.array([b"a cat"], pa.large_binary()),
+        [{"bytes": None, "path": "a cat"}],
+    ],
+)
+def test_what_can_be_but_one_text_is_that_text(tmp_path, values):
+    path = parquet_with(tmp_path / "t.parquet", values)
+    assert manifest_from_table(read_table(path), name="t", image_root=tmp_path).prompts == ["a cat"]
+
+
+def test_odd_values_of_json_and_workbooks(tmp_path):
+    for name, lines in (
+        ("t.jsonl", '{"image": "a", "prompt": "x"}\n{"image": "b", "prompt": ["x", "y"]}\n'),
+        ("t.json", '[{"image": "a", "prompt": "x"}, {"image": "b", "prompt": ["x", "y"]}]'),
+    ):
+        (tmp_path / name).write_text(lines)
+        with pytest.raises(UserError, match=r" 2, column prompt: holds a list, no text; write texts and numbers"):
+            manifest_from_table(read_table(tmp_path / name), name="t", image_root=tmp_path)
+    book = openpyxl.Workbook()
+    for row in (["image", "prompt"], ["a.png", dt.datetime(2024, 5, 4)]):
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(UserError, match=r", row 2, column prompt: holds a date or time, no text"):
+        manifest_from_table(read_table(tmp_path / "t.xlsx"), name="t", image_root=tmp_path)
+
+
+def test_words_for_nothing_as_prompts_are_counted(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("image,prompt\na,nan\nb,N/A\nc,nan\nd,nanny\n")
+    assert manifest_from_table(read_table(path), name="t", image_root=tmp_path).notes == (
+        "3 prompts are N/A, nan, as of an empty cell; `deltaclip data check` shows the rows",
+    )
