@@ -33,7 +33,7 @@ MANIFESTS = {
     "broken_image.csv": "image,prompt\na.png,x\nbroken.png,y\n",
     "outside.csv": "image,prompt\n../a.png,x\n",
     "wrong.txt": "image,prompt\n",
-    "broken.xlsx": "image,prompt\n",
+    "broken.xlsx": "no workbook",
     "good.csv": "image,prompt\na.png,x\n",
 }
 
@@ -83,7 +83,10 @@ FRACTIONS = "give train,val,test that sum to 1, train above 0, for example 0.7,0
 TABLE = [
     # The manifest.
     ("extract {at}/gone.csv", "{at}/gone.csv: no such file; check the path of the manifest"),
-    ("extract {at}/wrong.txt", "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .parquet, .xlsx"),
+    (
+        "extract {at}/wrong.txt",
+        "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx",
+    ),
     (
         "extract {at}/empty",
         "{at}/empty: is a folder; give a table, or ADAPTER:{at}/empty with one of: "

@@ -61,6 +61,7 @@ ALIASES = {
 }
 # Names that may be those of another label: how they were read is said.
 UNCLEAR = frozenset({"score", "rating", "ratingmean", "meanrating", "scoremean", "meanscore", "meanopinionscore"})
+SHORTEST_GUESS = 5  # letters of a name that a misspelt one may be taken for
 NUMERIC = ("quality", "consistency", "quality_std", "consistency_std")  # fields that numbers alone can be
 # Names of columns that say who rated: then a row is one rating, and an image has several rows.
 RATERS = ("rater", "rater_id", "worker", "worker_id", "annotator", "annotator_id", "user_id", "subject", "observer")
@@ -184,13 +185,14 @@ def plain_name(name: str) -> str:
 def field_like(name: str, cells: Sequence[str]) -> str | None:
     """Return the field that a column is probably meant for, by its name and by what it holds; None for none.
 
-    A column of numbers can be a label or its SD alone, one of other texts never.
+    A column of numbers can be a label or its SD alone, one of other texts never: what the name is closest to must fit
+    the values, and no other field is proposed in its place. Short names are near to everything and are left out.
     """
-    numeric = is_numeric(cells)
-    fields = [field for field in ALIASES if (field in NUMERIC) == numeric]
-    known = {alias: field for field in reversed(fields) for alias in _plain_aliases(field)}
+    known = {alias: field for field in ALIASES for alias in _plain_aliases(field) if len(alias) >= SHORTEST_GUESS}
     close = nearest(plain_name(name), known)
-    return known[close] if close else None
+    if close is None or (known[close] in NUMERIC) != is_numeric(cells):
+        return None
+    return known[close]
 
 
 def _images(table: Table, found: dict[str, str]) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 from deltaclip.base.errors import UserError
 from deltaclip.features.check_data import check_data
 from deltaclip.features.checking.columns import CONTEXT, _least_tokens
+from deltaclip.features.data.manifest import field_like
 from deltaclip.features.settings import CheckConfig
 
 
@@ -182,8 +183,7 @@ def test_every_warning_at_once(pictures):
         assert found == {
             "long_prompt": (1, [f"{data}, line 11, column prompt: '{LONG_PROMPT[:57]}...'"]),
             "prompt_is_file_name": (1, [f"{data}, line 10, column prompt: 'cat/photo_1.jpeg'"]),
-            "duplicate_row": (1, [f"{data}, line 3, column image: 'a0.png'"]),
-            "duplicate_label": (1, [f"{data}, line 4, column image: 'a0.png'"]),
+            "several_ratings": (2, [f"{data}, line {n}, column image: 'a0.png'" for n in (3, 4)]),
             "constant_label": (1, []),
             "small_image": (1, [f"{data}, line 7, column image: 'small.png'"]),
             "long_image": (1, [f"{data}, line 8, column image: 'long.png'"]),
@@ -197,7 +197,7 @@ def test_every_warning_at_once(pictures):
             "leaking_image": (5, found["leaking_image"][1]),
         }
         assert result.split == {"train": 6, "val": 1, "test": 1}
-        assert result.summary().endswith("no errors, 15 warnings")
+        assert result.summary().endswith("no errors, 14 warnings")
 
 
 def test_a_split_column_without_leaks(pictures):
@@ -253,3 +253,121 @@ def test_the_least_number_of_tokens(text):
     tokenizer = SimpleTokenizer()
     assert _least_tokens(text) <= len(tokenizer.encode(text)) + 2
     assert tokenizer.context_length == CONTEXT
+
+
+# Advice that would be wrong, had only names or only one column been looked at
+
+NUMBERS, WORDS = ["1", "2", "3"], ["one thing", "another", "a third"]
+
+
+@pytest.mark.parametrize("column", ["score", "rating", "rating_mean", "mean_opinion_score", "MOS Score", "Mean-Rating"])
+def test_usual_names_of_ratings_are_labels(pictures, column):
+    data = write(pictures, [f"image,prompt,{column}", *(f"a{i}.png,p{i},{i % 5}" for i in range(12))])
+    result = check(data)
+    assert (result.findings, result.labels["quality"]["labels"]) == ([], 12)
+
+
+@pytest.mark.parametrize("column", ["filepath", "file_path", "img_name", "Image Path", "imageFile"])
+def test_usual_names_of_images(pictures, column):
+    data = write(pictures, [f"{column},description,quality", *(f"a{i}.png,p{i},{i % 5}" for i in range(12))])
+    assert check(data).findings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "field"),
+    [
+        ("scores", NUMBERS, "quality"),
+        ("scores", WORDS, None),
+        ("ratings", NUMBERS, "quality"),
+        ("sources", NUMBERS, None),
+        ("sources", WORDS, "source"),
+        ("qualty", NUMBERS, "quality"),
+        ("qualty", WORDS, None),
+        ("promptt", WORDS, "prompt"),
+        ("promptt", NUMBERS, None),
+        ("resolution", NUMBERS, None),
+        ("seed", NUMBERS, None),
+        ("spilt", WORDS, "split"),
+        ("models", WORDS, "source"),
+        ("models", NUMBERS, None),
+    ],
+)
+def test_a_column_is_proposed_for_what_it_can_be(name, cells, field):
+    assert field_like(name, cells) == field
+
+
+def test_a_column_of_ratings_is_proposed_for_either_label(pictures):
+    data = write(pictures, ["image,prompt,qualty", *(f"a{i}.png,p{i},{i % 5}" for i in range(12))])
+    (found,) = [f for f in check(data).findings if f.check == "unknown_column"]
+    assert found.remedy == "if it has ratings, call it quality or consistency, whichever people were asked for"
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "kind", "column"),
+    [
+        ("rater,image,prompt,quality", ["w1,a0.png,x,5", "w2,a0.png,x,5"], "several_ratings", ", by column 'rater'"),
+        (
+            "WorkerId,image,prompt,quality",
+            ["1,a0.png,x,5", "2,a0.png,x,5"],
+            "several_ratings",
+            ", by column 'WorkerId'",
+        ),
+        ("image,prompt,quality", ["a0.png,x,5", "a0.png,x,5", "a0.png,x,4"], "several_ratings", ""),
+        ("image,quality", ["a0.png,5", "a0.png,4"], "several_ratings", ""),
+        ("image,prompt,quality", ["a0.png,x,5", "a0.png,x,5"], "duplicate_row", None),
+    ],
+)
+def test_equal_ratings_are_no_copies(pictures, header, rows, *, kind, column):
+    more = ["a1.png", "a2.png"]
+    fill = [",".join({"image": name, "quality": "3"}.get(field, "y") for field in header.split(",")) for name in more]
+    result = check(write(pictures, [header, *rows, *fill]))
+    found = {f.check: f for f in result.findings}
+    assert kind in found
+    assert not {"several_ratings", "duplicate_row"} - {kind} & set(found)
+    if column is not None:
+        count = len(rows) - 1
+        assert found[kind].message == (
+            f"{count:,} rows are further ratings of an image and prompt{column}; each row counts by itself"
+        )
+        assert "do not leave out equal ratings" in found[kind].remedy
+    else:
+        assert found[kind].remedy.startswith("nothing needs to be done if they are ratings of several people")
+
+
+def test_a_range_for_each_label(pictures):
+    lines = ["image,prompt,quality,consistency", *(f"a{i}.png,p{i},{i % 10 + 1},{i % 5 + 1}" for i in range(12))]
+    data = write(pictures, lines)
+    (found,) = check(data, label_range=["1,10"]).findings
+    assert (found.check, found.message, found.remedy) == (
+        "range_half_empty",
+        "consistency lies from 1 to 5, 44% of the given range",
+        "give --label-range consistency=LO,HI if it has its own",
+    )
+    result = check(data, label_range=["quality=1,10", "consistency=1,5"])
+    assert result.findings == []
+    assert {label: known["range"] for label, known in result.labels.items()} == {
+        "quality": "1 to 10 (given)",
+        "consistency": "1 to 5 (given)",
+    }
+
+
+def test_labels_without_values_and_prompts_that_are_none(pictures):
+    lines = ["image,prompt,quality,consistency", *(f"a{i}.png,p{i},,{i % 5}" for i in range(10))]
+    result = check(write(pictures, [*lines, "a10.png,nan,,1", "a11.png,None,,2"]))
+    found = {f.check: f for f in result.findings}
+    assert set(found) == {"empty_label", "missing_word"}
+    assert found["empty_label"].message == "the column of quality is there, and none of its cells has a value"
+    assert found["missing_word"].message == "2 prompts are None, nan, which programs write for an empty cell"
+    assert len(found["missing_word"].examples) == 2
+
+
+def test_data_without_prompts_is_clean(pictures):
+    result = check(write(pictures, ["image,mos", *(f"a{i}.png,{i % 5}" for i in range(12))]))
+    assert (result.findings, result.groups) == ([], 12)
+
+
+def test_values_that_are_no_text_are_errors(pictures):
+    rows = [{"image": f"a{i}.png", "prompt": ["x", "y"] if i else "z", "quality": i % 5} for i in range(12)]
+    result = check(write(pictures, [json.dumps(row) for row in rows], "t.jsonl"))
+    (found,) = [f for f in result.findings if f.check == "no_text"]
+    assert found.message.startswith("11 cells of prompt: holds a list, no text, the first at ")
