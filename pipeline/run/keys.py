@@ -55,7 +55,8 @@ class RowKeys:
 
     `image_N` is of the image's content: the first 64 bits of the SHA-256 of its file, or (`known_by` VECTORS) of its
     vector, in a cache that was imported without files; or (NAMES) of its name, where nothing else is known. `text_N` is
-    of the prompt's `prompt_group`, `tokens_N` of what the text tower is given, 0 where nobody knows.
+    of the prompt's `prompt_group`, or the image's own in a row without one; `tokens_N` is of what the text tower is
+    given, 0 where nobody knows.
     """
 
     image_N: KeyArray
@@ -86,7 +87,7 @@ class Codes(NamedTuple):
 def keys_of_names(files: list[str], prompts: list[str]) -> RowKeys:
     """Return the keys of rows of which only names and prompts are known."""
     nothing = np.zeros(len(files), dtype=np.uint64)
-    text_N = text_keys([prompt_group(prompt) for prompt in prompts])
+    text_N = text_keys([prompt_group(prompt) if prompt else file for file, prompt in zip(files, prompts, strict=True)])
     return RowKeys(image_N=nothing, text_N=text_N, tokens_N=nothing).named(files)
 
 

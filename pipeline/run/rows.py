@@ -70,10 +70,13 @@ class CacheRows:
         """Return what the rows are, whatever they are called."""
         prompts = self.rows.text["prompt"]
         imported = self.facts.get("imported", {})
+        image_N, has_prompt_N = self.image_key_I[self.rows.image], self.rows.prompt >= 0
+        tokens_N = np.zeros(len(image_N), dtype=np.uint64)
+        tokens_N[has_prompt_N] = self.tokens_T[self.rows.prompt[has_prompt_N]]
         return RowKeys(
-            image_N=self.image_key_I[self.rows.image],
-            text_N=name_keys(prompts, prompt_group)[prompts.codes],
-            tokens_N=self.tokens_T[self.rows.prompt],
+            image_N=image_N,
+            text_N=np.where(has_prompt_N, name_keys(prompts, prompt_group)[prompts.codes], image_N),
+            tokens_N=tokens_N,
             known_by=VECTORS if imported.get("image_keys") == "embedding" else FILES,
         )
 
