@@ -105,7 +105,7 @@ def _whole(config: ExportConfig, folder: RunFolder) -> tuple[nn.Module, Draw]:
         config.run, device="cpu", backbone=config.backbone, pretrained=config.pretrained, precision="fp32"
     )
     graph = ScorerGraph(scorer.backbone.model, HeadGraph(scorer.heads, scorer.labels))
-    return graph, _draw_pairs(scorer.backbone)
+    return graph, _draw_pairs(scorer.backbone, needs_prompts=folder.needs_prompts)
 
 
 def _view(folder: RunFolder) -> str | None:
@@ -119,7 +119,8 @@ def _draw_embeddings(folder: RunFolder) -> Draw:
     heads: Any = folder.heads
 
     def draw(rows: int) -> dict[str, Tensor]:
-        inputs = {name: torch.nn.functional.normalize(torch.randn(rows, heads.dim), dim=-1) for name in ("v", "t")}
+        names = ("v", "t") if folder.needs_prompts else ("v",)
+        inputs = {name: torch.nn.functional.normalize(torch.randn(rows, heads.dim), dim=-1) for name in names}
         if _view(folder):
             # Near the landmarks, where the kernels are not all but zero.
             point_NW = heads.q_kernel.shift_P + torch.randn(rows, heads.kernels.width) * heads.q_kernel.shift_P.std()
@@ -129,7 +130,7 @@ def _draw_embeddings(folder: RunFolder) -> Draw:
     return draw
 
 
-def _draw_pairs(backbone: Backbone) -> Draw:
+def _draw_pairs(backbone: Backbone, *, needs_prompts: bool) -> Draw:
     import torch
 
     size = backbone.facts["preprocessing"]["size"]
@@ -137,9 +138,12 @@ def _draw_pairs(backbone: Backbone) -> Draw:
     letters = random.Random(0)
 
     def draw(rows: int) -> dict[str, Tensor]:
+        pixels = torch.randn(rows, 3, height, width)
+        if not needs_prompts:
+            return {"pixels": pixels}
         texts = [" ".join(letters.choices(string.ascii_lowercase, k=letters.randint(1, 30))) for _ in range(rows)]
         return {
-            "pixels": torch.randn(rows, 3, height, width),
+            "pixels": pixels,
             "tokens": backbone.tokenizer(texts, context_length=backbone.context_length),
         }
 

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 
 class HeadGraph(nn.Module):
-    """v, t (N, D) of unit length, and x (N, F) of the view of a kernel base, to `outputs`, each (N,)."""
+    """v, t (N, D) of unit length, and x (N, F) of the view of a kernel base, to `outputs`, each (N,).
+
+    Where no label sees the prompt, t is left out.
+    """
 
     def __init__(self, heads: nn.Module, labels: Collection[str]) -> None:
         super().__init__()
         self.heads = heads.eval()
         self.outputs = _outputs(heads, labels)
 
-    def forward(self, v: Tensor, t: Tensor, x: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, v: Tensor, t: Tensor | None = None, x: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the scores and their parts in the order of `outputs`."""
         terms = {}
+        t = torch.zeros_like(v) if t is None else t
         if isinstance(self.heads, ResidualHeads) and x is not None:
             terms = self.heads.kernel_terms(x, t)
         unlabelled = torch.full((v.shape[0],), torch.nan)
@@ -38,18 +42,18 @@ class HeadGraph(nn.Module):
 
 
 class ScorerGraph(nn.Module):
-    """Preprocessed pixels (N, 3, H, W) and tokens (N, L) to the outputs of the heads."""
+    """Preprocessed pixels (N, 3, H, W) and tokens (N, L) to the outputs of the heads; without tokens as `HeadGraph`."""
 
     def __init__(self, model: nn.Module, heads: HeadGraph) -> None:
         super().__init__()
         self.model, self.heads = model.eval(), heads
         self.outputs = heads.outputs
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, pixels: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the scores and their parts in the order of `outputs`."""
         encode: Any = self.model
         v = nn.functional.normalize(encode.encode_image(pixels), dim=-1)
-        t = nn.functional.normalize(encode.encode_text(tokens), dim=-1)
+        t = None if tokens is None else nn.functional.normalize(encode.encode_text(tokens), dim=-1)
         scores: tuple[Tensor, ...] = self.heads(v, t)
         return scores
 

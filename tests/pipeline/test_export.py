@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def by_formula(heads, v, t):
     hidden = gelu(layer(gelu(layer(x, "c_fusion.wide")), "c_fusion.narrow"))
     dc = np.tanh(layer(hidden, "c_fusion.out")[:, 0])
     return np.clip(q_base + state["scale_q.value"] * dq, 0, 1), np.clip(c_base + state["scale_c.value"] * dc, 0, 1)
+
+
+@pytest.mark.parametrize(("part", "asked"), [("heads", "v"), pytest.param("scorer", "pixels", marks=pytest.mark.slow)])
+def test_a_run_that_learned_quality_alone_asks_for_no_prompt(demo_run, tmp_path, part, asked):
+    run, out = shutil.copytree(demo_run, tmp_path / "run"), tmp_path / f"{part}.onnx"
+    config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"labels": ["quality"]}
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = export(ExportConfig(run=run, out=out, part=part))
+    assert (result.inputs, result.outputs) == ([asked], ["q", "q_base", "q_delta"])
+    assert [each.name for each in session(out).get_inputs()] == [asked]
+    names = {each.name for each in onnx.load(out).graph.initializer}
+    assert not [name for name in names if "token_embedding" in name or "c_fusion" in name]  # they see the prompt
 
 
 def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
