@@ -241,7 +241,9 @@ def one_writer(path: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    from filelock import FileLock, Timeout
+    with warnings.catch_warnings():  # where the system has no locks, the library says so, and locks by a name
+        warnings.filterwarnings("ignore", message="only soft file lock is available")
+        from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"), blocking=False, mode=0o666 & ~_umask())

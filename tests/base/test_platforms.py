@@ -67,7 +67,7 @@ WITHOUT = """
 import os, sys, signal, json
 sys.modules["fcntl"] = None
 for name in ("posix_fallocate", "sched_getaffinity", "sched_setaffinity", "O_DIRECTORY", "O_NOFOLLOW", "link",
-             "symlink", "fork", "getuid", "sync", "statvfs", "posix_fadvise"):
+             "symlink", "fork", "getuid", "sync", "posix_fadvise"):
     delattr(os, name)
 for name in ("SIGHUP", "SIGALRM", "SIGUSR1"):
     delattr(signal, name)
