@@ -20,6 +20,7 @@ from deltaclip.features.extraction.job import Extraction, Work
 from deltaclip.features.extraction.on_ray import run_on_ray
 from deltaclip.features.extraction.pace import bottleneck, share_words
 from deltaclip.features.store.joined import open_shards
+from deltaclip.features.store.near import near_words
 from deltaclip.features.store.schema import DONE
 from deltaclip.features.store.sets import find_shards, read_mark, set_size, whole_path
 from deltaclip.features.store.store import FeatureStore
@@ -38,8 +39,8 @@ class ExtractResult:
     """What an extraction did; counts are of distinct images and texts, times in seconds.
 
     `views` says how many images have each view; `new_images` are those of which any view was computed;
-    `first_frames` counts those whose file has more frames than the one that was taken; `notes` is what reading the data
-    left out or put in. `shard` is I/N where the cache is one of N shards; `shards` are their number where it is all.
+    `first_frames` counts those whose file has more frames than the one that was taken; `near_copies` are pairs of
+    files, looked for where images were computed; `notes` is what reading the data left out or put in. `shard` is I/N where the cache is one of N shards; `shards` are their number where it is all.
     """
 
     cache: Path
@@ -52,6 +53,7 @@ class ExtractResult:
     new_texts: int
     truncated_texts: int
     first_frames: int
+    near_copies: list[tuple[str, str]]
     failed: list[tuple[str, str]]
     label_ranges: dict[str, str]
     notes: tuple[str, ...]
@@ -101,6 +103,8 @@ class ExtractResult:
             lines.append(f"{self.truncated_texts:,} texts were cut at {facts['context_length']} tokens")
         if self.first_frames:
             lines.append(f"{self.first_frames:,} images have several frames or pages; the first was taken")
+        if self.near_copies:
+            lines.append(f"{near_words(self.near_copies)}: a grouped split keeps few on one side")
         if self.failed:
             lines.append(f"{len(self.failed):,} images could not be read:")
             lines += [f"  {file}: {reason}" for file, reason in self.failed[:FAILURES_SHOWN]]
@@ -270,6 +274,7 @@ def _result(
         new_texts=done.new_texts,
         truncated_texts=int(store.truncated().sum()),
         first_frames=int(store.more_frames()[store.status() == DONE].sum()),
+        near_copies=store.near_copies() if done.new_images else [],
         failed=failed,
         label_ranges=store.dataset["label_ranges"],
         notes=notes,

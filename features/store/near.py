@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,6 +66,14 @@ def near_copies(read: Read, entries_K: NDArray[np.int64]) -> NDArray[np.int64]:
     found_P2 = entries_K[found_P2[np.lexsort(found_P2.T[::-1])]]
     kept = [_closer(read, found_P2[start : start + BLOCK], reach) for start in range(0, len(found_P2), BLOCK)]
     return np.concatenate([none, *kept])
+
+
+def near_words(pairs: Sequence[tuple[str, str]]) -> str:
+    """Say how many pairs of images (names) are near copies, and which is the first."""
+    first = "{} and {}".format(*pairs[0])
+    if len(pairs) == 1:
+        return f"two images are near copies ({first})"
+    return f"{len(pairs):,} pairs of images are near copies (for example {first})"
 
 
 def _reach(sample_SD: NDArray[np.float32]) -> float:

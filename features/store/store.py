@@ -16,6 +16,7 @@ from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.places import no_such_cache
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.checksums import damage_words, damaged_rows
+from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.problems import find_problem, read_recipe
 from deltaclip.features.store.reading import pieces
 from deltaclip.features.store.rows import Rows, read_rows, usable_rows
@@ -27,6 +28,7 @@ from deltaclip.features.store.schema import (
     ViewLayout,
 )
 from deltaclip.features.store.seal import find_damage, has_seal
+from deltaclip.features.store.texts import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -296,6 +298,12 @@ class FeatureStore:
         """Return the place of each row in its table, (N,); of a shard it is not the row's number here."""
         rows = self._file["rows"]
         return np.asarray(rows["position"]) if "position" in rows else np.arange(self.num_rows)
+
+    def near_copies(self) -> list[tuple[str, str]]:
+        """Return the files of the images that are near copies of one another, two and two (see `near.py`)."""
+        pair_P2 = near_copies(lambda entries: self.take("images", entries), np.flatnonzero(self.status() == DONE))
+        files = Texts.read(self._file["images/file"]) if len(pair_P2) else Texts.of([])
+        return [(files[first], files[second]) for first, second in pair_P2.tolist()]
 
     def rows(self, *, usable: bool = True) -> Rows:
         """Return the rows whose image has an embedding, in manifest order; all of them where not only the `usable`."""

@@ -20,6 +20,7 @@ from deltaclip.pipeline.model.calibrate import calibrate
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import score_rows
+from deltaclip.pipeline.scoring.groups import known_groups
 from deltaclip.pipeline.scoring.metrics import pearson, srocc
 from deltaclip.pipeline.training.batches import MemoryBatches, memory_batches
 from deltaclip.pipeline.training.fit import FitPlan, Validation, fit, seeded
@@ -108,7 +109,8 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
             groups: (N,) such as prompts: rows of one group are never on both sides of the inner validation.
 
         Raises:
-            ValueError: a label outside `label_range`, or embeddings that are not what the head takes.
+            ValueError: a label outside `label_range`, embeddings that are not what the head takes, or rows without a
+                group beside others that have one.
         """
         self._validate_params()
         found = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
@@ -201,7 +203,7 @@ def _label_range(given: Any, y: FloatArray) -> tuple[float, float]:
 
 def _sides(num_rows: int, groups: Any, fraction: float, seed: int) -> tuple[IndexArray, IndexArray]:
     """Return the rows to train on and those to choose the epoch by, which are none where they would be too few."""
-    code_N = np.arange(num_rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    code_N = np.arange(num_rows) if groups is None else np.unique(known_groups(groups), return_inverse=True)[1]
     if len(code_N) != num_rows:
         raise ValueError(f"{num_rows} rows but {len(code_N)} groups")
     order_G = np.random.default_rng(seed).permutation(int(code_N.max()) + 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.store.near import near_words
 from deltaclip.pipeline.run.keys import name_keys
 from deltaclip.pipeline.run.seen import SIDES, read_run_rows, seen_rows
 from deltaclip.pipeline.scoring.splits import Split, leaks, split_rows
@@ -158,7 +159,7 @@ def _near_words(rows: CacheRows) -> list[str]:
     pairs = rows.near_copies
     if not len(pairs):
         return []
-    files, (first, second) = rows.rows.text["file"], pairs[0].tolist()
-    names = [files[int(np.argmax(rows.rows.image == entry))] for entry in (first, second)]
-    count = f"{len(pairs):,} pairs of images are near copies" if len(pairs) > 1 else "two images are near copies"
-    return [f"{count} ({'for example ' if len(pairs) > 1 else ''}{names[0]} and {names[1]})"]
+    _, row_of = np.unique(rows.rows.image, return_index=True)
+    place_P2 = np.searchsorted(np.unique(rows.rows.image), pairs)
+    files = rows.rows.text["file"][row_of[place_P2].ravel()].reshape(-1, 2)
+    return [near_words([(str(first), str(second)) for first, second in files])]

@@ -67,7 +67,7 @@ def no_image_floor(
         return Floor(predicted=missing, agreement=undefined(n=0, note=note), shrinkage=math.inf)
     _, prompt = np.unique(group_keys(groups), return_inverse=True)
     one_source = np.zeros(label.size, dtype=np.int64)
-    _, source = np.unique(group_keys(one_source if sources is None else sources), return_inverse=True)
+    _, source = np.unique(group_keys(one_source if sources is None else sources, name="sources"), return_inverse=True)
     mean = label[rows].mean()
     by_source = mean + _means(label[rows] - mean, source[rows], length=source.max() + 1)
     residual = label[rows] - by_source[source[rows]]

@@ -5,7 +5,8 @@ Knows how strings and integers become keys. Must not know what the groups mean.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 # Rows of text hashed at a time: 8,192 rows of 200 characters are 13 MB in 64-bit integers.
 CHUNK_ROWS = 8192
+FLOATS = (float, np.floating)
 
 
-def group_keys(groups_N: npt.ArrayLike) -> KeyArray:
+def group_keys(groups_N: npt.ArrayLike, *, name: str = "groups") -> KeyArray:
     """Return a key (N,) uint64 per row that depends on its group's value alone.
 
     Integers are their own keys; a string's is sum(character * multiplier of its place) mod 2^64, which does
@@ -27,17 +29,55 @@ def group_keys(groups_N: npt.ArrayLike) -> KeyArray:
     survives a reordering of the rows; `group_keys(names)[code_N]` does, and hashes each name once.
 
     Raises:
-        ValueError: not 1-D, or neither strings nor integers.
+        ValueError: see `known_groups`.
     """
-    groups = np.asarray(groups_N)
-    if groups.dtype.kind == "O" and all(isinstance(value, str) for value in groups.flat):
-        groups = groups.astype(np.str_)
-    if groups.ndim != 1 or (groups.size and groups.dtype.kind not in "iuU"):
-        message = f"groups must be a 1-D array of strings or integers, not {groups.dtype} {groups.shape}"
-        raise ValueError(message)
+    groups = known_groups(groups_N, name=name)
     if groups.dtype.kind != "U":
         return groups.astype(np.int64).view(np.uint64) if groups.dtype.kind == "i" else groups.astype(np.uint64)
     return _text_keys(np.ascontiguousarray(groups))
+
+
+def known_groups(groups_N: npt.ArrayLike, *, name: str = "groups") -> npt.NDArray[Any]:
+    """Return groups as an array (N,) of strings or integers.
+
+    Whole numbers may come as floats, as they do from a column that once lacked some. `name` is what messages call the
+    values.
+
+    Raises:
+        ValueError: not 1-D, neither strings nor integers, or some are missing (None, NaN): nobody knows with which
+            others such a row belongs.
+    """
+    groups = np.asarray(groups_N)
+    if groups.ndim == 1 and groups.dtype.kind in "Of":
+        groups = _without_objects(groups, name)
+    if groups.ndim != 1 or (groups.size and groups.dtype.kind not in "iuU"):
+        message = f"{name} must be a 1-D array of strings or integers, not {groups.dtype} {groups.shape}"
+        raise ValueError(message)
+    return groups
+
+
+def _without_objects(groups_N: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Return objects as strings or integers where all are, whole floats as integers, anything else as it is."""
+    values = groups_N.tolist()
+    missing = [row for row, value in enumerate(values) if _is_missing(value)]
+    if missing:
+        message = f"{name}: {len(missing):,} of {len(values):,} rows have none, the first is row {missing[0] + 1}"
+        raise ValueError(f"{message}; give every row one, or leave these rows out")
+    if all(isinstance(value, str) for value in values):
+        return groups_N.astype(np.str_)
+    whole = all(
+        isinstance(value, int | np.integer) or (isinstance(value, FLOATS) and value.is_integer()) for value in values
+    )
+    return groups_N.astype(np.int64) if whole else groups_N
+
+
+def _is_missing(value: object) -> bool:
+    # pandas has missing values of its own, which equal nothing and are no truth values.
+    return (
+        value is None
+        or type(value).__name__ in {"NAType", "NaTType"}
+        or (isinstance(value, FLOATS) and math.isnan(value))
+    )
 
 
 def mix(keys_N: KeyArray, *, seed: int) -> KeyArray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deltaclip.pipeline.scoring.groups import known_groups
 from deltaclip.pipeline.scoring.ranks import centred, json_number, krocc, labelled_rows, pearson, srocc
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def agreement_by(
     predicted_N: npt.ArrayLike, label_N: npt.ArrayLike, *, groups_N: npt.ArrayLike
 ) -> dict[str, Agreement]:
     """Score every group (a source, say) on its own; groups (N,) hold strings or integers."""
-    names, code_N = np.unique(np.asarray(groups_N), return_inverse=True)
+    names, code_N = np.unique(known_groups(groups_N), return_inverse=True)
     predicted, label = np.asarray(predicted_N), np.asarray(label_N)
     if predicted.shape != code_N.shape or label.shape != code_N.shape:
         message = f"predictions {predicted.shape}, labels {label.shape} and groups {code_N.shape} differ in length"

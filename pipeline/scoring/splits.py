@@ -149,7 +149,7 @@ def _read_column(column: npt.ArrayLike | None, *, num_rows: int) -> IntArray:
             "the data has no split column", place="--split column", remedy="add one, or use --split grouped"
         )
     value_N = np.asarray(column)
-    _, first, inverse = np.unique(group_keys(value_N), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(group_keys(value_N, name="split"), return_index=True, return_inverse=True)
     if inverse.size != num_rows:
         message = f"{inverse.size} split values for {num_rows} rows"
         raise ValueError(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -581,3 +582,37 @@ def test_killed_at_random_moments_often(server, kill_set, tmp_path, tiny_backbon
     tally = kill_often(server, kill_set, tmp_path, tiny_backbone, kills=kills, seed=seed, views=views)
     assert tally.kills == kills
     assert tally.left_part >= kills // 3
+
+
+def test_near_copies_are_said(tmp_path, demo_folder):
+    names = [f"images/{number:04d}_0.png" for number in range(8)]
+    rows = "".join(f"{name},prompt {place}\n" for place, name in enumerate([*names, "images/again.png"]))
+    (tmp_path / "t.csv").write_text("image,prompt\n" + rows)
+    (tmp_path / "images").mkdir()
+    for name in names:
+        shutil.copyfile(demo_folder / name, tmp_path / name)
+    Image.open(tmp_path / names[2]).save(tmp_path / "images/again.png", compress_level=9)
+    config = ExtractConfig(data=str(tmp_path / "t.csv"), out=tmp_path / "c.h5", backbone="tiny", device="cpu")
+    found = extract(config)
+    assert found.images == 9
+    assert found.near_copies == [(names[2], "images/again.png")]
+    line = f"two images are near copies ({names[2]} and images/again.png): a grouped split keeps few on one side"
+    assert line in found.summary().splitlines()
+    assert extract(config).near_copies == []  # nothing was computed
+
+
+def test_texts_of_equal_tokens_are_known(tmp_path, demo_folder):
+    prompts = ["a cat", "A  CAT", "a &amp; b", "a & b", "cat " * 90, "cat " * 100, "a cat."]
+    rows = [{"image": "images/0000_0.png", "prompt": prompt} for prompt in prompts]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    config = ExtractConfig(data=str(tmp_path / "t.csv"), out=tmp_path / "c.h5", backbone="tiny", image_root=demo_folder)
+    with FeatureStore.open(extract(config).cache) as store:
+        key = dict(zip(store.texts(), store.tokens(), strict=True))
+    keys = [key[text] for text in key]
+    assert keys[0] == keys[1] != 0
+    assert keys[2] == keys[3]
+    assert keys[4] == keys[5]
+    assert len(set(keys)) == 4
