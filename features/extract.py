@@ -40,7 +40,8 @@ class ExtractResult:
 
     `views` says how many images have each view; `new_images` are those of which any view was computed;
     `first_frames` counts those whose file has more frames than the one that was taken; `near_copies` are pairs of
-    files, looked for where images were computed; `notes` is what reading the data left out or put in. `shard` is I/N where the cache is one of N shards; `shards` are their number where it is all.
+    files, looked for where images were computed; `notes` is what reading the data left out or put in. `shard` is I/N
+    where the cache is one of N shards; `shards` are their number where it is all.
     """
 
     cache: Path
