@@ -6,13 +6,16 @@ configurations. Must not know weights' names or how a model is loaded.
 
 from __future__ import annotations
 
+import json
 import math
+import typing
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.errors import UserError, did_you_mean, nearest
 from deltaclip.features.backbone.library import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from deltaclip.features.backbone.checkpoint import WeightsSource
@@ -28,7 +31,15 @@ CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("
 LEVELS = 255
 # Numbers a model may hold over those of its weights: image positions that are interpolated, what one file lacks.
 SPARE = 8
-LARGEST_SIDE = 4096  # pixels
+LARGEST_SIDE = 4096  # pixels; tokens too, as their mask is a square
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "an object",
+    tuple: "a list",
+}
 
 
 def model_config(source: WeightsSource) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def check_sizes(cfg: dict[str, Any], weights: StoredTensors, source: WeightsSour
     tensors, there = len(weights.by_name), sum(tensor.numel() for tensor in weights.by_name.values())
     for path, value in _numbers(cfg, "model_cfg"):
         most = tensors if path.endswith("layers") else LARGEST_SIDE
-        if not path.endswith(("layers", "image_size")):
+        if not path.endswith(("layers", "image_size", "context_length")):
             most = max(most, there)
         if not math.isfinite(value) or value > most:
             raise UserError(
@@ -86,14 +97,13 @@ def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
 
 
 def _size(tower: dict[str, Any]) -> float:
-    """Return about how many numbers a tower of open_clip has, at least; 0 where its sizes are no numbers."""
-    values = [tower.get(name, default) for name, default in (("width", 1), ("vocab_size", 1), ("mlp_ratio", 4))]
-    layers = tower.get("layers", 1)
-    layers = sum(layers) if isinstance(layers, list) and all(isinstance(n, int) for n in layers) else layers
-    if not all(isinstance(value, int | float) for value in (*values, layers)):
+    """Return about how many numbers a tower of open_clip has, at least; 0 for one of timm or transformers."""
+    if tower.get("timm_model_name") or tower.get("hf_model_name"):
         return 0
-    width, vocab, ratio = values
-    return float(abs(width * vocab) + abs(layers * width * width * (1 + abs(ratio)) / 4))
+    layers, width = tower.get("layers", 1), tower.get("width", 512)
+    if isinstance(layers, list):  # a ResNet, whose last maps and attention are of 32 times its width
+        return float((32 * width) ** 2)
+    return float(width * tower.get("vocab_size", 1) + layers * width * width * (1 + tower.get("mlp_ratio", 4)))
 
 
 def check_preprocess(source: WeightsSource) -> list[str]:
@@ -174,3 +184,51 @@ def size_note(source: WeightsSource, size: Any) -> list[str]:
         return []
     words = " x ".join(str(side) for side in taken)
     return [f"preprocess_cfg.size {given} is not used: the tower's image_size is {words}"]
+
+
+def check_fields(cfg: dict[str, Any], source: WeightsSource) -> None:
+    """Refuse what the towers of a folder's configuration cannot have: unknown names, values of another type.
+
+    Raises:
+        UserError: names the place and the value.
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    if source.config is None:
+        return
+    parts = {"vision_cfg": typing.get_type_hints(CLIPVisionCfg), "text_cfg": typing.get_type_hints(CLIPTextCfg)}
+    found = [
+        (f"model_cfg.{part}.{name}", hints.get(name), cfg[part][name])
+        for part, hints in parts.items()
+        for name in cfg[part]
+    ]
+    for place, hint, value in [("model_cfg.embed_dim", int, cfg.get("embed_dim")), *found]:
+        part, name = place.split(".")[-2:]
+        if hint is None:
+            message = f"{place} is nothing that open_clip knows"
+            raise UserError(message, place=source.config, remedy=_nearest_or(name, parts[part]))
+        if not _is_of(value, hint):
+            words = " or ".join(NAMES[kind] for kind in _kinds(hint))
+            raise UserError(f"{place} is {json.dumps(value)}, not {words}", place=source.config, remedy="correct it")
+        if any(number < 0 for _, number in _numbers(value, place)):
+            raise UserError(f"{place} {value} is below 0", place=source.config, remedy="correct it")
+
+
+def _nearest_or(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else "leave it out"
+
+
+def _kinds(hint: Any) -> list[type]:
+    return [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    kinds = _kinds(hint)
+    if value is None:  # what other programs write for a text or an object that is not there
+        return not {int, float} & set(kinds) or type(None) in typing.get_args(hint)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, list):
+        return tuple in kinds and all(isinstance(part, int) and not isinstance(part, bool) for part in value)
+    return isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))

@@ -70,7 +70,7 @@ def library_call(place: str | Path, doing: str, remedy: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Return what an error says, on one line and not too long; its name where it says nothing or a key alone."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
-    text = next((line for line in lines if line), "")
+    text = next((line for line in lines if line), "").rstrip(":")
     if not text or isinstance(error, KeyError) or text.isdigit():
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.configuration import (
     activation_note,
+    check_fields,
     check_preprocess,
     check_sizes,
     model_config,
@@ -137,6 +138,7 @@ def load_backbone(
     with _unheard():
         tags = published_tags(source) if source.is_bare_file else {}
         cfg, assumed = model_config(source), check_preprocess(source)
+        check_fields(cfg, source)
         weights = read_tensors(source.files) if source.weights.suffix != BIG_VISION else None
         if weights is None or not weights.is_openai:
             check_preprocessing(source, tags)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.features.backbone.checkpoint import CONFIG_NAME, HF_HUB, LOCAL_DIR, find_weights
+from deltaclip.features.backbone.library import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,19 +28,28 @@ def save_model(backbone: Backbone, folder: Path) -> None:
     # Clones: two names may share their memory, which safetensors refuses to write.
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.model.state_dict().items()}
     save_file(state, folder / WEIGHTS_NAME)
-    name = str(backbone.facts["backbone"])
+    (folder / CONFIG_NAME).write_text(json.dumps(_configuration(backbone), indent=2) + "\n", encoding="utf-8")
+    save_tokenizer = getattr(backbone.tokenizer, "save_pretrained", None)
+    if save_tokenizer is not None:  # of transformers: looked for in the folder of the model
+        save_tokenizer(str(folder))
+
+
+def _configuration(backbone: Backbone) -> dict[str, Any]:
+    """Return a configuration that leaves nothing open: with all that was chosen or mended when the model was loaded."""
+    import open_clip
+
+    name, facts = str(backbone.facts["backbone"]), backbone.facts
+    content: Any = {}
     if name == "tiny" or name.startswith((LOCAL_DIR, HF_HUB)):
         config = find_weights(name, None).config
         assert config is not None, "a model of a folder has a configuration"
-        shutil.copyfile(config, folder / CONFIG_NAME)
-        return
-    (folder / CONFIG_NAME).write_text(json.dumps(_built_in(backbone, name), indent=2) + "\n", encoding="utf-8")
-
-
-def _built_in(backbone: Backbone, name: str) -> dict[str, Any]:
-    import open_clip
-
-    model_cfg = dict(open_clip.get_model_config(name) or {})
-    if backbone.facts["quick_gelu"]:
-        model_cfg["quick_gelu"] = True
-    return {"model_cfg": model_cfg, "preprocess_cfg": backbone.facts["preprocessing"]}
+        content = read_json(config)
+        model_cfg = content["model_cfg"]
+    else:
+        model_cfg = dict(open_clip.get_model_config(name.replace("/", "-")) or {})
+    if facts["quick_gelu"] or model_cfg.get("quick_gelu"):
+        model_cfg["quick_gelu"] = bool(facts["quick_gelu"])
+    text: Any = getattr(backbone.model, "text", backbone.model)
+    if hasattr(text, "positional_embedding") and text.context_length != model_cfg["text_cfg"].get("context_length", 77):
+        model_cfg["text_cfg"]["context_length"] = int(text.context_length)
+    return {**content, "model_cfg": model_cfg, "preprocess_cfg": facts["preprocessing"]}

@@ -13,7 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.checkpoint import find_weights
@@ -21,7 +21,13 @@ from deltaclip.features.backbone.encode_images import encode_images
 from deltaclip.features.backbone.encode_texts import encode_texts
 from deltaclip.features.backbone.load import check_same, load_backbone, loading_notes
 from deltaclip.features.backbone.naming import find_names
+from deltaclip.features.backbone.save_model import save_model
 from deltaclip.features.backbone.tensors import read_tensors
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.train import train
 from tests.features.backbone.small_models import MODELS, WIDTH, make_model
 
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
@@ -297,6 +303,41 @@ def test_text_positions_are_those_of_the_weights(tmp_path, monkeypatch, name, po
     assert backbone.context_length == positions
     assert backbone.facts["notes"] == [f"text positions: {positions} as trained, not the 12 of the configuration"]
     assert_same(backbone, model)
+
+
+def test_a_model_that_was_mended_is_saved_mended(tmp_path, vit):
+    # open_clip alone would interpolate the 12 positions to 20, and take the activation of the configuration.
+    write_config(tmp_path / "one", config("vit", text__context_length=20), {})
+    torch.save(prefixed("module.", state_of(vit)), tmp_path / "one" / "open_clip_pytorch_model.bin")
+    backbone = load(tmp_path / "one", quick_gelu=True)
+    save_model(backbone, tmp_path / "two")
+    judge, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'two'}")
+    assert_same(backbone, judge.eval())
+    again = load(tmp_path / "two")
+    assert again.facts["notes"] == []
+    assert again.facts["preprocessing"] == backbone.facts["preprocessing"]
+
+
+@pytest.mark.slow
+def test_a_run_loads_its_wrapped_backbone_again(tmp_path, demo_folder):
+    source = find_weights("tiny", None)
+    model = tmp_path / "model"
+    write_config(model, *(json.loads(source.config.read_text())[part] for part in ("model_cfg", "preprocess_cfg")))
+    torch.save({"model": prefixed("_orig_mod.", load_file(source.weights))}, model / "open_clip_pytorch_model.bin")
+    table = str(demo_folder / "demo.csv")
+    caches = {}
+    for name in ("tiny", f"local-dir:{model}"):
+        out = tmp_path / f"{len(caches)}.h5"
+        caches[name] = extract(ExtractConfig(data=table, out=out, backbone=name, precision="fp32"))
+    result = caches[f"local-dir:{model}"]
+    words = "loaded: read under key 'model', prefix '_orig_mod.' taken away"
+    assert words in result.summary().splitlines()
+    run = train(TrainConfig(cache=result.cache, out=tmp_path / "run", epochs=1)).run
+    assert words.removeprefix("loaded: ") in json.loads((run / "config.json").read_text())["backbone"]["notes"]
+    image = next((demo_folder / "images").iterdir())
+    wrapped = Scorer.load(run).score([image], ["a red circle"]).scores.q
+    plain = train(TrainConfig(cache=caches["tiny"].cache, out=tmp_path / "plain", epochs=1)).run
+    np.testing.assert_allclose(wrapped, Scorer.load(plain).score([image], ["a red circle"]).scores.q, atol=1e-5)
 
 
 def test_image_positions_of_another_grid(tmp_path, vit):
