@@ -16,7 +16,7 @@ from deltaclip.features.store.joined import open_cache
 from deltaclip.features.store.takeover import check_request
 from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.measure import measure, present_labels
+from deltaclip.pipeline.run.measure import Training, measure, present_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
 from deltaclip.pipeline.run.rows import load_rows
 from deltaclip.pipeline.run.sides import split_of_run
@@ -86,7 +86,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)
         scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
     scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
-    metrics = measure(rows, scores, split, labels=trained, scales=scales)
+    best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
+    training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
+    metrics = measure(rows, scores, split, labels=trained, scales=scales, training=training)
     if kernels and split.train.size:
         # The kernels were fitted to these rows: their figures here would be those of a fit to itself.
         note = "train and validation rows are left out: the kernel base was fitted to them, see the run's metrics.json"

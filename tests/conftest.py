@@ -33,7 +33,7 @@ def tiny_backbone() -> str:
 def demo_folder(tmp_path_factory) -> Path:
     """Folder with demo.csv and images/: 40 prompts, 6 images each."""
     folder = tmp_path_factory.mktemp("demo") / "set"
-    render_demo(folder, seed=0, num_prompts=40, images_per_prompt=6)
+    render_demo(folder, seed=5, num_prompts=40, images_per_prompt=6)
     return folder
 
 

@@ -23,7 +23,7 @@ from deltaclip.pipeline.run.recorded import (
 from deltaclip.pipeline.run.repeats import spread
 from deltaclip.pipeline.scoring.bootstrap import paired_difference, srocc_interval
 from deltaclip.pipeline.scoring.metrics import agreement, json_number
-from deltaclip.pipeline.scoring.paired_t import mean_difference
+from deltaclip.pipeline.scoring.paired_t import difference_over_splits, mean_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Round:
     show and ask for, or by names, where a run recorded no more.
     `scores` has (N,) by label for each run; a label that a run was not trained on stands in its `missing`, and in no
     run's scores. `trained` counts a run's training rows that are test in another run, `seen` the N rows whose prompt or
-    image it knows from training, `num_trained` the rows that the first run did not hold back.
+    image it knows from training, `num_trained` by label the training rows of the first run.
     """
 
     row_N: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Round:
     missing: list[list[str]]
     trained: list[int]
     seen: list[int]
-    num_trained: int
+    num_trained: dict[str, int]
     by_content: bool
 
 
@@ -85,7 +85,7 @@ def read_round(paths: Sequence[Path]) -> Round:
         missing=missing,
         trained=trained_on_test_of_others(tables),
         seen=[seen_in_training(table, chosen) for table, chosen in zip(tables, rows, strict=True)],
-        num_trained=int((~first.is_test_N).sum()),
+        num_trained={label: int((~np.isnan(first.labels[label][first.is_train_N])).sum()) for label in shared},
         by_content=by_content,
     )
 
@@ -118,7 +118,7 @@ def compare_label(
         else:
             entry = {name: spread([json_number(value) for value in values]) for name, values in figures.items()}
             differences = [a.srocc - b.srocc for a, b in zip(found[number], found[0], strict=True)]
-            entry["difference"] = _over_rounds(rounds, differences) if number else None
+            entry["difference"] = _over_rounds(rounds, differences, label) if number else None
         compared.append(entry)
         advance()
     return compared
@@ -133,9 +133,13 @@ def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
     return {"srocc_ci": [json_number(bound) for bound in interval], "difference": difference}
 
 
-def _over_rounds(rounds: Sequence[Round], differences: Sequence[float]) -> dict[str, Any]:
-    # Splits share training rows; initial weights on one split do not make each other's training.
-    shares = [len(one.row_N) / max(1, one.num_trained) for one in rounds]
-    share = float(np.mean(shares)) if source_of_spread(rounds) == "splits" else 0.0
-    judged = mean_difference(differences, test_to_train=share).to_json()
-    return judged | {"values": [json_number(value) for value in differences]}
+def _over_rounds(rounds: Sequence[Round], differences: Sequence[float], label: str) -> dict[str, Any]:
+    if source_of_spread(rounds) == "splits":
+        judged = difference_over_splits(
+            differences,
+            num_test_K=[int((~np.isnan(one.labels[label])).sum()) for one in rounds],
+            num_train_K=[one.num_trained[label] for one in rounds],
+        )
+    else:  # initial weights on one split do not make each other's training
+        judged = mean_difference(differences)
+    return judged.to_json() | {"values": [json_number(value) for value in differences]}

@@ -5,7 +5,6 @@ Knows the shape of `ablate.json` (docs/ablate.md). Must not know how a variant w
 
 from __future__ import annotations
 
-import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +14,18 @@ from deltaclip.pipeline.run.repeats import spread
 from deltaclip.pipeline.run.tables import COLUMNS, KIND_WORDS
 from deltaclip.pipeline.scoring.bootstrap import paired_difference
 from deltaclip.pipeline.scoring.metrics import agreement, json_number, srocc
-from deltaclip.pipeline.scoring.paired_t import mean_difference
+from deltaclip.pipeline.scoring.paired_t import difference_over_splits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deltaclip.pipeline.run.references import Predicted
     from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.scoring.bootstrap import PairedDifference
+    from deltaclip.pipeline.scoring.paired_t import MeanDifference
     from deltaclip.pipeline.scoring.splits import Split
 
+# What both the interval and the p-value of a difference come from.
 BOOTSTRAP = "paired bootstrap of whole prompts on the test rows of the first split"
 CORRECTED = "corrected resampled t over the splits, which share rows (Nadeau and Bengio 2003)"
 # Of ablate.csv: figures, each as its mean and its SD.
@@ -43,7 +45,7 @@ def comparable_labels(rows: CacheRows, splits: Sequence[Split], weights: tuple[f
 
 
 def interval_kind(splits: Sequence[Split]) -> str:
-    """Return which interval can be had: over splits, or of one split where there is one or the rows are given."""
+    """Return what differences are judged by: splits, or rows where there is one split or the sides are given."""
     return BOOTSTRAP if len(splits) == 1 or splits[0].kind == "column" else CORRECTED
 
 
@@ -96,34 +98,47 @@ def _difference(
         srocc(ours.score_M, truth[split.test]) - srocc(other.score_M, truth[split.test])
         for (ours, other), split in zip(pairs, splits, strict=True)
     ]
-    first, (ours, other) = splits[0].test, pairs[0]
-    groups = rows.rows.text["group"][first]
-    drawn = paired_difference(ours.score_M, other.score_M, truth[first], groups=groups, seed=0)
-    bounds = (drawn.lo, drawn.hi)
-    if interval_kind(splits) == CORRECTED:
-        num_train, num_test = (
-            statistics.fmean(int((~np.isnan(truth[getattr(split, side)])).sum()) for split in splits)
-            for side in ("train", "test")
-        )
-        found = mean_difference(values, test_to_train=num_test / num_train)
-        bounds = (found.lo, found.hi)
+    lo, hi, p_value = _judged(rows, splits, pairs, label, values=values)
     return {
         **spread([json_number(value) for value in values]),
-        "ci": [json_number(bound) for bound in bounds],
-        "bootstrap": drawn.to_json(),
+        "ci": [json_number(lo), json_number(hi)],
+        "p_value": json_number(p_value),
     }
+
+
+def _judged(
+    rows: CacheRows,
+    splits: Sequence[Split],
+    pairs: Sequence[tuple[Predicted, Predicted]],
+    label: str,
+    *,
+    values: Sequence[float],
+) -> tuple[float, float, float]:
+    """Return the 95 % interval and the p-value of the mean difference, both of `interval_kind`."""
+    truth = rows.label(label)
+    found: PairedDifference | MeanDifference
+    if interval_kind(splits) == BOOTSTRAP:
+        test, (ours, other) = splits[0].test, pairs[0]
+        groups = rows.rows.text["group"][test]
+        found = paired_difference(ours.score_M, other.score_M, truth[test], groups=groups, seed=0)
+    else:
+        num_test, num_train = (
+            [int((~np.isnan(truth[getattr(split, side)])).sum()) for split in splits] for side in ("test", "train")
+        )
+        found = difference_over_splits(values, num_test_K=num_test, num_train_K=num_train)
+    return found.lo, found.hi, found.p_value
 
 
 def csv_columns(compared: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]) -> dict[str, Any]:
     """Return the columns of `ablate.csv`, a row per variant and label; a figure that does not exist is NaN."""
-    nothing: dict[str, Any] = {"mean": None, "ci": (None, None), "bootstrap": {"p_value": None}}
+    nothing: dict[str, Any] = {"mean": None, "ci": (None, None), "p_value": None}
     names, figures = [], []
     for name, found in compared.items():
         for label, one in found.items():
             difference = one["difference"] or nothing
             row = {f"{figure}{end}": one["test"][figure][part] for figure in CSV_FIGURES for end, part in CSV_PARTS}
             row |= {"difference": difference["mean"], "difference_lo": difference["ci"][0]}
-            row |= {"difference_hi": difference["ci"][1], "p_value": difference["bootstrap"]["p_value"]}
+            row |= {"difference_hi": difference["ci"][1], "p_value": difference["p_value"]}
             names.append({"variant": name, "what": words[name], "label": label})
             figures.append(row)
     columns: dict[str, Any] = {column: [row[column] for row in names] for column in names[0]}
@@ -145,7 +160,7 @@ def comparison_lines(
         compared: what `compare_variants` returns.
         words: of each variant what it is.
         against: the variant that differences are taken against.
-        interval: which one it is.
+        interval: what it comes from, and p with it.
     """
     seeds = split["seeds"]
     train, val, test = (_mean(split["rows"][side]) for side in ("train", "val", "test"))
@@ -164,7 +179,7 @@ def comparison_lines(
             shown = f"{_number(figure['mean'])}" + (f" ± {figure['sd']:.3f}" if figure["sd"] is not None else "")
             end = _difference_words(found[label]["difference"], width=max(12, len(against) + 4))
             lines.append(f"{name:{names}}{words[name]:{wide}}{shown:>13}{end}".rstrip())
-    lines += ["", f"95 %: {interval}", f"p:    {BOOTSTRAP}; two-sided, one comparison at a time"]
+    lines += ["", f"95 % and p: {interval}; two-sided, one comparison at a time"]
     return lines
 
 
@@ -183,7 +198,7 @@ def subset_notes(compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _difference_words(difference: Mapping[str, Any] | None, *, width: int) -> str:
     if difference is None:
         return ""
-    mean, (lo, hi), p = difference["mean"], difference["ci"], difference["bootstrap"]["p_value"]
+    mean, (lo, hi), p = difference["mean"], difference["ci"], difference["p_value"]
     bounds = "-" if lo is None or hi is None else f"{lo:+.3f} to {hi:+.3f}"
     return f"{'-' if mean is None else f'{mean:+.3f}':>{width}}{bounds:>20}{_number(p):>8}"
 

@@ -12,7 +12,7 @@ from deltaclip.base.targets import LABELS
 from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.run.describe import describe
 from deltaclip.pipeline.run.folder import RunContents, surroundings, write_run
-from deltaclip.pipeline.run.measure import measure, trained_labels
+from deltaclip.pipeline.run.measure import Training, measure, trained_labels
 from deltaclip.pipeline.run.predictions import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.run.repeats import combine
 from deltaclip.pipeline.run.seen import SIDES
@@ -61,7 +61,9 @@ def judge(
         batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
         scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
     labels = trained_labels(rows, split.train, weights[:2])
-    metrics = measure(rows, scores, split, labels=labels, scales=learned.scales)
+    best, last = learned.fitted.best_epoch, len(learned.fitted.history)
+    training = Training(frozenset(label for label in labels if best[label] == last), tuned=embedded is not None)
+    metrics = measure(rows, scores, split, labels=labels, scales=learned.scales, training=training)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)
 
 

@@ -6,14 +6,14 @@ Knows the shape of `metrics.json`. Must not know caches, heads or files.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from deltaclip.base.targets import LABELS
 from deltaclip.pipeline.run.keys import row_keys
 from deltaclip.pipeline.scoring.bootstrap import srocc_interval
-from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
+from deltaclip.pipeline.scoring.diagnostics import Trained, diagnose_residual
 from deltaclip.pipeline.scoring.floors import cosine_floor, no_image_floor
 from deltaclip.pipeline.scoring.metrics import MIN_ROWS, agreement, agreement_by, json_number, srocc
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 # A correlation of a million rows is known to 0.001; the logistic and the ranks of more would take gigabytes.
 JUDGED_ROWS = 1_000_000
+
+
+class Training(NamedTuple):
+    """Of which labels the last epoch was kept, and whether towers were trained too."""
+
+    last_is_best: frozenset[str]
+    tuned: bool = False
 
 
 def present_labels(rows: CacheRows) -> list[str]:
@@ -58,6 +65,7 @@ def measure(
     *,
     labels: list[str],
     scales: tuple[float | None, float | None],
+    training: Training | None = None,
 ) -> dict[str, Any]:
     """Compute everything that stands in `metrics.json`; of a side of over JUDGED_ROWS rows from that many of them.
 
@@ -67,6 +75,7 @@ def measure(
         split: sides of the N rows; train may be empty (a foreign cache), and there is then no no-image floor.
         labels: those whose head was trained; the scores of another head mean nothing.
         scales: quality and consistency scale of residual heads, None for direct ones.
+        training: what advice may be given on.
     """
     labels = [label for label in labels if label in present_labels(rows)]
     group_N = row_keys(rows.rows.text["group"])
@@ -83,7 +92,9 @@ def measure(
         entry
         for label, scale in zip(LABELS, scales, strict=True)
         if label in labels and scale is not None and split.val.size
-        for entry in _diagnose(rows, scores, judged, label=label, scale=scale)
+        for entry in _diagnose(
+            rows, scores, judged, label=label, scale=scale, training=training or Training(frozenset())
+        )
     ]
     return metrics
 
@@ -139,16 +150,23 @@ def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.
     return {str(names[code]): figures.to_json() for code, figures in found.items()}
 
 
-def _diagnose(rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float) -> list[dict[str, Any]]:
+def _diagnose(
+    rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float, training: Training
+) -> list[dict[str, Any]]:
     base, delta = (scores.q_base, scores.q_delta) if label == "quality" else (scores.c_base, scores.c_delta)
-    predicted, truth = scores.of(label), rows.label(label)
+    truth = rows.label(label)
+    train_srocc, train_base = (srocc(of[split.train], truth[split.train]) for of in (scores.of(label), base))
     found = diagnose_residual(
         base[split.val],
         delta[split.val],
         label_N=truth[split.val],
         scale=scale,
         head="quality" if label == "quality" else "consistency",
-        train_srocc=srocc(predicted[split.train], truth[split.train]),
-        val_srocc=srocc(predicted[split.val], truth[split.val]),
+        trained=Trained(
+            train_srocc=train_srocc,
+            train_base_srocc=train_base,
+            last_is_best=label in training.last_is_best,
+            tuned=training.tuned,
+        ),
     )
     return [entry.to_json() for entry in found]

@@ -42,6 +42,7 @@ class Recorded:
     id_N: NDArray[np.int64]
     group_N: NDArray[np.str_]
     is_test_N: NDArray[np.bool_]
+    is_train_N: NDArray[np.bool_]
     labels: dict[str, NDArray[np.float64]]
     scores: dict[str, NDArray[np.float64]]
 
@@ -81,6 +82,7 @@ def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Record
         id_N=_numbered(codes.pair),
         group_N=np.array(columns["group"], dtype=str),
         is_test_N=np.array([side == "test" for side in columns["split"]], dtype=bool),
+        is_train_N=np.array([side == "train" for side in columns["split"]], dtype=bool),
         labels={label: numbers(label) for label in LABELS},
         scores={label: numbers(label[0]) for label in LABELS},
     )

@@ -18,6 +18,7 @@ from deltaclip.pipeline.model.scores import cosine
 from deltaclip.pipeline.run.keys import row_keys
 from deltaclip.pipeline.run.learning import validation
 from deltaclip.pipeline.run.predictions import SCORE_BATCH
+from deltaclip.pipeline.run.sides import joined_groups
 from deltaclip.pipeline.scoring.floors import no_image_floor
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def predict_ridge_on_view(rows: CacheRows, split: Split, label: str) -> Predicte
 
 def _ridge(rows: CacheRows, split: Split, label: str, *, of_view: bool) -> Predicted:
     train_NF, test_MF = (features(rows, side, label, of_view=of_view) for side in (split.train, split.test))
-    groups_N = rows.rows.text["group"][split.train].astype(str)
+    groups_N = joined_groups(rows)[split.train]
     truth_N = rows.label(label)
     return _predicted(fit_ridge_regression(train_NF, truth_N[split.train], groups_N), test_MF, split, truth_N)
 

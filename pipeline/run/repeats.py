@@ -6,6 +6,7 @@ Knows the shape of `metrics.json`, with and without repeats. Must not know heads
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,7 @@ def combine(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     One repeat stays as it is. A figure that a repeat does not have is None among the values and left out of mean and
     SD; the SD is that of a sample (ddof 1), None for fewer than two. Words are joined, each with the split seeds that
-    it belongs to; advice stands where more than half of the repeats give it.
+    it belongs to; an outcome stands where more than half of the repeats have it.
     """
     if len(metrics) == 1:
         return metrics[0]
@@ -89,9 +90,19 @@ def _diagnostics(found: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     by_name = [{entry["name"]: entry for entry in entries} for entries in found]
     merged = []
     for name in names:
-        entries = [entries.get(name, {"value": None, "advice": ""}) for entries in by_name]
-        advice = [entry["advice"] for entry in entries if entry["advice"]]
-        often = 2 * len(advice) > len(found)
-        words = f"{advice[0]} ({len(advice)} of {len(found)} repeats; the figures are those of one)" if often else ""
-        merged.append({"name": name, "value": spread([entry["value"] for entry in entries]), "advice": words})
+        entries = [entries.get(name, {"value": None, "advice": "", "verdict": ""}) for entries in by_name]
+        verdict, words = _one_outcome(entries)
+        value = spread([entry["value"] for entry in entries])
+        merged.append({"name": name, "value": value, "advice": words, "verdict": verdict})
     return merged
+
+
+def _one_outcome(entries: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Return the verdict and the words of more than half of the repeats, or that they differ."""
+    counts = Counter(entry["verdict"] for entry in entries)
+    verdict, count = counts.most_common(1)[0]
+    if 2 * count <= len(entries):
+        kinds = ", ".join(f"{verdict or 'none'} {count}" for verdict, count in counts.most_common())
+        return "mixed", f"The repeats differ ({kinds}): nothing to advise."
+    words = next(entry["advice"] for entry in entries if entry["verdict"] == verdict)
+    return verdict, f"{words} ({count} of {len(entries)} repeats; the figures are those of one)" if words else ""

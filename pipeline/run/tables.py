@@ -44,8 +44,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
                 lines.append(_row("", words, metrics["floors"][floor][label], width=width))
     lines += _source_lines(metrics["per_source"])
     lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
-    advice = [entry for entry in metrics["diagnostics"] if entry["advice"]]
-    lines += [f"advice ({entry['name']}): {entry['advice']}" for entry in advice]
+    outcomes = [entry for entry in metrics["diagnostics"] if entry["advice"]]
+    lines += [f"outcome ({entry['name'].partition('.')[0]}): {entry['advice']}" for entry in outcomes]
     return "\n".join(lines)
 
 

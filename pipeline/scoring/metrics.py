@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,12 @@ __all__ = ["Agreement", "agreement", "agreement_by", "json_number", "krocc", "pe
 MIN_ROWS = 3
 # The logistic has 4 parameters: it goes through any 4 rows, so that its error would be 0 by construction.
 MIN_ROWS_MAPPED = 5
+# The grid of starts of the logistic, in SDs of the predictions: widths from a step to a line, places among the rows and
+# beyond them; how many are tried for a few steps, and how many of these are followed to the end.
+GRID_WIDTHS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)
+GRID_OUTSIDE = np.array([0.5, 1.5, 4.0])
+GRID_PLACES, GRID_ROWS, GRID_STARTS = 40, 1000, 8
+TRIED_STEPS, FOLLOWED = 40, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +126,47 @@ def _mapped(x_N: FloatArray, y_N: FloatArray) -> tuple[FloatArray, str]:
 def fit_logistic(x_N: FloatArray, y_N: FloatArray) -> FloatArray | None:
     """Fit the field's 4-parameter logistic to labels by least squares and apply it to the predictions.
 
-    f(x) = (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2, start [max y, min y, mean x, std x / 4]
-    (VQEG 2000, in the form of Seshadrinathan et al., IEEE TIP 19(6), 2010). Levenberg-Marquardt of MINPACK,
-    as `curve_fit` runs it, with the exact Jacobian; `leastsq` itself, because it reports where that warns.
+    f(x) = (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2 (VQEG 2000, in the form of Seshadrinathan et al., IEEE TIP
+    19(6), 2010), rising where SROCC is positive or 0, else falling: a curve against the order of the data would call a
+    bad score good. The usual start [max y, min y, mean x, std x / 4] alone ends in a local minimum for some 20 rows; a
+    grid of b3, |b4| with the b1, b2 that fit them gives further ones. Levenberg-Marquardt of MINPACK with the exact
+    Jacobian, from each; of what converged the least error.
 
     Returns:
-        f(x) (N,), or None where the fit does not converge or ends in a constant.
+        f(x) (N,), or None where no fit converges, or none but to a constant.
     """
-    from scipy.optimize import leastsq
-    from scipy.special import expit
-
     # In units of its own spread around its own mean x may have any scale and offset; f is the same function.
     z_N = centred(x_N)
     z_N = z_N / z_N.std()
+    sign = -1.0 if srocc(x_N, y_N) < 0 else 1.0
+    low, high = float(y_N.min()), float(y_N.max())
+    usual = np.array([high, low, 0.0, 0.25]) if sign > 0 else np.array([low, high, 0.0, 0.25])
+    tried = [_fitted(start, z_N, y_N, steps=TRIED_STEPS) for start in (usual, *_grid_starts(z_N, y_N, sign=sign))]
+    best = sorted((one for one in tried if sign * (one.b[0] - one.b[1]) > 0), key=lambda one: one.error)
+    ends = [_fitted(one.b, z_N, y_N, steps=2000) for one in best[:FOLLOWED]]
+    ends = [one for one in ends if one.converged and sign * (one.b[0] - one.b[1]) > 0]
+    if not ends:
+        return None
+    mapped = _curve(min(ends, key=lambda one: one.error).b, z_N)
+    return mapped if mapped.min() < mapped.max() else None
 
-    def curve(b: FloatArray) -> FloatArray:
-        return np.asarray((b[0] - b[1]) * expit((z_N - b[2]) / _width(b)) + b[1], dtype=np.float64)
+
+class _Fitted(NamedTuple):
+    error: float  # squared
+    b: FloatArray
+    converged: bool
+
+
+def _curve(b: FloatArray, z_N: FloatArray) -> FloatArray:
+    from scipy.special import expit
+
+    return np.asarray((b[0] - b[1]) * expit((z_N - b[2]) / _width(b)) + b[1], dtype=np.float64)
+
+
+def _fitted(start: FloatArray, z_N: FloatArray, y_N: FloatArray, *, steps: int) -> _Fitted:
+    """Return where a start leads to in at most so many steps; the error is infinite where a fit ran away."""
+    from scipy.optimize import leastsq
+    from scipy.special import expit
 
     def jacobian(b: FloatArray) -> FloatArray:
         u_N = (z_N - b[2]) / _width(b)
@@ -143,14 +174,43 @@ def fit_logistic(x_N: FloatArray, y_N: FloatArray) -> FloatArray | None:
         slope_N = (b[0] - b[1]) * g_N * (1 - g_N) / _width(b)
         return np.stack([g_N, 1 - g_N, -slope_N, -slope_N * u_N * np.sign(b[3])])
 
-    start = np.array([y_N.max(), y_N.min(), 0.0, 0.25])
     with np.errstate(over="ignore", invalid="ignore"):  # a fit that runs away is found below
         b, _, _, _, status = leastsq(
-            lambda b: curve(b) - y_N, start, Dfun=jacobian, col_deriv=True, full_output=True, maxfev=2000
+            lambda b: _curve(b, z_N) - y_N, start, Dfun=jacobian, col_deriv=True, full_output=True, maxfev=steps
         )
-        mapped = curve(b)
-    converged = status in (1, 2, 3, 4) and bool(np.isfinite(mapped).all())
-    return mapped if converged and mapped.min() < mapped.max() else None
+        error = float(np.square(_curve(b, z_N) - y_N).sum())
+    finite = math.isfinite(error)
+    return _Fitted(error if finite else math.inf, b, finite and status in (1, 2, 3, 4))
+
+
+def _grid_starts(z_N: FloatArray, y_N: FloatArray, *, sign: float) -> list[FloatArray]:
+    """Return the best b for each of a few widths, those of least error first; rows are thinned to GRID_ROWS."""
+    from scipy.special import expit
+
+    if z_N.size > GRID_ROWS:
+        order = np.argsort(z_N, kind="stable")[np.linspace(0, z_N.size - 1, GRID_ROWS).astype(np.int64)]
+        z_N, y_N = z_N[order], y_N[order]
+    places = np.unique(np.quantile(z_N, np.linspace(0, 1, min(z_N.size, GRID_PLACES))))
+    # At a row, where a steep curve still has a slope, between two, and outside, where it bends one way.
+    places = np.concatenate(
+        [places, (places[1:] + places[:-1]) / 2, places[0] - GRID_OUTSIDE, places[-1] + GRID_OUTSIDE]
+    )
+    mean, y_N = float(y_N.mean()), y_N - y_N.mean()
+    starts = []
+    for width in GRID_WIDTHS:
+        g_PN = expit((z_N - places[:, None]) / width)
+        mean_P = g_PN.mean(axis=1)
+        g_PN -= mean_P[:, None]
+        spread_P, product_P = np.square(g_PN).sum(axis=1), g_PN @ y_N
+        # Least squares in b1 - b2, where it has the right sign.
+        gain_P = np.where(sign * product_P > 0, product_P**2 / np.maximum(spread_P, 1e-30), 0.0)
+        gain_P[spread_P < 1e-12] = 0.0
+        best = int(np.argmax(gain_P))
+        if gain_P[best] > 0:
+            step = float(product_P[best] / spread_P[best])
+            b2 = mean - step * float(mean_P[best])
+            starts.append((float(gain_P[best]), np.array([b2 + step, b2, places[best], width])))
+    return [b for _, b in sorted(starts, key=lambda one: -one[0])[:GRID_STARTS]]
 
 
 def _width(b: FloatArray) -> float:

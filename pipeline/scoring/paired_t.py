@@ -63,3 +63,15 @@ def mean_difference(
     # Equal differences: certain, but for a difference of 0, of which nothing can be said.
     p_value = float(2 * t.sf(abs(mean) / error, known.size - 1)) if error > 0 else (1.0 if mean == 0 else 0.0)
     return MeanDifference(mean=mean, sd=sd, lo=mean - half, hi=mean + half, p_value=p_value)
+
+
+def difference_over_splits(
+    differences_K: Sequence[float], *, num_test_K: Sequence[int], num_train_K: Sequence[int]
+) -> MeanDifference:
+    """Judge the mean of K differences on random splits of the same rows; the one rule of `compare` and `ablate`.
+
+    Rows with the label are counted: of the test side those that are compared, else those of training. That leaves out
+    validation rows, which errs towards a wide interval.
+    """
+    share = float(np.mean(num_test_K)) / max(1.0, float(np.mean(num_train_K)))
+    return mean_difference(differences_K, test_to_train=share)

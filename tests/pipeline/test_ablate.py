@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -106,7 +107,7 @@ def test_svr_is_scikit_learns_on_the_training_rows(ablated, rows, label):
         assert values(ablated, "svr", label)[place] == pytest.approx(expected, abs=1e-3)
 
 
-def test_differences_are_paired_with_an_interval_over_splits_and_a_bootstrap(ablated, rows, train_demo):
+def test_differences_are_paired_and_judged_over_splits(ablated, rows):
     sizes = [split_of(rows, seed) for seed in SEEDS]
     for label in LABELS:
         ours, other = (np.array(values(ablated, name, label)) for name in ("ridge", "residual"))
@@ -119,19 +120,12 @@ def test_differences_are_paired_with_an_interval_over_splits_and_a_bootstrap(abl
             level=0.95,
         )
         assert found["ci"] == pytest.approx(expected, abs=1e-9)
+        # One inference for both columns: p is below .05 exactly where the interval leaves out 0.
+        half = (found["ci"][1] - found["ci"][0]) / 2
+        t = found["mean"] / half * stats.t.ppf(0.975, len(SEEDS) - 1)
+        assert found["p_value"] == pytest.approx(2 * stats.t.sf(abs(t), len(SEEDS) - 1))
         assert ablated.compared["residual"][label]["difference"] is None
     assert ablated.interval == CORRECTED
-    first, label = split_of(rows, 42), "consistency"
-    truth = rows.label(label)[first.test]
-    alone = read_csv(train_demo().run / "predictions.csv")
-    predicted = np.array([float(row["c"]) for row in alone if row["split"] == "test"])
-    groups = rows.rows.text["group"][first.test]
-    expected = paired_difference(rows.cosine()[first.test], predicted, truth, groups=groups, seed=0)
-    drawn = ablated.compared["cosine"][label]["difference"]["bootstrap"]
-    # Stacked heads may swap neighbours: a few of 1,000 resamples, hence the tolerance of p.
-    assert drawn["difference"] == pytest.approx(expected.difference, abs=1e-3)
-    assert (drawn["lo"], drawn["hi"]) == pytest.approx((expected.lo, expected.hi), abs=3e-3)
-    assert drawn["p_value"] == pytest.approx(expected.p_value, abs=0.03)
 
 
 def test_another_reference_turns_the_sign(ablated, ablate_demo):
@@ -141,7 +135,7 @@ def test_another_reference_turns_the_sign(ablated, ablate_demo):
         theirs = turned.compared["residual"][label]["difference"]
         assert theirs["values"] == pytest.approx([-value for value in ours["values"]], abs=1e-12)
         assert theirs["ci"] == pytest.approx([-bound for bound in reversed(ours["ci"])], abs=1e-12)
-        assert theirs["bootstrap"]["p_value"] == ours["bootstrap"]["p_value"]
+        assert theirs["p_value"] == pytest.approx(ours["p_value"])
         assert turned.compared["ridge"][label]["difference"] is None
     assert "- ridge" in turned.summary()
 
@@ -198,7 +192,7 @@ def test_the_folder_holds_the_table_for_people_and_machines(ablated):
         else:
             shown = [float(row[name]) for name in ("difference", "difference_lo", "difference_hi", "p_value")]
             difference = one["difference"]
-            expected = [difference["mean"], *difference["ci"], difference["bootstrap"]["p_value"]]
+            expected = [difference["mean"], *difference["ci"], difference["p_value"]]
             assert shown == pytest.approx(expected, rel=1e-5, abs=1e-9)
     config = read_json(ablated.folder / "config.json")
     assert (config["stage"], config["settings"]["repeats"], config["common"]["epochs"]) == ("ablate", 3, EPOCHS)
@@ -214,9 +208,8 @@ def test_the_summary_says_what_each_column_is(ablated):
     assert f"{figure['mean']:.3f} ± {figure['sd']:.3f}" in ridge
     assert f"{found['difference']['mean']:+.3f}" in ridge
     assert f"{lo:+.3f} to {hi:+.3f}" in ridge
-    assert ridge.endswith(f"{found['difference']['bootstrap']['p_value']:.3f}")
-    assert f"95 %: {CORRECTED}" in lines
-    assert f"p:    {BOOTSTRAP}; two-sided, one comparison at a time" in lines
+    assert ridge.endswith(f"{found['difference']['p_value']:.3f}")
+    assert f"95 % and p: {CORRECTED}; two-sided, one comparison at a time" in lines
     assert all(len(line) <= 120 for line in lines)
 
 
@@ -233,17 +226,27 @@ def test_settings_reach_the_trainings(ablate_demo, train_demo):
             assert found == pytest.approx(alone[label]["srocc"], abs=1e-3)
 
 
-def test_one_split_has_the_interval_of_its_rows(ablate_demo, relabelled):
+def test_one_split_is_judged_by_its_rows(ablate_demo, *, relabelled, rows, train_demo):
+    alone, first, label = ablate_demo(repeats=1), split_of(rows, 42), "consistency"
+    predicted = numbers([one for one in read_csv(train_demo().run / "predictions.csv") if one["split"] == "test"], "c")
+    groups, truth = rows.rows.text["group"][first.test], rows.label(label)[first.test]
+    expected = paired_difference(rows.cosine()[first.test], predicted, truth, groups=groups, seed=0)
+    drawn = alone.compared["cosine"][label]["difference"]
+    # Stacked heads may swap neighbours: a few of 1,000 resamples, hence the tolerance of p.
+    assert drawn["mean"] == pytest.approx(expected.difference, abs=1e-3)
+    assert drawn["ci"] == pytest.approx([expected.lo, expected.hi], abs=3e-3)
+    assert drawn["p_value"] == pytest.approx(expected.p_value, abs=0.03)
+
     def mark(rows):
         for number, row in enumerate(rows):
             row["split"] = ("train", "val", "test")[number // 6 % 3]
 
     cache = relabelled(mark)
-    for result in (ablate_demo(repeats=1), ablate_demo(cache=cache, split="column")):
+    for result in (alone, ablate_demo(cache=cache, split="column")):
         assert result.interval == BOOTSTRAP
         found = result.compared["ridge"]["quality"]["difference"]
-        assert found["ci"] == [found["bootstrap"]["lo"], found["bootstrap"]["hi"]]
-        assert f"95 %: {BOOTSTRAP}" in result.summary().splitlines()
+        assert (found["p_value"] < 0.05) == (found["ci"][0] > 0 or found["ci"][1] < 0)
+        assert f"95 % and p: {BOOTSTRAP}; two-sided, one comparison at a time" in result.summary().splitlines()
     assert result.compared["ridge"]["quality"]["test"]["srocc"]["sd"] == 0  # the same rows every time
 
 

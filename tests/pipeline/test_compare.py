@@ -83,8 +83,8 @@ def test_repeats_are_paired_by_seed_and_judged_over_splits(demo_cache, trained):
         difference = found["labels"][label][1]["difference"]
         assert difference["values"] == pytest.approx(expected)
         assert difference["mean"] == pytest.approx(np.mean(expected))
-        # 48 of 240 rows are compared, 192 trained or chose; t of one degree of freedom.
-        half = stats.t.ppf(0.975, 1) * np.std(expected, ddof=1) * np.sqrt(1 / 2 + 48 / 192)
+        # 48 of 240 rows are compared, 168 trained; t of one degree of freedom, as `ablate` has it.
+        half = stats.t.ppf(0.975, 1) * np.std(expected, ddof=1) * np.sqrt(1 / 2 + 48 / 168)
         assert difference["hi"] - difference["mean"] == pytest.approx(half)
     lines = compared(*runs).summary().splitlines()
     assert lines[0] == (

@@ -68,7 +68,9 @@ def test_calibration_is_a_least_squares_line_through_training_rows(demo_run, dem
     slope, offset = np.polyfit(x[train], y[train], 1)
     # Labels are stored with six digits in the table, and a narrow x multiplies what is lost.
     assert calibration["slope"] == pytest.approx(slope, rel=1e-4)
-    assert calibration["offset"] == pytest.approx(offset, rel=1e-4)
+    assert calibration["offset"] - calibration["level_c"] == pytest.approx(offset, rel=1e-4)
+    said = np.clip(calibration["slope"] * x[train] + calibration["offset"], 0, 1)
+    assert said.mean() == pytest.approx(y[train].mean(), abs=1e-5)
     assert calibration["num_rows_q"] == calibration["num_rows_c"] == train.sum()
 
 
@@ -93,7 +95,7 @@ def test_metrics_have_the_shape_of_the_specification(demo_run):
     assert {entry["name"] for entry in metrics["diagnostics"]} == {
         f"{label}.{name}"
         for label in LABELS
-        for name in ("saturated_share", "small_share", "base_srocc", "final_srocc", "train_val_gap")
+        for name in ("outcome", "saturated_share", "small_share", "base_srocc", "final_srocc", "train_val_gap")
     }
 
 

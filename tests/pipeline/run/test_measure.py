@@ -53,8 +53,9 @@ def test_saturated_corrections_are_found_and_advised_against(rows):
     metrics = measure(rows, perfect(rows, delta=0.199), split_of(rows), labels=LABELS, scales=(0.2, 0.2))
     found = {entry["name"]: entry for entry in metrics["diagnostics"]}
     assert found["quality.saturated_share"]["value"] == 1
-    assert found["quality.saturated_share"]["advice"].endswith("raise --residual-scale-q.")
-    assert "advice (quality.saturated_share): 100% of corrections" in metrics_table(metrics)
+    outcome = found["quality.outcome"]
+    assert (outcome["verdict"], outcome["advice"].endswith("raise --residual-scale-q.")) == ("bounded", True)
+    assert f"outcome (quality): {outcome['advice']}" in metrics_table(metrics)
 
 
 def test_a_missing_label_has_no_figures_anywhere(rows):

@@ -11,7 +11,7 @@ def metrics(seed, *, test, note="", advice="", leaks=False):
     return {
         "split": {"kind": "grouped", "leaks_groups": leaks, "seeds": [seed], "rows": {"test": 10}, "note": note},
         "test": test,
-        "diagnostics": [{"name": "quality.gap", "value": seed / 10, "advice": advice}],
+        "diagnostics": [{"name": "quality.gap", "value": seed / 10, "advice": advice, "verdict": advice[:5]}],
     }
 
 
@@ -42,11 +42,14 @@ def test_words_are_joined_with_their_seeds_and_a_leak_of_one_is_a_leak():
     assert combine([metrics(1, test={}, note="a"), metrics(2, test={}, note="a")])["split"]["note"] == "a"
 
 
-def test_advice_stands_where_most_repeats_give_it():
+def test_an_outcome_stands_where_most_repeats_have_it():
     (often,) = combine([metrics(1, test={}), *(metrics(n, test={}, advice=f"Lower {n}.") for n in (2, 3))])[
         "diagnostics"
     ]
     assert often["advice"] == "Lower 2. (2 of 3 repeats; the figures are those of one)"
+    assert often["verdict"] == "Lower"
     assert often["value"]["values"] == [0.1, 0.2, 0.3]
-    (seldom,) = combine([metrics(1, test={}, advice="Lower."), metrics(2, test={})])["diagnostics"]
-    assert seldom["advice"] == ""
+    (differ,) = combine([metrics(1, test={}, advice="Lower."), metrics(2, test={}, advice="Raise.")])["diagnostics"]
+    assert differ["advice"] == "The repeats differ (Lower 1, Raise 1): nothing to advise."
+    (nothing,) = combine([metrics(1, test={}), metrics(2, test={})])["diagnostics"]
+    assert (nothing["advice"], nothing["verdict"]) == ("", "")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaclip.pipeline.scoring.metrics import Agreement, agreement, agreement_by, krocc, pearson, srocc
+from deltaclip.pipeline.scoring.metrics import Agreement, agreement, agreement_by, fit_logistic, krocc, pearson, srocc
 from deltaclip.pipeline.scoring.ranks import average_ranks
 from deltaclip.tests import reference
 
@@ -103,6 +103,35 @@ def test_the_mapping_never_does_worse_than_its_start(seed):
     start = (y.max() - y.min()) / (1 + np.exp(-(x - x.mean()) / (x.std() / 4))) + y.min()
     found = agreement(x, y)
     assert found.note or found.rmse <= reference.rmse(start, y) + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_mapping_is_monotone_and_no_worse_than_random_restarts(seed):
+    """At n up to 20 the usual start alone ends in a local minimum, or in a curve against the order of the data."""
+    from scipy.optimize import leastsq
+    from scipy.special import expit
+
+    rng = np.random.default_rng(seed)
+    x = rng.random(int(rng.integers(5, 21)))
+    noise = rng.normal(size=x.size)
+    y = [rng.random(x.size), x + 0.3 * noise, 0.5 * noise - x, (x > 0.6) + 0.1 * noise][seed % 4]
+    sign, z = -1 if srocc(x, y) < 0 else 1, (x - x.mean()) / x.std()
+
+    def curve(b):
+        return (b[0] - b[1]) * expit((z - b[2]) / max(abs(b[3]), 1e-9)) + b[1]
+
+    errors = []
+    for _ in range(20):
+        ends = sorted((y.min(), y.max()), reverse=sign > 0)
+        start = np.array([*ends, 1.5 * rng.normal(), 10 ** rng.uniform(-2, 0.7)])
+        b, _, _, _, status = leastsq(lambda b: curve(b) - y, start, full_output=True, maxfev=2000)
+        if status in (1, 2, 3, 4) and sign * (b[0] - b[1]) > 0:
+            errors.append(np.square(curve(b) - y).sum())
+    mapped = fit_logistic(x, y)
+    assert mapped is not None
+    assert (sign * np.diff(mapped[np.argsort(x)]) >= -1e-12).all()
+    # What is left where a minimum lies at infinity and both stop on the way.
+    assert np.square(mapped - y).sum() <= min(errors) + 1e-3 * np.square(y - y.mean()).sum()
 
 
 def test_mapped_figures_do_not_depend_on_the_scale_of_predictions():
