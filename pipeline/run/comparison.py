@@ -179,7 +179,7 @@ def comparison_lines(
             shown = f"{_number(figure['mean'])}" + (f" ± {figure['sd']:.3f}" if figure["sd"] is not None else "")
             end = _difference_words(found[label]["difference"], width=max(12, len(against) + 4))
             lines.append(f"{name:{names}}{words[name]:{wide}}{shown:>13}{end}".rstrip())
-    lines += ["", f"95 % and p: {interval}; two-sided, one comparison at a time"]
+    lines += ["", f"95 % and p: {interval}", "            two-sided, one comparison at a time"]
     return lines
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deltaclip.pipeline.scoring.paired_t import mean_difference
+from deltaclip.pipeline.scoring.paired_t import difference_over_splits, mean_difference
 
 DIFFERENCES = [0.01, 0.03, -0.005, 0.02, 0.012]
 
@@ -52,3 +52,8 @@ def test_what_cannot_be_judged_is_none():
     assert one == {"mean": 0.1, "sd": None, "lo": None, "hi": None, "p_value": None}
     assert mean_difference([0.0, 0.0]).p_value == 1
     assert mean_difference([0.5, 0.5]).p_value == 0
+
+
+def test_splits_are_judged_by_the_ratio_of_their_mean_sizes():
+    found = difference_over_splits(DIFFERENCES, num_test_K=[40, 50, 60, 50, 50], num_train_K=[190, 200, 210, 200, 200])
+    assert found == mean_difference(DIFFERENCES, test_to_train=0.25)
