@@ -40,29 +40,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Score AI-generated images for quality and prompt consistency, with CLIP embeddings that are cached once.",
-    epilog="\b\nA first run, on bundled data:\n  deltaclip extract demo\n  deltaclip train cache/demo_tiny.h5",
+    epilog="\b\nA first run, on bundled data:\n  deltaclip extract demo\n  deltaclip train cache/demo_tiny.h5\n\n"
+    "`deltaclip help COMMAND` shows its options, `deltaclip --version` the version.",
     # --residual_scale_q is --residual-scale-q
     context_settings={
         "token_normalize_func": lambda name: name.replace("_", "-"),
         "help_option_names": list(HELP),
     },
 )
-
-
-def _show_version(asked: bool) -> None:  # noqa: FBT001 - the library gives it so
-    if asked:
-        typer.echo(f"deltaclip {importlib.metadata.version('deltaclip')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _whole(
-    *,
-    version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Options of the program."""
 
 
 GROUPS = {"data": "Look at data before anything is computed."}
@@ -200,6 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(given: Sequence[str]) -> int:
     # Not by `app(...)`, which turns Ctrl-C and the end of an input into exits that say nothing.
     command, is_partial = get_command(app), list(given) in ([], *([group] for group in GROUPS))
+    if list(given) in (["--version"], ["-V"]):  # no option of the library's: each run would import pydantic for it
+        typer.echo(f"deltaclip {importlib.metadata.version('deltaclip')}")
+        return 0
     try:
         with command.make_context("deltaclip", [*given, "--help"] if is_partial else list(given)) as context:
             command.invoke(context)

@@ -347,7 +347,7 @@ TABLE = [
     ("train x --residual_scaleq 0.1", "--residual-scaleq: no such option; did you mean '--residual-scale-q'?"),
     ("train x --zzz", "--zzz: no such option; see `deltaclip train --help`"),
     ("train x -e 3", "-e: no such option; see `deltaclip train --help`"),
-    ("--version2", "--version2: no such option; did you mean '--version'?"),
+    ("--version2", "--version2: no such option; see `deltaclip --help`"),
     ("train x --freeze-text-layers 3", "--freeze-text-layers: no such option; it is one of `deltaclip finetune`"),
     (
         "extract x --lr 3",
