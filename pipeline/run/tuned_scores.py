@@ -7,6 +7,7 @@ caches and the scorer. Must not know metrics.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.targets import LABELS
 from deltaclip.features.backbone.batches import spread
+from deltaclip.pipeline.run.pairing import pair
 from deltaclip.pipeline.run.predictions import Scores, read_predictions
 from deltaclip.pipeline.run.scorer import Scorer
 from deltaclip.pipeline.run.tower_sides import image_files
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 COLUMNS = tuple(Scores.__dataclass_fields__)
 CLOSE = 2e-3  # how far a recorded score may be from what the run gives now
 RECORDED, ANEW = "the scores that the run recorded", "scored from the images with the run's own tower"
+
+
+SCORED_AT_ONCE = 64  # images
 
 
 class TunedScores(NamedTuple):
@@ -85,7 +90,7 @@ def score_images(scorer: Scorer, rows: CacheRows, found: ImageFiles, chosen: NDA
     """
     paths = [found.files[entry].path for entry in rows.rows.image[chosen].tolist()]
     prompts = [str(prompt) for prompt in rows.rows.text["prompt"][chosen]]
-    scored = scorer.score(paths, prompts if any(prompts) else None, root=found.root)
+    scored = scorer.score_pairs(replace(pair(paths, None), prompts=prompts), root=found.root, batch_size=SCORED_AT_ONCE)
     if scored.failed:
         row, reason = next(iter(scored.failed.items()))
         raise UserError(reason, place=paths[row], remedy="give the images as they were extracted")
