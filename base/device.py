@@ -80,7 +80,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
     counts.
     """
     try:
-        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
+        groups = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
     except OSError:  # another system
         return None
     found = []
@@ -97,7 +97,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
 def _quota_of(folder: Path) -> float | None:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
         except (OSError, ValueError):
             continue
         if quota not in {"max", "-1"} and float(period) > 0:

@@ -210,7 +210,7 @@ MODES = {
     "residual": {"residual_scale_q": 0.5, "residual_scale_c": 0.5},
     "direct": {"residual_learning": False},
     "two branches": {"residual_learning": False, "two_branch": True},
-    "refinement": {"residual_learning": False, "refinement": True, "epochs": 9},
+    "refinement": {"residual_learning": False, "refinement": True, "epochs": 12},
 }
 
 

@@ -40,7 +40,7 @@ class Effect:
 
 
 def direct_heads(effect):
-    assert [path.name for path in effect.changed.glob("*.safetensors")] == ["direct_frozen_best.safetensors"]
+    assert sorted(path.name for path in effect.changed.glob("*.safetensors")) == ["direct_frozen_best.safetensors", "rows.safetensors"]
     rows = read_csv(effect.changed / "predictions.csv")
     assert {row["q_base"] for row in rows} == {""}
     assert np.isfinite(numbers(rows, "q")).all()
@@ -145,6 +145,8 @@ ELSEWHERE = {
     "repeats": "test_train_repeats.py",
     "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
+    "freeze_clip": "test_cli.py, what published commands say",
+    "partial_freeze": "test_cli.py, what published commands say",
     "tensorboard": "run/test_tensorboard.py",
 }
 
@@ -268,7 +270,7 @@ def test_parts_of_direct_heads_are_refused_by_residual_ones(train_demo, demo_run
 @pytest.mark.parametrize("residual", [True, False])
 def test_explanations_join_the_loss(train_demo, demo_rows, residual):
     def trained(**settings):
-        return train_demo(residual_learning=residual, epochs=2, **settings).run
+        return train_demo(residual_learning=residual, epochs=2, lr=5e-3, **settings).run
 
     plain, light, heavy = trained(), trained(use_explanations=True), trained(use_explanations=True, w_exp=10)
     assert same_weights(weights_of(light), weights_of(trained(use_explanations=True)))
