@@ -5,6 +5,7 @@ Settings are ranked on validation rows alone; the test rows are looked at once, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -129,24 +130,26 @@ def _table(settings: list[TrainConfig], stacked: Stacked) -> list[dict[str, Any]
 
     Settings that differ in the seed alone share the mean by which they are ranked, so that a lucky seed does not choose
     the setting; among its seeds the best one comes first. Settings that train another set of labels than the rest are
-    compared on the labels of all: with a weight of 0 a label counts as 0.
+    compared on the labels of all: with a weight of 0 a label counts as 0, and one that diverged as -1, the lowest SROCC.
     """
     rows = []
     for one in settings:
-        scores = {label: stacked.val_scores(one).get(label, float("nan")) for label in stacked.ranked}
+        found = stacked.val_scores(one)
+        scores = {label: found.get(label, math.nan) for label in stacked.ranked}
+        counted = [np.nan_to_num(found[label], nan=-1.0) if label in found else 0.0 for label in scores]
         best = stacked.best_epochs(one)
         rows.append(
             {name: getattr(one, name) for name in SWEPT}
             | {f"val_{label}": score for label, score in scores.items()}
             | {f"best_epoch_{label}": best[label] for label in scores}
-            | {"val_score": float(np.mean(np.nan_to_num(list(scores.values()))))}
+            | {"val_score": float(np.mean(counted))}
         )
     of_kind = defaultdict(list)
     for row in rows:
         of_kind[_without_seed(row)].append(row["val_score"])
     for row in rows:
-        found = of_kind[_without_seed(row)]
-        row |= {"val_score_mean": float(np.mean(found)), "num_seeds": len(found)}
+        of_seeds = of_kind[_without_seed(row)]
+        row |= {"val_score_mean": float(np.mean(of_seeds)), "num_seeds": len(of_seeds)}
     return sorted(rows, key=lambda row: (-row["val_score_mean"], -row["val_score"]))
 
 

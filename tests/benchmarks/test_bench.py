@@ -55,6 +55,7 @@ def test_every_part_exists_or_has_a_goal():
         assert (ROOT / "benchmarks" / f"{part}.py").exists() or part in run.GOALS
 
 
+@pytest.mark.slow
 def test_prompts_are_distinct_and_as_long_as_peoples():
     prompts = drawn_prompts(200)
     assert len(set(prompts)) == 200

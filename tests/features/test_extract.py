@@ -357,6 +357,7 @@ def test_a_second_writer_is_refused(twelve, tiny_backbone):
         )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(kill_set, tiny_backbone, tmp_path):
     """The second is refused while the first works, and does the first no harm."""
     out, lock = tmp_path / "c.h5", tmp_path / "c.h5.lock"
@@ -552,7 +553,9 @@ def server():
 
 
 # Files may not grow over some sizes: less than a header, less than a cache, less than is asked for beforehand.
-@pytest.mark.parametrize("limit", [4_096, 60_000, 1_000_000])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(4_096, marks=pytest.mark.slow), 60_000, pytest.param(1_000_000, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_is_one_line_and_no_file(server, twelve, tiny_backbone, limit):
     out, errors = twelve / "c.h5", twelve / "errors"
     arguments = ["extract", str(twelve / "demo.csv"), "--out", str(out), "--backbone", tiny_backbone]

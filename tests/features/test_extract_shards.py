@@ -250,6 +250,7 @@ def test_a_shard_whose_images_are_all_broken(demo_folder, tmp_path):
         run(tmp_path, tmp_path / "other.h5", shard="1/2")
 
 
+@pytest.mark.slow
 def test_a_killed_shard_goes_on(table, shards, tmp_path):
     command = [sys.executable, "-m", "deltaclip", "extract", str(table / "demo.csv"), "--out", str(tmp_path / "c.h5")]
     child = subprocess.Popen([*command, "--shard", "1/3", "--batch-size", "1", "--precision", "fp32"])

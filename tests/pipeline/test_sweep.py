@@ -126,6 +126,8 @@ def test_a_diverged_setting_comes_last(sweep_demo):
     run = sweep_demo(lr="5e-3,1e38", max_grad_norm=0, base_init="identity")
     assert run.table[0]["lr"] == 5e-3
     assert np.isfinite(run.metrics["test"]["quality"]["srocc"])
+    assert np.isnan(run.table[1]["val_quality"])
+    assert run.table[1]["val_score"] == pytest.approx((run.table[1]["val_consistency"] - 1) / 2)
 
 
 def test_bf16_products_choose_alike(sweep_demo):

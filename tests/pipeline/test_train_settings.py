@@ -40,7 +40,10 @@ class Effect:
 
 
 def direct_heads(effect):
-    assert sorted(path.name for path in effect.changed.glob("*.safetensors")) == ["direct_frozen_best.safetensors", "rows.safetensors"]
+    assert sorted(path.name for path in effect.changed.glob("*.safetensors")) == [
+        "direct_frozen_best.safetensors",
+        "rows.safetensors",
+    ]
     rows = read_csv(effect.changed / "predictions.csv")
     assert {row["q_base"] for row in rows} == {""}
     assert np.isfinite(numbers(rows, "q")).all()

@@ -68,6 +68,7 @@ def large_cache(tmp_path_factory):
     return folder / "large.h5"
 
 
+@pytest.mark.slow
 def test_a_large_cache_takes_the_memory_of_its_windows(large_cache):
     found = []
     for memory_bytes in (0, 1 << 30):
