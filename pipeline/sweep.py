@@ -130,7 +130,7 @@ def _table(settings: list[TrainConfig], stacked: Stacked) -> list[dict[str, Any]
 
     Settings that differ in the seed alone share the mean by which they are ranked, so that a lucky seed does not choose
     the setting; among its seeds the best one comes first. Settings that train another set of labels than the rest are
-    compared on the labels of all: with a weight of 0 a label counts as 0, and one that diverged as -1, the lowest SROCC.
+    compared on the labels of all: with a weight of 0 a label counts as 0, and one that diverged as -1, the lowest.
     """
     rows = []
     for one in settings:
