@@ -69,7 +69,7 @@ bench: $(VENV)/installed-dev ## measure speed, both sides of every ratio in one 
 	$(BIN)/python -m benchmarks.run
 
 backbone: $(VENV)/installed ## train the bundled backbone anew (under an hour on 4 cores)
-	$(BIN)/python -m deltaclip.features.backbone.train_tiny
+	$(BIN)/python -m tools.tiny.train
 
 clean: ## remove what can be made again: .venv, caches of tools; runs/ and cache/ stay
 	rm -rf $(VENV) .lint .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltaclip.base.errors import UserError
-    from deltaclip.pipeline.run.estimator import DeltaclipRegressor
-    from deltaclip.pipeline.run.metric import DeltaclipMetric as DeltaclipMetric
-    from deltaclip.pipeline.run.scorer import Scorer
+    from deltaclip.pipeline.api.estimator import DeltaclipRegressor
+    from deltaclip.pipeline.api.metric import DeltaclipMetric as DeltaclipMetric
+    from deltaclip.pipeline.api.scorer import Scorer
 
 __version__ = "0.1.0"
 # Without DeltaclipMetric, which needs an extra: `from deltaclip import *` takes all that stands here.
@@ -18,9 +18,9 @@ __all__ = ["DeltaclipRegressor", "Scorer", "UserError", "__version__"]
 
 # Where the public names live. They are imported when first asked for: torch alone takes a second.
 _HOMES = {
-    "DeltaclipMetric": "deltaclip.pipeline.run.metric",
-    "DeltaclipRegressor": "deltaclip.pipeline.run.estimator",
-    "Scorer": "deltaclip.pipeline.run.scorer",
+    "DeltaclipMetric": "deltaclip.pipeline.api.metric",
+    "DeltaclipRegressor": "deltaclip.pipeline.api.estimator",
+    "Scorer": "deltaclip.pipeline.api.scorer",
     "UserError": "deltaclip.base.errors",
 }
 

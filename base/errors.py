@@ -1,13 +1,20 @@
-"""What went wrong, in one line a user can act on.
+"""UserError, did_you_mean, require_extra.
+
+What went wrong, in one line a user can act on.
 
 Knows the error types for bad input and for a machine that fails, how errors of libraries end a program, and how to
 propose the nearest name. Must not know any stage, file format or terminal.
+
+Libraries that come with an extra of the installation: say which is missing, and how to get it.
+
+Must not know what they are used for.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+
+# ---- What went wrong, in one line a user can act on
+
 
 MACHINE, INPUT, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports of a process ended by Ctrl-C
 
@@ -173,3 +184,18 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     known = list(names)
     close = nearest(name, known)
     return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
+
+
+# ---- Libraries that come with an extra of the installation: say which is missing, and how to get it
+
+
+def require_extra(extra: str, *modules: str, place: str) -> None:
+    """Refuse to start `place`, a command or an option, without the modules of an extra.
+
+    Raises:
+        UserError: names the first one that is missing, and the extra.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            remedy = f"install it with: pip install 'deltaclip[{extra}]'"
+            raise UserError(f"needs {module}, which is not installed", place=place, remedy=remedy)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.device import check_device_words
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place
-from deltaclip.base.settings import option_name
+from deltaclip.base.options import option_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

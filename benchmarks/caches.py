@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaclip.features.data.content import ImageContent
+from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.data.views import CENTER
-from deltaclip.features.store.plan import make_plan
-from deltaclip.features.store.takeover import open_writer
+from deltaclip.features.store.schema import make_plan
+from deltaclip.features.store.writer import open_writer
 
 if TYPE_CHECKING:
     from pathlib import Path

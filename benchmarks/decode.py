@@ -12,14 +12,13 @@ import time
 import numpy as np
 import torch
 
-from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.encode_images import encode_images
-from deltaclip.features.backbone.encode_texts import encode_texts
+from deltaclip.features.backbone.encode import encode_images, encode_texts
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.pixels import center_crops
-from deltaclip.features.backbone.views import file_opener
+from deltaclip.features.backbone.view_vectors import file_opener
+from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.data.adapters import read_manifest
-from deltaclip.pipeline.scoring.ranks import srocc
+from deltaclip.pipeline.scoring.agreement import srocc
 
 WAYS = ("exact", "fast", "draft")
 BATCH = 8

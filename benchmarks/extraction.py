@@ -17,7 +17,7 @@ from benchmarks.machine import decode_rate, share_of_products
 from benchmarks.measuring import Row, at_least, not_measured, seconds
 from benchmarks.models import drawn_jpegs, vit_b_32
 from deltaclip.base.device import choose_device, choose_precision
-from deltaclip.features.backbone.encode_images import encode_images
+from deltaclip.features.backbone.encode import encode_images
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.pixels import center_crops
 from deltaclip.features.extract import extract

@@ -24,21 +24,20 @@ from PIL import Image
 from benchmarks.measuring import Row, at_most, seconds
 from benchmarks.models import drawn_jpegs, drawn_prompts, vit_b_32
 from deltaclip.base.device import choose_device, choose_precision
-from deltaclip.features.backbone.batches import default_workers
-from deltaclip.features.backbone.choose import autocast_type
+from deltaclip.features.backbone.decode_ahead import default_workers
 from deltaclip.features.backbone.load import Backbone, load_backbone
+from deltaclip.features.backbone.precision import autocast_type
 from deltaclip.features.backbone.towers import CutTower, cut_towers
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.loop.tower_learner import TunePlan, tune
+from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import Batch, run_heads
-from deltaclip.pipeline.model.spec import HeadSpec, build_heads
-from deltaclip.pipeline.run.processes import Processes
-from deltaclip.pipeline.run.rows import CacheRows, load_rows
-from deltaclip.pipeline.run.tower_sides import SideMaker, image_files
-from deltaclip.pipeline.run.tune_batches import SideBatches
-from deltaclip.pipeline.run.tuned import TunedModel, unit
-from deltaclip.pipeline.training.tune import TunePlan, tune
+from deltaclip.pipeline.rows.cached_rows import CacheRows, image_files, load_rows
+from deltaclip.pipeline.training.processes import Processes
+from deltaclip.pipeline.training.tower_inputs import SideMaker
+from deltaclip.pipeline.training.tower_model import SideBatches, TunedModel, unit
 
 FROZEN, BLOCKS, BATCH = 9, 12, 32
 ROWS, ROUNDS, ROWS_PER_PROMPT = 64, 3, 2

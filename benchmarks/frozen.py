@@ -14,8 +14,7 @@ import torch
 from benchmarks.measuring import Row, paired_ratio
 from benchmarks.models import vit_b_32
 from deltaclip.base.device import choose_device, cpu_has_bf16_units
-from deltaclip.features.backbone.encode_images import encode_images
-from deltaclip.features.backbone.encode_texts import encode_texts
+from deltaclip.features.backbone.encode import encode_images, encode_texts
 from deltaclip.features.backbone.load import load_backbone
 
 if TYPE_CHECKING:

@@ -23,19 +23,19 @@ import torch
 from benchmarks.caches import random_cache
 from benchmarks.measuring import Row, seconds
 from deltaclip.base.device import choose_device, choose_precision
-from deltaclip.pipeline.run.finish import judge
-from deltaclip.pipeline.run.grid import sweep_settings
-from deltaclip.pipeline.run.learning import learn
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.stacking import Stacked
-from deltaclip.pipeline.run.targets import loss_weights
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.runs.save_run import judge
 from deltaclip.pipeline.settings import SweepConfig, TrainConfig
+from deltaclip.pipeline.training.sweep_grid import sweep_settings
+from deltaclip.pipeline.training.train_heads import learn
+from deltaclip.pipeline.training.train_stacks import Stacked
 
 if TYPE_CHECKING:
-    from deltaclip.pipeline.run.learning import Learned
-    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.training.train_heads import Learned
 
 ROWS, DIM, SINGLES, REPEATS = 3000, 768, 6, 3
 EPOCHS = 10  # of the sweeps and the trainings that they are compared with: half the default, for half the time

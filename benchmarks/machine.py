@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.measuring import Row, seconds
 from benchmarks.models import drawn_jpegs
 from deltaclip.base.device import choose_device, cpu_has_bf16_units
-from deltaclip.features.backbone.batches import default_workers
+from deltaclip.features.backbone.decode_ahead import default_workers
 
 SIDE, REPEATS = 2048, 5
 DISK_BYTES = 256 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
+from deltaclip.features.backbone.weights import WeightsSource, find_weights
 
 WORDS = """
 a an the of in on with red blue golden dark bright old new tiny giant cat dog castle forest river mountain

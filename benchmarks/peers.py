@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring import Row, seconds
 from benchmarks.models import drawn_jpegs, vit_b_32
-from deltaclip.features.backbone.batches import default_workers
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.backbone.decode_ahead import default_workers
+from deltaclip.features.store.reader import FeatureStore
 
 ROWS, DIM, EPOCHS = 3000, 768, 20
 FEW, MANY = 64, 320  # images

@@ -17,13 +17,13 @@ from PIL import Image
 from benchmarks.measuring import Row, at_least, at_most, not_measured
 from benchmarks.models import drawn_jpegs, vit_b_32
 from deltaclip.base.device import Precision, choose_device, choose_precision
-from deltaclip.features.backbone.encode_images import encode_images
+from deltaclip.features.backbone.encode import encode_images
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.scoring.ranks import srocc
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.scoring.agreement import srocc
 
 IMAGES = 64
 

@@ -78,8 +78,8 @@ def _measured(stage: str, folder: Path, rows: int, dim: int) -> dict[str, Any]:
 
 def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
     """Write a cache from a manifest in memory: the plan, the layout, every vector by `put`."""
-    from deltaclip.features.store.plan import make_plan
-    from deltaclip.features.store.takeover import open_writer
+    from deltaclip.features.store.schema import make_plan
+    from deltaclip.features.store.writer import open_writer
 
     def work() -> dict[str, Any]:
         before, started = peak_bytes(), time.monotonic()
@@ -109,7 +109,7 @@ def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
 
 
 def _manifest(folder: Path, rows: int, dim: int) -> tuple[Any, Any]:
-    from deltaclip.features.data.content import ImageContent
+    from deltaclip.features.data.images import ImageContent
     from deltaclip.features.data.manifest import Manifest
 
     prompts = [f"a synthetic prompt, number {number}" for number in range(-(-rows // ROWS_PER_PROMPT))]
@@ -173,8 +173,8 @@ def _verify(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
 
 def _split(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
     """Open the cache and split its rows by groups."""
-    from deltaclip.pipeline.run.rows import load_rows
-    from deltaclip.pipeline.run.sides import split_cache
+    from deltaclip.pipeline.rows.cached_rows import load_rows
+    from deltaclip.pipeline.rows.split_rows import split_cache
 
     def work() -> dict[str, Any]:
         split = split_cache(load_rows(folder / "cache.h5", "cpu"), "grouped", fractions="0.7,0.1,0.2", seed=0)
@@ -185,7 +185,7 @@ def _split(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
 
 def _shuffled(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
     """Read shuffled batches as training gets them: rows checked, vectors in float32, with their labels."""
-    from deltaclip.pipeline.run import rows as module
+    from deltaclip.pipeline.rows import cached_rows as module
 
     def work() -> dict[str, Any]:
         module.MEMORY_BYTES = 0

@@ -97,8 +97,8 @@ def watch(command: list[str], out: Path) -> tuple[list[dict[str, float]], dict[s
 
 def _done(part: Path) -> int | None:
     from deltaclip.base.errors import UserError
+    from deltaclip.features.store.reader import FeatureStore
     from deltaclip.features.store.schema import DONE
-    from deltaclip.features.store.store import FeatureStore
 
     try:
         with FeatureStore.open(part, unfinished=True) as store:

@@ -14,7 +14,7 @@ import torch
 from benchmarks.measuring import Row, at_least, seconds
 from benchmarks.models import drawn_prompts, vit_b_32
 from deltaclip.base.device import choose_device, choose_precision
-from deltaclip.features.backbone.encode_texts import text_batches
+from deltaclip.features.backbone.encode import text_batches
 from deltaclip.features.backbone.load import Backbone, load_backbone
 
 PROMPTS, REPEATS, BATCH = 256, 3, 64

@@ -6,12 +6,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.features.checking.columns import check_cells, check_columns, check_labels
-from deltaclip.features.checking.files import check_images
+from deltaclip.features.checking.columns import (
+    check_cells,
+    check_columns,
+    check_groups,
+    check_labels,
+    check_sources,
+    check_split,
+)
 from deltaclip.features.checking.findings import Finding, Findings, Rows
-from deltaclip.features.checking.sides import check_groups, check_sources, check_split
+from deltaclip.features.checking.images import check_images
 from deltaclip.features.data.adapters import open_data
-from deltaclip.features.data.labels import parse_label_ranges
+from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.paths import understood_all
 
 if TYPE_CHECKING:

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.options import option_name
 from deltaclip.base.progress import say
-from deltaclip.base.settings import option_name
-from deltaclip.features.backbone.checkpoint import LOCAL_DIR, find_weights
+from deltaclip.features.backbone.weights import LOCAL_DIR, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.sharding import Shard, local_rank, read_shard
 from deltaclip.features.data.views import check_decode, parse_views
-from deltaclip.features.extraction.job import Extraction, Work
+from deltaclip.features.extraction.cache_job import Extraction, Work
 from deltaclip.features.extraction.on_ray import run_on_ray
 from deltaclip.features.extraction.pace import bottleneck, share_words
-from deltaclip.features.store.joined import open_shards
 from deltaclip.features.store.near import near_words
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.sets import find_shards, read_mark, set_size, whole_path
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.shards import find_shards, open_shards, read_mark, set_size, whole_path
 from deltaclip.features.store.writer import part_path
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, one_writer
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
-from deltaclip.features.data.content import ImageContent, hash_images
-from deltaclip.features.data.embeddings import read_source
-from deltaclip.features.data.labels import parse_label_ranges
-from deltaclip.features.data.manifest import manifest_from_table
-from deltaclip.features.store.plan import make_plan
+from deltaclip.features.data.foreign import read_source
+from deltaclip.features.data.images import ImageContent, hash_images
+from deltaclip.features.data.manifest import manifest_from_table, parse_label_ranges
+from deltaclip.features.store.schema import make_plan
 from deltaclip.features.store.writer import STORED_DTYPE, StoreWriter, draft_path
 
 if TYPE_CHECKING:
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deltaclip.features.data.embeddings import Source, Vectors
+    from deltaclip.features.data.foreign import Source, Vectors
     from deltaclip.features.data.manifest import Manifest
     from deltaclip.features.settings import ImportConfig
+    from deltaclip.features.store.reader import Kind
     from deltaclip.features.store.schema import Plan
-    from deltaclip.features.store.store import Kind
 
 BLOCK_ROWS = 16_384  # 100 MB in float64 at D = 768
 UNIT = 2e-3  # how far float16 leaves a unit vector from length 1, at most, up to D = 1024 and with room

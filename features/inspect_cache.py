@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.store.export import export_cache
-from deltaclip.features.store.joined import open_cache
+from deltaclip.features.store.cache_export import export_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING
-from deltaclip.features.store.sets import find_set
-from deltaclip.features.store.shards import merge
+from deltaclip.features.store.shards import find_set, merge, open_cache
 from deltaclip.features.store.verify import find_problems
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltaclip.features.settings import InspectConfig
-    from deltaclip.features.store.store import FeatureStore
+    from deltaclip.features.store.reader import FeatureStore
 
 FAILURES_SHOWN = 10
 PROBLEMS_FOUND = 2  # the exit code of wrong input: a damaged cache is one

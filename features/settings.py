@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltaclip.base.device import Precision, PrecisionChoice
-from deltaclip.base.settings import check_settings, setting
+from deltaclip.base.options import check_settings, setting
 from deltaclip.features.data.decoding import Decode
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_folder
+from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import Progress, say
-from deltaclip.base.settings import settings_to_json
-from deltaclip.pipeline.run.comparison import (
+from deltaclip.pipeline.comparing.variant_table import (
     comparable_labels,
     compare_variants,
     comparison_lines,
@@ -24,22 +24,27 @@ from deltaclip.pipeline.run.comparison import (
     interval_kind,
     subset_notes,
 )
-from deltaclip.pipeline.run.describe import warnings_of
-from deltaclip.pipeline.run.folder import free_run_path, surroundings
-from deltaclip.pipeline.run.measure import present_labels
-from deltaclip.pipeline.run.predictions import write_table
-from deltaclip.pipeline.run.repeats import combine, repeat_configs
-from deltaclip.pipeline.run.rows import load_rows, view_there
-from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.targets import loss_weights
-from deltaclip.pipeline.run.tuned_variants import TUNED_VARIANTS, announce_tuned, predict_tuned
-from deltaclip.pipeline.run.variants import VARIANTS, predict_variants, variants_of
+from deltaclip.pipeline.comparing.variants import (
+    TUNED_VARIANTS,
+    VARIANTS,
+    announce_tuned,
+    predict_tuned,
+    predict_variants,
+    variants_of,
+)
+from deltaclip.pipeline.rows.cached_rows import load_rows, view_there
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.runs.folder import free_run_path, surroundings
+from deltaclip.pipeline.runs.measure import combine, present_labels, repeat_configs
+from deltaclip.pipeline.runs.prediction_table import write_table
 from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.words.plan_words import warnings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deltaclip.pipeline.run.rows import CacheRows
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import AblateConfig
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, write_json
 from deltaclip.base.progress import Progress
-from deltaclip.base.targets import LABELS
-from deltaclip.pipeline.run.comparing import Round, compare_label, read_round, source_of_spread
-from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.tables import comparison_table
+from deltaclip.base.vocabulary import LABELS
+from deltaclip.pipeline.comparing.run_differences import Round, compare_label, read_round, source_of_spread
+from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.words.result_words import comparison_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import CompareConfig
 
 

@@ -9,17 +9,17 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters.demo import demo_folder
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.features.store.joined import open_cache
+from deltaclip.features.store.shards import open_cache
 from deltaclip.pipeline.report import report
-from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.tables import metrics_table
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import ReportConfig, TrainConfig
 from deltaclip.pipeline.train import train
+from deltaclip.pipeline.words.result_words import metrics_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import DemoConfig
 
 

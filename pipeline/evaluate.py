@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, write_json
-from deltaclip.base.settings import option_name
-from deltaclip.features.store.joined import open_cache
-from deltaclip.features.store.takeover import check_request
+from deltaclip.base.options import option_name
+from deltaclip.features.store.shards import open_cache
+from deltaclip.features.store.writer import check_request
+from deltaclip.pipeline.api.scorer import tuned_scores
 from deltaclip.pipeline.model.heads import ResidualHeads
-from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.measure import Training, measure, present_labels
-from deltaclip.pipeline.run.predictions import SCORE_BATCH, score
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_of_run
-from deltaclip.pipeline.run.tables import metrics_table
-from deltaclip.pipeline.run.tuned_scores import tuned_scores
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.measure import Training, measure, present_labels
+from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
+from deltaclip.pipeline.runs.run_split import split_of_run
+from deltaclip.pipeline.words.result_words import metrics_table
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import EvaluateConfig

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, sha256_file
+from deltaclip.pipeline.api.onnx_graph import OPSET, TOLERANCE, HeadGraph, ScorerGraph, check_onnx, to_onnx, write_onnx
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.model.heads import ResidualHeads
-from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.graphs import HeadGraph, ScorerGraph
-from deltaclip.pipeline.run.onnx_file import OPSET, TOLERANCE, check_onnx, to_onnx, write_onnx
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.runs.folder import check_outside, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deltaclip.features.backbone.load import Backbone
-    from deltaclip.pipeline.run.folder import RunFolder
-    from deltaclip.pipeline.run.onnx_file import Speed
+    from deltaclip.pipeline.api.onnx_graph import Speed
+    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import ExportConfig
 
     Draw = Callable[[int], dict[str, Tensor]]

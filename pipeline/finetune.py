@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.progress import say
-from deltaclip.pipeline.run.folder import free_run_path
-from deltaclip.pipeline.run.preset import apply_preset
-from deltaclip.pipeline.run.processes import OneVoice
-from deltaclip.pipeline.run.repeats import combine
-from deltaclip.pipeline.run.result import result_json, result_words
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.targets import loss_weights
-from deltaclip.pipeline.run.tuning_job import TuningJob
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.runs.folder import free_run_path
+from deltaclip.pipeline.runs.measure import combine
 from deltaclip.pipeline.scoring.splits import repeat_seeds
+from deltaclip.pipeline.training.finetune_job import TuningJob
+from deltaclip.pipeline.training.presets import apply_preset
+from deltaclip.pipeline.training.processes import OneVoice
+from deltaclip.pipeline.words.result_words import result_json, result_words
 
 if TYPE_CHECKING:
     from pathlib import Path

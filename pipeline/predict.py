@@ -11,21 +11,20 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result
-from deltaclip.base.settings import option_name
+from deltaclip.base.options import option_name
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained, understood
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
-from deltaclip.pipeline.run.folder import check_outside, open_run
-from deltaclip.pipeline.run.pairing import pair
-from deltaclip.pipeline.run.predictions import write_table
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.api.scorer import Scorer, pair
+from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.prediction_table import write_table
 
 if TYPE_CHECKING:
-    from deltaclip.pipeline.run.folder import RunFolder
-    from deltaclip.pipeline.run.scorer import ScoredPairs
+    from deltaclip.pipeline.api.scorer import ScoredPairs
+    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import PredictConfig
 
 ROWS_SHOWN = 20

@@ -11,18 +11,16 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_file
 from deltaclip.base.places import check_file
 from deltaclip.pipeline.compare import compare
-from deltaclip.pipeline.report_parts import panels, tables
-from deltaclip.pipeline.report_parts.page import render
-from deltaclip.pipeline.report_parts.section import make_section
-from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.tables import comparison_basis
-from deltaclip.pipeline.settings import CompareConfig
-from deltaclip.pipeline.settings.report import RUNS, newest_run
+from deltaclip.pipeline.report_parts import page_tables, panels
+from deltaclip.pipeline.report_parts.page import make_section, render
+from deltaclip.pipeline.runs.folder import open_run
+from deltaclip.pipeline.settings import RUNS, CompareConfig, newest_run
+from deltaclip.pipeline.words.result_words import comparison_basis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import ReportConfig
 
 
@@ -126,7 +124,7 @@ def _beside(runs: Sequence[RunFolder], names: Sequence[str]) -> dict[str, Any]:
     metrics = [run.metrics for run in runs]
     found: dict[str, Any] = {
         "figures": panels.figures_of_runs(names, metrics),
-        "table": tables.runs_table(names, metrics),
+        "table": page_tables.runs_table(names, metrics),
         "epochs": panels.epoch_panels(runs, names),
         "comparison": [],
         "comparison_words": "",
@@ -137,7 +135,7 @@ def _beside(runs: Sequence[RunFolder], names: Sequence[str]) -> dict[str, Any]:
     except UserError as error:  # runs on other data, say: they still stand side by side
         return found | {"warnings": [f"No differences between these runs: {error}"]}
     return found | {
-        "comparison": tables.comparison_tables(comparison, names),
+        "comparison": page_tables.comparison_tables(comparison, names),
         "comparison_words": comparison_basis(comparison),
         "warnings": comparison["warnings"],
     }

@@ -12,8 +12,8 @@ from deltaclip.base.progress import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deltaclip.pipeline.run.scorer import Scorer
-    from deltaclip.pipeline.serving.limits import Limited
+    from deltaclip.pipeline.api.scorer import Scorer
+    from deltaclip.pipeline.serving.app import Limited
     from deltaclip.pipeline.settings import ServeConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -51,8 +51,8 @@ def serve(config: ServeConfig) -> ServeResult:
         UserError: the extra is not installed, the address is taken, no such root, or a run that cannot be loaded.
     """
     config.check_more()
-    from deltaclip.pipeline.run.scorer import Scorer
-    from deltaclip.pipeline.serving.server import listen, make_server, one_line_log
+    from deltaclip.pipeline.api.scorer import Scorer
+    from deltaclip.pipeline.serving.app import listen, make_server, one_line_log
 
     if config.root is not None and not config.root.is_dir():
         raise UserError("no such folder", place=config.root, remedy="give the folder of the images as --root")
@@ -77,8 +77,7 @@ def serve(config: ServeConfig) -> ServeResult:
 
 
 def _application(config: ServeConfig, scorer: Scorer) -> Limited:
-    from deltaclip.pipeline.serving.app import create_app
-    from deltaclip.pipeline.serving.limits import Limited, Limits
+    from deltaclip.pipeline.serving.app import Limited, Limits, create_app
     from deltaclip.pipeline.serving.service import Service
 
     max_bytes = int(config.max_request_mb * 1e6)

@@ -15,21 +15,20 @@ import numpy as np
 
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.errors import UserError
+from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import say
-from deltaclip.base.settings import settings_to_json
-from deltaclip.pipeline.run.bases import base_view
-from deltaclip.pipeline.run.describe import describe, warnings_of
-from deltaclip.pipeline.run.finish import judge, save_run
-from deltaclip.pipeline.run.folder import free_run_path
-from deltaclip.pipeline.run.grid import sweep_settings, varied
-from deltaclip.pipeline.run.heatmap import heatmap_lines, heatmaps, table_lines
-from deltaclip.pipeline.run.measure import rankable_labels, trained_labels
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.stacking import Stacked
-from deltaclip.pipeline.run.tables import metrics_table
-from deltaclip.pipeline.run.targets import loss_weights
-from deltaclip.pipeline.settings.swept import SWEPT
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.runs.folder import free_run_path
+from deltaclip.pipeline.runs.measure import rankable_labels, trained_labels
+from deltaclip.pipeline.runs.save_run import judge, save_run
+from deltaclip.pipeline.settings import SWEPT
+from deltaclip.pipeline.training.sweep_grid import sweep_settings, varied
+from deltaclip.pipeline.training.train_heads import base_view
+from deltaclip.pipeline.training.train_stacks import Stacked
+from deltaclip.pipeline.words.plan_words import describe, warnings_of
+from deltaclip.pipeline.words.result_words import heatmap_lines, heatmaps, metrics_table, table_lines
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
-from deltaclip.pipeline.run.bases import base_view
-from deltaclip.pipeline.run.describe import describe, warnings_of
-from deltaclip.pipeline.run.finish import judge, run_mode, save_run
-from deltaclip.pipeline.run.folder import free_run_path
-from deltaclip.pipeline.run.learning import learn
-from deltaclip.pipeline.run.preset import apply_preset
-from deltaclip.pipeline.run.repeats import combine, repeat_configs
-from deltaclip.pipeline.run.result import result_json, result_words
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.targets import loss_weights
-from deltaclip.pipeline.run.tensorboard import EpochLog, live_events, require_tensorboard
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.runs.curves import EpochLog, live_events, require_tensorboard
+from deltaclip.pipeline.runs.folder import free_run_path
+from deltaclip.pipeline.runs.measure import combine, repeat_configs
+from deltaclip.pipeline.runs.save_run import judge, run_mode, save_run
 from deltaclip.pipeline.scoring.splits import repeat_seeds
+from deltaclip.pipeline.training.presets import apply_preset
+from deltaclip.pipeline.training.train_heads import base_view, learn
+from deltaclip.pipeline.words.plan_words import describe, warnings_of
+from deltaclip.pipeline.words.result_words import result_json, result_words
 
 if TYPE_CHECKING:
     from pathlib import Path

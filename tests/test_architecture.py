@@ -15,7 +15,7 @@ import pytest
 
 import deltaclip
 from deltaclip import cli
-from deltaclip.cli_app import command_names
+from deltaclip.cli import command_names
 
 ROOT = Path(deltaclip.__file__).parent
 CODE = ("base", "features", "pipeline")

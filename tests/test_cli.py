@@ -13,8 +13,7 @@ import sys
 import pytest
 
 from deltaclip import cli
-from deltaclip.cli import main
-from deltaclip.cli_app import command_names
+from deltaclip.cli import command_names, main
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import TrainResult
@@ -38,7 +37,7 @@ def run(*arguments):
 @pytest.fixture
 def nothing_is_there(monkeypatch):
     """Let commands name files that nobody has made: the stages are not run."""
-    monkeypatch.setattr("deltaclip.cli_app.check_places", lambda settings: None)
+    monkeypatch.setattr("deltaclip.cli.check_places", lambda settings: None)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import deltaclip
 from deltaclip import cli
-from deltaclip.cli_app import command_names
+from deltaclip.cli import command_names
 
 ROOT = Path(deltaclip.__file__).parent
 

@@ -11,10 +11,9 @@ from typing import get_args
 import h5py
 import pytest
 
-from deltaclip.cli import main
-from deltaclip.cli_app import command_names
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.pipeline.settings.heads import Against
+from deltaclip.cli import command_names, main
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.pipeline.settings import Against
 
 MANIFESTS = {
     "no_prompt_column.csv": "image,promptt,quality\na.png,a red circle,0.5\n",

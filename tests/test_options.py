@@ -15,7 +15,7 @@ from typing import Any, get_args
 import pytest
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.settings import (
+from deltaclip.base.options import (
     check_settings,
     field_types,
     is_optional,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from deltaclip.features.backbone.checkpoint import WeightsSource
     from deltaclip.features.backbone.tensors import StoredTensors
+    from deltaclip.features.backbone.weights import WeightsSource
 
 OPENAI_WORDS = {
     "mean": "OpenAI's mean",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from deltaclip.features.backbone.checkpoint import WeightsSource
+    from deltaclip.features.backbone.weights import WeightsSource
 
 SAMPLES = ["a", "two small blue squares, left of a green star; 3"]
 

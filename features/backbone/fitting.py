@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from deltaclip.features.backbone.checkpoint import WeightsSource
     from deltaclip.features.backbone.tensors import StoredTensors
+    from deltaclip.features.backbone.weights import WeightsSource
 
 IMAGE_POSITIONS = "visual.positional_embedding"
 # What no embedding depends on, and what a model makes by itself: absent or left over, it says nothing.

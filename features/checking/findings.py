@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltaclip.base.targets import LABELS
+from deltaclip.base.vocabulary import LABELS
 from deltaclip.features.data.manifest import ALIASES, RATERS, find_columns, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deltaclip.features.data.adapters.layout import DataTables
+    from deltaclip.features.data.adapters.finding import DataTables
     from deltaclip.features.data.table import Table
 
 Level = Literal["error", "warning"]

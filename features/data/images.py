@@ -1,28 +1,41 @@
-"""Open an image file as people made it: right, or refused with a reason.
+"""Open, hash, shrink an image file.
+
+Open an image file as people made it: right, or refused with a reason.
 
 Knows Pillow's modes and limits. Must not know manifests or CLIP.
+
+Content addresses of image files: the same bytes are the same image, whatever their name.
+
+Small copies of images, to stand in a page. Knows Pillow; must not know pages.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import stat
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from deltaclip.base.progress import Progress
 from deltaclip.features.data.png import SIGNATURE, picture_only
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+
+# ---- Open an image file as people made it: right, or refused with a reason
+
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; larger files are bombs or scans, not generated images
 MAX_ASPECT = 100  # CLIP resizes the short side: a longer strip would blow up to gigabytes and lose all but its middle
@@ -343,3 +356,67 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         page = Image.new("RGBA", image.size, "white")  # what a viewer shows; plain conversion would show hidden colours
         return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+# ---- Content addresses of image files: the same bytes are the same image, whatever their name
+
+
+WORKERS = 8  # reading waits for the disk, hashing releases the interpreter's lock
+CHUNK = 256
+
+
+class ImageContent(NamedTuple):
+    """`sha256` of a file's bytes, or None and the `reason` why it cannot be read; whether it has `more_frames`."""
+
+    sha256: bytes | None
+    reason: str
+    more_frames: bool = False
+
+
+def hash_images(paths: Sequence[Path], root: Path | None) -> list[ImageContent]:
+    """Read and hash files, in order.
+
+    Args:
+        paths: image files.
+        root: folder that they must lie in once symbolic links are followed; None permits every place.
+    """
+    found: list[ImageContent] = []
+    with (
+        Progress(len(paths), "hashing images", unit="files") as progress,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
+        for start in range(0, len(paths), CHUNK):
+            found += pool.map(lambda path: _hash(path, root), paths[start : start + CHUNK])
+            progress.advance(len(found) - start)
+    return found
+
+
+def _hash(path: Path, root: Path | None) -> ImageContent:
+    try:
+        content = read_image_bytes(path, root)
+        return ImageContent(hashlib.sha256(content).digest(), "", has_more_frames(content))
+    except UnreadableImage as reason:
+        return ImageContent(None, str(reason))
+
+
+# ---- Small copies of images, to stand in a page
+
+
+WEBP_QUALITY = 72  # 4 to 8 kB at 224 pixels; artefacts of the images themselves stay visible
+
+
+def thumbnail(content: bytes, side_pixels: int) -> bytes:
+    """Return an image file as WebP that fits a square, larger images made smaller and smaller ones left as they are.
+
+    Args:
+        content: an image file.
+        side_pixels: side of the square, at least 1.
+
+    Raises:
+        UnreadableImage: see `open_image`.
+    """
+    image = open_image(content)
+    image.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS)
+    small = io.BytesIO()
+    image.save(small, "WEBP", quality=WEBP_QUALITY)
+    return small.getvalue()

@@ -10,8 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.errors import UserError
-from deltaclip.base.extras import require_extra
+from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.progress import Progress
 
 if TYPE_CHECKING:

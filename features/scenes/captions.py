@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaclip.features.scenes.draw import OPPOSITE, Group, Scene
-from deltaclip.features.scenes.shapes import NOUNS
+from deltaclip.features.scenes.draw import NOUNS, OPPOSITE, Group, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -32,8 +32,10 @@ from deltaclip.features.scenes.draw import (
     BACKGROUNDS,
     MAX_COUNT,
     MAX_LARGE,
+    NOUNS,
     OPPOSITE,
     RELATIONS,
+    SHAPES,
     STYLES,
     Group,
     Scene,
@@ -41,7 +43,6 @@ from deltaclip.features.scenes.draw import (
     visible_colours,
     with_group,
 )
-from deltaclip.features.scenes.shapes import NOUNS, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

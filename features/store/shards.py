@@ -1,29 +1,57 @@
-"""Several caches of one backbone as one: rows one after another, every image and text once.
+"""Find, join, merge shards.
+
+Several caches of one backbone as one: rows one after another, every image and text once.
 
 Knows readers and the writer. Must not know backbones or how the shards came to be.
+
+Which shards make a table, and whether all are there: missing and foreign ones are refused by name.
+
+Knows headers of caches and how shards are named. Must not know embeddings.
+
+The shards of a table read as one cache, without copying a vector.
+
+Knows shards and the reader. Must not know who reads. Names, labels and the index of what lies where are put together in
+memory, 0.7 KB a row; vectors stay in the shards and are read, and checked, from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import replace
+import re
+import uuid
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.progress import Progress
-from deltaclip.features.data.content import ImageContent
+from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
-from deltaclip.features.data.views import CENTER
-from deltaclip.features.store.plan import make_plan
-from deltaclip.features.store.schema import CODE_COLUMNS, DONE, MISSING_KEY, NUMBER_COLUMNS
-from deltaclip.features.store.sets import check_sets
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import check_recipes, check_request
-from deltaclip.features.store.writer import StoreWriter, draft_path
+from deltaclip.features.data.sharding import Shard
+from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.features.store.schema import (
+    CODE_COLUMNS,
+    DONE,
+    MISSING_KEY,
+    NUMBER_COLUMNS,
+    ViewLayout,
+    lay_out,
+    make_plan,
+    write_attributes,
+)
+from deltaclip.features.store.writer import (
+    StoreWriter,
+    check_recipes,
+    check_request,
+    draft_path,
+    find_content,
+    part_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +59,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deltaclip.features.store.schema import Plan, ViewLayout
+    from deltaclip.features.store.reader import Kind
+    from deltaclip.features.store.schema import Plan
+
+
+# ---- Several caches of one backbone as one: rows one after another, every image and text once
+
 
 APART = "merge only caches of one backbone, precision and recipe of each view"
 
@@ -166,3 +199,257 @@ def _all_words(by_name: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what is said of each name, all of it where the dictionaries disagree."""
     names = dict.fromkeys(name for words in by_name for name in words)
     return {name: "; ".join(dict.fromkeys(words[name] for words in by_name if name in words)) for name in names}
+
+
+# ---- Which shards make a table, and whether all are there: missing and foreign ones are refused by name
+
+
+_NAME = re.compile(r"(?P<stem>.+)\.shard-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[^.]*)?")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a shard says of itself: which it is, of which state of which table."""
+
+    shard: Shard
+    table: str
+
+    @property
+    def of(self) -> tuple[int, str]:
+        """What all shards of one set have in common."""
+        return self.shard.count, self.table
+
+
+def read_mark(store: FeatureStore) -> Mark | None:
+    """Return what a cache says of itself as a shard, None where it is none."""
+    found = store.header.get("shard")
+    return Mark(Shard(found["number"], found["count"]), found["table"]) if found else None
+
+
+def check_sets(stores: Sequence[FeatureStore]) -> list[int]:
+    """Refuse shards whose set is not complete.
+
+    Returns:
+        for each cache the number of the set that it belongs to; a cache that is no shard is a set by itself.
+
+    Raises:
+        UserError: names the shard that is missing, or one of another table or state, and the command that makes it.
+    """
+    marks = [read_mark(store) for store in stores]
+    sets: dict[object, list[int]] = {}
+    for number, mark in enumerate(marks):
+        sets.setdefault(mark.of if mark else number, []).append(number)
+    lacking = {members[0]: _missing([mark for n in members if (mark := marks[n])]) for members in sets.values()}
+    if any(lacking.values()):
+        _refuse_foreign(stores, marks)
+    for first, missing in lacking.items():
+        if missing:
+            path = missing[0].path(whole_path(stores[first].path))
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            remedy = f"make it by the same `deltaclip extract` with --shard {missing[0]}"
+            raise UserError(f"shard {missing[0]}{more} is missing", place=path, remedy=remedy)
+    numbers = {member: number for number, members in enumerate(sets.values()) for member in members}
+    return [numbers[number] for number in range(len(stores))]
+
+
+def _missing(marks: Sequence[Mark]) -> list[Shard]:
+    there = {mark.shard.number for mark in marks}
+    return (
+        [Shard(number, marks[0].shard.count) for number in range(1, marks[0].shard.count + 1) if number not in there]
+        if marks
+        else []
+    )
+
+
+def _refuse_foreign(stores: Sequence[FeatureStore], marks: Sequence[Mark | None]) -> None:
+    """Refuse a shard that has the count of others and another table, as after rows were added and not all made anew."""
+    found = [(store, mark) for store, mark in zip(stores, marks, strict=True) if mark]
+    by_count: dict[int, dict[str, list[FeatureStore]]] = {}
+    for store, mark in found:
+        by_count.setdefault(mark.shard.count, {}).setdefault(mark.table, []).append(store)
+    for count, tables in by_count.items():
+        if len(tables) > 1:
+            # The few are the strangers; of as many, the later ones.
+            groups = sorted(tables.values(), key=len, reverse=True)
+            stranger = groups[-1][0]
+            message = f"is a shard of another table, or of another state of it, than {groups[0][0].path.name}"
+            remedy = f"give the same `deltaclip extract` with each --shard from 1/{count}: only what is new is computed"
+            raise UserError(message, place=stranger.path, remedy=remedy)
+
+
+def whole_path(path: Path) -> Path:
+    """Return the name of the cache that a shard of this name is of; the name itself where it is none of a shard."""
+    found = _NAME.fullmatch(path.name)
+    return path.with_name(found["stem"] + (found["suffix"] or "")) if found else path
+
+
+def find_shards(whole: Path) -> dict[int, list[Path]]:
+    """Return by their count the files named as finished shards of the cache `whole`, in order of their numbers."""
+    found: dict[int, dict[int, Path]] = {}
+    for path in sorted(whole.parent.glob("*.shard-*-of-*")) if whole.parent.is_dir() else []:
+        name = _NAME.fullmatch(path.name)
+        if name and whole_path(path) == whole:
+            found.setdefault(int(name["count"]), {})[int(name["number"])] = path
+    return {count: [shards[number] for number in sorted(shards)] for count, shards in sorted(found.items())}
+
+
+def find_set(path: Path) -> list[Path] | None:
+    """Return the shards that `path` stands for: a pattern (`x.shard-*-of-4.h5`), or a cache that lies there in shards.
+
+    Returns:
+        None where `path` is a file, or nothing of that name is there.
+
+    Raises:
+        UserError: there are sets of several sizes.
+    """
+    if path.exists():
+        return None
+    sets = find_shards(whole_path(path.with_name(path.name.replace("*", "0"))))
+    if "*" in path.name:
+        sets = {count: kept for count, paths in sets.items() if (kept := [p for p in paths if p.match(path.name)])}
+        if not sets:
+            raise UserError("no such shards", place=path, remedy="make them with `deltaclip extract --shard I/N`")
+    if len(sets) > 1:
+        found = " and ".join(f"1/{count}" for count in sets)
+        remedy = f"name one set: {next(iter(sets.values()))[0].name.partition('.shard-')[0]}.shard-*-of-N{path.suffix}"
+        raise UserError(f"there are shards of several sets ({found})", place=path, remedy=remedy)
+    return next(iter(sets.values()), None)
+
+
+def set_size(whole: Path) -> int | None:
+    """Return of how many shards those that lie there, finished or begun, are; None where there is none.
+
+    Raises:
+        UserError: they are of several sets.
+    """
+    begun = {path.with_name(path.name.removesuffix(".part")) for path in whole.parent.glob("*.shard-*-of-*")}
+    names = [name for path in begun if (name := _NAME.fullmatch(path.name)) and whole_path(path) == whole]
+    counts = sorted({int(name["count"]) for name in names})
+    if len(counts) > 1:
+        found = " and ".join(f"1/{count}" for count in counts)
+        raise UserError(f"there are shards of several sets ({found})", place=whole, remedy="give --ray-shards")
+    return counts[0] if counts else None
+
+
+def find_sibling(whole: Path, shard: Shard) -> FeatureStore | None:
+    """Open another shard of the same set, finished or not; None where there is none yet."""
+    for number in range(1, shard.count + 1):
+        path = Shard(number, shard.count).path(whole)
+        for there in (path, part_path(path), path):  # the last one if it was finished meanwhile
+            if number != shard.number and there.exists():
+                try:
+                    return FeatureStore.open(there, unfinished=True)
+                except (UserError, FileNotFoundError):
+                    if there.exists():
+                        raise
+    return None
+
+
+# ---- The shards of a table read as one cache, without copying a vector
+
+
+def open_cache(path: Path, *, unfinished: bool = False) -> FeatureStore:
+    """Open a cache, or all shards of one as it: by its plain name where only shards lie, or by a pattern.
+
+    Raises:
+        UserError: see `FeatureStore.open`; a shard is missing, or does not belong to the others.
+    """
+    paths = find_set(path)
+    return open_shards(paths) if paths else FeatureStore.open(path, unfinished=unfinished)
+
+
+def open_shards(paths: Sequence[Path]) -> FeatureStore:
+    """Open finished shards as one cache: each row, image and text once, in the order of the table.
+
+    Raises:
+        UserError: a shard is missing, damaged, or made by another backbone, recipe or from another table.
+    """
+    with contextlib.ExitStack() as opened:
+        stores = [opened.enter_context(FeatureStore.open(path)) for path in paths]
+        views, first = common_views(stores), stores[0]
+        plan = merged_plan(stores)
+        file = opened.enter_context(_file_in_memory())
+        # Of no width: what they hold stays where it is.
+        layouts = {CENTER: ViewLayout(width=0, recipe=RECIPES[CENTER])}
+        layouts |= {name: ViewLayout(width=0, recipe=layout.recipe) for name, layout in views.items()}
+        lay_out(file, plan, layouts, dtype=np.dtype(np.float32))
+        write_attributes(file, plan, request=first.header["request"], facts=first.facts)
+        file.attrs.modify("complete", np.uint8(1))
+        vectors: dict[tuple[Kind, str], Joined] = {("texts", CENTER): _join(file, stores, "texts", CENTER)}
+        vectors |= {("images", view): _join(file, stores, "images", view) for view in layouts}
+        return FeatureStore(whole_path(paths[0]), file, vectors=vectors, opened=opened.pop_all())
+
+
+def _file_in_memory() -> h5py.File:
+    # HDF5 tells open files apart by their names, those in memory too: two sets may be open at once.
+    return h5py.File(f"shards-{uuid.uuid4()}", "w", driver="core", backing_store=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Vectors of shards as one dataset: that of entry k is number `entry_K[k]` of `stores[source_K[k]]`, none at -1."""
+
+    stores: Sequence[FeatureStore]
+    kind: Kind
+    view: str
+    source_K: NDArray[np.int64]
+    entry_K: NDArray[np.int64]
+    width: int
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (K, W)."""
+        return len(self.source_K), self.width
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return len(self.source_K) * self.width
+
+    def __len__(self) -> int:
+        return len(self.source_K)
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        source, entry = self.source_K[rows], self.entry_K[rows]
+        if np.ndim(source) == 0:
+            return np.asarray(self[int(rows) : int(rows) + 1][0])
+        found = np.zeros((len(source), self.width), dtype=self.dtype)
+        for number, store in enumerate(self.stores):
+            mine = np.flatnonzero(source == number)
+            if mine.size:
+                distinct, inverse = np.unique(entry[mine], return_inverse=True)
+                found[mine] = store.take(self.kind, distinct, view=self.view)[inverse]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's protocol
+        return self[:] if dtype is None else self[:].astype(dtype, copy=bool(copy))
+
+
+def _join(file: h5py.File, stores: Sequence[FeatureStore], kind: Kind, view: str) -> Joined:
+    """Say where each vector lies, and put together what stands beside them."""
+    group, keys = file[f"views/{view}"] if kind == "images" else file["texts"], file[f"{kind}/sha256"][:]
+    source, entry = np.full(len(keys), -1), np.full(len(keys), -1)
+    columns = {name: group[name][:] for name in ("norm", "crc32", "status")}
+    for number, store in enumerate(stores):
+        if kind == "images" and view not in store.view_names():
+            continue
+        there = store.group(kind, view)
+        new, old = find_content(keys, np.flatnonzero(source < 0), store.keys(kind), there["status"][:])
+        source[new], entry[new] = number, old
+        for name, values in columns.items():
+            values[new] = there[name][:][old]
+        if kind == "texts":
+            for name, found in (("truncated", store.truncated()), ("tokens", store.tokens())):
+                there = group[name][:]
+                there[new] = found[old]
+                group[name][:] = there
+    columns["status"][source >= 0] = DONE
+    for name, values in columns.items():
+        group[name][:] = values
+    like = next(store for store in stores if kind == "texts" or view in store.view_names()).group(kind, view)[
+        "embedding"
+    ]
+    return Joined(
+        stores=stores, kind=kind, view=view, source_K=source, entry_K=entry, width=like.shape[1], dtype=like.dtype
+    )

@@ -11,9 +11,9 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
-from deltaclip.features.store.checksums import damaged_rows
+from deltaclip.features.store.integrity import damaged_rows
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import BLOCK_TEXTS, DONE, text_key
-from deltaclip.features.store.store import FeatureStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from deltaclip.pipeline.model.direct import DirectHeads
-    from deltaclip.pipeline.model.heads import ResidualHeads
+    from deltaclip.pipeline.model.heads import DirectHeads, ResidualHeads
 
 # Labels at the ends of the range have infinite logits. One hundredth is the step of a 0-100 opinion score,
 # and keeps logits within +-4.6, where one row cannot pull the fit.

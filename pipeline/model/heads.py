@@ -1,25 +1,56 @@
-"""Residual heads: a base from CLIP plus a bounded learned correction.
+"""Residual, direct, refinement, rationale heads and HeadSpec: the paper in one file.
+
+Residual heads: a base from CLIP plus a bounded learned correction.
 
 Knows the formulas of residual heads and the three ways a scale may behave. Must not know data, files or the
 training loop.
 
 Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and t_ND prompt embedding
 (L2-normalised), s_N their cosine, q quality, c consistency, dq and dc the corrections in [-1, 1].
+
+Direct heads: scores straight from the embeddings, the ablation of the residual design.
+
+Knows the direct formulas. Must not know data, files or the training loop.
+
+Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s].
+
+The second stage of direct heads: a small transformer that corrects a coarse consistency within a bound.
+
+Knows the three tokens and the bound. Must not know which head gave the coarse score.
+
+Shapes: N rows, D embedding width, W width of a token.
+
+The explanation head: what it predicts, and its loss. Training only; no score reads it.
+
+Knows the hidden layer that it shares with the consistency head. Must not know where explanations come from.
+
+Shapes: N rows, H width of the shared layer, D embedding width.
+
+The description from which heads are built again, exactly.
+
+Knows which heads exist and what shapes them; it is the JSON header of a checkpoint. Must not know files or
+training settings.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from deltaclip.base.errors import did_you_mean
 from deltaclip.pipeline.model.kernel import Kernel
 from deltaclip.pipeline.model.scores import HeadScores, cosine
 
 if TYPE_CHECKING:
-    from deltaclip.pipeline.model.rationale import RationaleHead
+    from collections.abc import Mapping
+
+
+# ---- Residual heads: a base from CLIP plus a bounded learned correction
+
 
 ScaleMode = Literal["fixed", "learned", "curriculum"]
 
@@ -236,3 +267,232 @@ def clamp_straight(x_N: Tensor) -> Tensor:
     # learn at all. Leaving the clamp out of the loss instead would train dc against a base other than the
     # reported one.
     return x_N.detach().clamp(0, 1) + (x_N - x_N.detach())
+
+
+# ---- The second stage of direct heads: a small transformer that corrects a coarse consistency within a bound
+
+
+LAYERS, HEADS, WIDTH = 4, 8, 256
+# Two rather than the usual four: half of the weights of a layer, and three tokens have little to store.
+_FEED_FORWARD = 2 * WIDTH
+
+# Largest correction, as large as that of the residual heads: the coarse score stays the main part.
+BOUND = 0.2
+
+
+class Refinement(nn.Module):
+    """d = tanh(Linear(LayerNorm(last state of token c))) in [-1, 1] of Transformer(v, t, c); c is a token of its own.
+
+    Pre-norm layers (Xiong et al., arXiv:2002.04745), which need no warm-up of their own. A new module gives d = 0, so
+    that training starts at the coarse score.
+    """
+
+    bound: Tensor
+
+    def __init__(self, dim: int, *, bound: float = BOUND, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.v_token = nn.Linear(dim, WIDTH)
+        self.t_token = nn.Linear(dim, WIDTH)
+        self.c_token = nn.Linear(1, WIDTH)
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    WIDTH,
+                    HEADS,
+                    dim_feedforward=_FEED_FORWARD,
+                    dropout=dropout,
+                    activation="gelu",
+                    batch_first=True,
+                    norm_first=True,
+                )
+                for _ in range(LAYERS)
+            )
+        )
+        self.norm = nn.LayerNorm(WIDTH)
+        self.out = nn.Linear(WIDTH, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("bound", torch.tensor(float(bound)))
+
+    def forward(self, v_ND: Tensor, t_ND: Tensor, c_N: Tensor) -> Tensor:
+        """Return d_N; the refined score is c + bound * d.
+
+        The tokens need no position: each has its own projection with a bias.
+        """
+        tokens_N3W = torch.stack((self.v_token(v_ND), self.t_token(t_ND), self.c_token(c_N.unsqueeze(-1))), dim=1)
+        states_N3W = self.layers(tokens_N3W)
+        return torch.tanh(self.out(self.norm(states_N3W[:, 2])).squeeze(-1))
+
+
+# ---- Direct heads: scores straight from the embeddings, the ablation of the residual design
+
+
+class DirectHeads(nn.Module):
+    """q = sigmoid(Linear(v)), c = sigmoid(MLP([v, t, s])).
+
+    The MLP is the Fusion of the residual heads, so that the ablation changes the design and not the capacity.
+    Two branches: c = (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2. Refinement: c + bound * d, see `Refinement`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        dropout: float = 0.1,
+        hidden_c: tuple[int, int] = (256, 64),
+        two_branch: bool = False,
+        refinement: bool = False,
+        refine_bound: float = BOUND,
+    ) -> None:
+        super().__init__()
+        self.dim, self.two_branch = dim, two_branch
+        self.q_linear = nn.Linear(dim, 1)
+        self.c_fusion = fusion_mlp(dim, hidden_c, dropout)
+        if two_branch:
+            # A start for uncalibrated use: 0.5 at a cosine of 0.25, the middle of what CLIP gives to prompts and
+            # images, and 0.27 to 0.73 between 0.15 and 0.35, its usual range.
+            self.cosine_slope = nn.Parameter(torch.tensor(10.0))
+            self.cosine_offset = nn.Parameter(torch.tensor(-2.5))
+        self.refinement = Refinement(dim, bound=refine_bound, dropout=dropout) if refinement else None
+        self.rationale: RationaleHead | None = None
+
+    def forward(self, v_ND: Tensor, t_ND: Tensor) -> HeadScores:
+        """Score rows of embeddings; with refinement the coarse c is the base of the correction."""
+        s_N = cosine(v_ND, t_ND)
+        q_N = torch.sigmoid(self.q_linear(v_ND).squeeze(-1))
+        vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
+        c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
+        c_N = torch.sigmoid(c_logit_N)
+        if self.two_branch:
+            c_N = (c_N + torch.sigmoid(self.cosine_slope * s_N + self.cosine_offset)) / 2
+        if self.refinement is None:
+            return HeadScores(q_sum_N=q_N, c_sum_N=c_N, e_ND=e_ND)
+        d_N, bound = self.refinement(v_ND, t_ND, c_N), self.refinement.bound
+        c_sum_N = c_N + bound * d_N
+        return HeadScores(q_sum_N=q_N, c_sum_N=c_sum_N, c_base_N=c_N, dc_N=d_N, scale_c=bound, e_ND=e_ND)
+
+
+# ---- The explanation head: what it predicts, and its loss
+
+
+class RationaleHead(nn.Module):
+    """[v, t, s] -> R^D through the first layer of the consistency head: e = Linear(GELU(Linear(LayerNorm([v, t, s])))).
+
+    The layer is shared because v and t are frozen: a head with layers of its own would learn beside the scores and
+    change none of them.
+    """
+
+    def __init__(self, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        """Return e_ND, the predicted embedding of the explanation."""
+        predicted_ND: Tensor = self.out(hidden_NH)
+        return predicted_ND
+
+
+def rationale_loss(predicted_ND: Tensor, target_ND: Tensor) -> Tensor:
+    """Return the mean over explained rows and D of (predicted - target)^2; target rows of NaN have no explanation.
+
+    0 with a zero gradient when no row has one.
+    """
+    present_N = ~torch.isnan(target_ND[:, 0])
+    error_ND = torch.where(present_N[:, None], predicted_ND - target_ND, 0.0)
+    return error_ND.square().sum() / (present_N.sum().clamp(min=1) * target_ND.shape[1])
+
+
+# ---- The description from which heads are built again, exactly
+
+
+HeadKind = Literal["residual", "direct"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """Everything that shapes heads.
+
+    Scales in [0, 1] are read by residual heads only; `two_branch`, `refinement` and its bound by direct ones.
+    """
+
+    dim: int
+    kind: HeadKind = "residual"
+    scale_q: float = 0.2
+    scale_c: float = 0.2
+    scale_mode: ScaleMode = "fixed"
+    dropout: float = 0.1
+    hidden_q: int = 128
+    hidden_c: tuple[int, int] = (256, 64)
+    two_branch: bool = False
+    refinement: bool = False
+    refine_bound: float = BOUND
+    rationale: bool = False
+    kernels: KernelShape | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no head can be built from."""
+        for name, value, known in (
+            ("kind", self.kind, get_args(HeadKind)),
+            ("scale_mode", self.scale_mode, get_args(ScaleMode)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown; {did_you_mean(value, known)}")
+        for name in ("scale_q", "scale_c", "refine_bound"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        for name, kind in (("two_branch", "direct"), ("refinement", "direct"), ("kernels", "residual")):
+            if self.kind != kind and getattr(self, name):
+                raise ValueError(f"{name} needs {kind} heads, these are {self.kind}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+        for width in (self.dim, self.hidden_q, *self.hidden_c):
+            if width < 1:
+                raise ValueError(f"dim and hidden widths must be at least 1, not {width}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; floats survive exactly."""
+        kernels = None if self.kernels is None else self.kernels._asdict()
+        return asdict(self) | {"hidden_c": list(self.hidden_c), "kernels": kernels}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> HeadSpec:
+        """Return the spec that `to_json` wrote; unknown names are an error: they would change the heads."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown head setting {name!r}; {did_you_mean(name, known)}")
+        wide, narrow = values.get("hidden_c", cls.hidden_c)
+        kernels = values.get("kernels")
+        shape = None if kernels is None else KernelShape(**kernels)
+        return cls(**{**values, "hidden_c": (wide, narrow), "kernels": shape})
+
+
+def build_heads(spec: HeadSpec) -> ResidualHeads | DirectHeads:
+    """Return new heads; their random weights come from torch's global generator."""
+    heads = _build_scores(spec)
+    if spec.rationale:  # after the rest, whose random start is the same without
+        heads.rationale = RationaleHead(spec.hidden_c[0], spec.dim)
+    if spec.kernels and isinstance(heads, ResidualHeads):
+        heads.use_kernels(spec.kernels)
+    return heads
+
+
+def _build_scores(spec: HeadSpec) -> ResidualHeads | DirectHeads:
+    if spec.kind == "direct":
+        return DirectHeads(
+            spec.dim,
+            dropout=spec.dropout,
+            hidden_c=spec.hidden_c,
+            two_branch=spec.two_branch,
+            refinement=spec.refinement,
+            refine_bound=spec.refine_bound,
+        )
+    return ResidualHeads(
+        spec.dim,
+        scale_q=spec.scale_q,
+        scale_c=spec.scale_c,
+        scale_mode=spec.scale_mode,
+        dropout=spec.dropout,
+        hidden_q=spec.hidden_q,
+        hidden_c=spec.hidden_c,
+    )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaclip.base.errors import did_you_mean
-from deltaclip.pipeline.model.rationale import rationale_loss
+from deltaclip.pipeline.model.heads import rationale_loss
 from deltaclip.pipeline.model.scores import Batch, HeadScores
 
 # Errors above are outliers to `huber`: good scorers reach an RMSE of about 0.1 on labels in [0, 1].

@@ -1,24 +1,35 @@
-"""The plots of a report as SVG: epochs, predicted against human, corrections, heat map, figures with intervals.
+"""SVG plots.
+
+The plots of a report as SVG: epochs, predicted against human, corrections, heat map, figures with intervals.
 
 Knows values and the frame of a plot. Must not know run directories or the page around. Every mark
 carries what it shows: `data-tip` in words, or `data-row`, the number of a row whose data the page has.
+
+SVG in strings: elements with everything escaped, and the frame of a plot with axes that say what they show.
+
+Knows markup and scales. Must not know what is plotted. Colours are classes of `page.css`, so that one plot serves light
+and dark.
+
+From values to places on a plot, and the round numbers to label them with. Knows numbers alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from deltaclip.pipeline.report_parts.scales import domain, number, tick_words
-from deltaclip.pipeline.report_parts.svg import DIGIT, WIDTH, axes, label_beside, line, picture, plot, tag, text, x_axis
+from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from markupsafe import Markup
     from numpy.typing import NDArray
+
+
+# ---- The plots of a report as SVG: epochs, predicted against human, corrections, heat map, figures with intervals
+
 
 BINS = 24
 SATURATED = 0.9  # of the scale
@@ -193,3 +204,178 @@ def figure_plot(figures: Sequence[Figure], *, x_label: str) -> Markup:
             tip = f"{one.name}: {number(one.value)}{words}"
             parts.append(tag("circle", **dot, class_=f"mark dot c{one.colour}", data_tip=tip))
     return picture(frame.height, x_label, *parts)
+
+
+# ---- SVG in strings: elements with everything escaped, and the frame of a plot with axes that say what they show
+
+
+WIDTH = 400  # of a plot in its own units; the page stretches it to its column
+DIGIT = 6.6  # width of a digit at the font size of page.css
+
+
+def tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
+    """Return one element; text and attributes are escaped, None leaves an attribute out.
+
+    `class_` is `class`, `text_anchor` is `text-anchor`.
+    """
+    words = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _word(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, words, Markup("").join(children))
+
+
+def _word(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
+
+
+def text(words: str, x: float, y: float, *, class_: str = "", anchor: str = "start") -> Markup:
+    """Return a line of text at a place."""
+    return tag("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor)
+
+
+def line(start: tuple[float, float], end: tuple[float, float], *, class_: str) -> Markup:
+    """Return a straight line."""
+    return tag("line", x1=start[0], y1=start[1], x2=end[0], y2=end[1], class_=class_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """The frame of a plot: where its axes run."""
+
+    x: Scale
+    y: Scale
+    height: float
+
+
+def plot(
+    x_limits: tuple[float, float], y_limits: tuple[float, float], *, height: float, left: float | None = None
+) -> Plot:
+    """Lay out a plot: `x_limits` and `y_limits` are what its axes span, lo < hi; by default `left` fits its ticks."""
+    if left is None:
+        left = 32 + DIGIT * max([len(words) for words in tick_words(ticks(*y_limits))], default=0)
+    return Plot(x=Scale(*x_limits, left, WIDTH - 10), y=Scale(*y_limits, height - 40, 10), height=height)
+
+
+def axes(frame: Plot, *, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> Markup:
+    """Return grid, tick labels and the names of both axes.
+
+    Args:
+        frame: where they run.
+        x_label: name and unit.
+        y_label: the same.
+        x_ticks: numbers to label instead of round ones.
+    """
+    x, y = frame.x, frame.y
+    parts = []
+    values = ticks(y.lo, y.hi)
+    for value, words in zip(values, tick_words(values), strict=True):
+        parts.append(line((x.start, y(value)), (x.end, y(value)), class_="grid"))
+        parts.append(text(words, x.start - 6, y(value) + 4, class_="tick", anchor="end"))
+    parts.append(label_beside(y_label, (y.start + y.end) / 2))
+    return Markup("").join([*parts, x_axis(frame, x_label, values=x_ticks)])
+
+
+def x_axis(frame: Plot, label: str, *, values: Sequence[float] | None = None, grid: bool = False) -> Markup:
+    """Return the lower axis with its name: `values` labelled, or round numbers; lines upwards for a `grid`."""
+    x, y = frame.x, frame.y
+    shown = list(values) if values is not None else ticks(x.lo, x.hi)
+    parts = []
+    for value, words in zip(shown, tick_words(shown), strict=True):
+        end = (x(value), y.end if grid else y.start + 4)
+        parts.append(line((x(value), y.start), end, class_="grid" if grid else "axis"))
+        parts.append(text(words, x(value), y.start + 16, class_="tick", anchor="middle"))
+    parts.append(line((x.start, y.start), (x.end, y.start), class_="axis"))
+    parts.append(text(label, (x.start + x.end) / 2, frame.height - 6, class_="label", anchor="middle"))
+    return Markup("").join(parts)
+
+
+def label_beside(words: str, middle: float) -> Markup:
+    """Return the name of the left axis, which reads upwards."""
+    turned = f"rotate(-90 12 {middle:.1f})"
+    return tag("text", words, x=12, y=middle, class_="label", text_anchor="middle", transform=turned)
+
+
+def picture(height: float, title: str, *parts: str) -> Markup:
+    """Return a whole plot, which can be reached with the keyboard; `title` says what it shows."""
+    return tag(
+        "svg",
+        *parts,
+        class_="chart",
+        viewBox=f"0 0 {WIDTH} {height:.0f}",
+        role="group",
+        aria_label=f"{title}. Arrow keys go through the values.",
+        tabindex="0",
+    )
+
+
+# ---- From values to places on a plot, and the round numbers to label them with
+
+
+MAX_DECIMALS = 9
+MAX_PLAIN = 1e6  # from here on, ticks are written with powers of ten
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A straight line from the domain [lo, hi], lo < hi, to places on the page."""
+
+    lo: float
+    hi: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return where a value lies; values outside the domain lie outside the plot."""
+        return self.start + (value - self.lo) / (self.hi - self.lo) * (self.end - self.start)
+
+
+def domain(values: Iterable[float], *, pad: float = 0.05) -> tuple[float, float]:
+    """Return limits around all finite values, wider by a share `pad` of their range at both ends.
+
+    Without any it is 0 to 1; around one constant value, half of it (or 0.5) to either side, so that it has a middle.
+    """
+    known = [float(value) for value in values if math.isfinite(value)]
+    if not known:
+        return 0.0, 1.0
+    lo, hi = min(known), max(known)
+    if hi - lo <= 1e-9 * max(abs(lo), abs(hi)):
+        side = abs(lo) / 2 or 0.5
+        return lo - side, hi + side
+    return lo - pad * (hi - lo), hi + pad * (hi - lo)
+
+
+def ticks(lo: float, hi: float, count: int = 5) -> list[float]:
+    """Return about `count` round numbers within [lo, hi], lo < hi: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (hi - lo) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.75 * rough)
+    first, last = math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9)
+    decimals = min(max(0, -math.floor(math.log10(step))), 300)
+    return [round(number * step, decimals) + 0.0 for number in range(first, last + 1)]  # + 0.0: no -0
+
+
+def tick_words(values: list[float]) -> list[str]:
+    """Return the labels of ticks, all with the decimals that they need, or digits where that would be too many."""
+    if max(map(abs, values), default=0) < MAX_PLAIN:
+        for places in range(MAX_DECIMALS):
+            words = [number(value, places) for value in values]
+            exact = all(abs(round(value, places) - value) <= 1e-9 * max(1.0, abs(value)) for value in values)
+            if exact and len(set(words)) == len(values):
+                return words
+    for digits in range(3, 18):  # 17 tell any two numbers apart
+        words = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
+        if len(set(words)) == len(values):
+            break
+    return words
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """Return a figure for a reader: a real minus sign, a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    words = f"{value:,.{decimals}f}"
+    if not words.strip("-0.,"):
+        words = words.lstrip("-")  # a minus before zeros says nothing
+    return words.replace("-", "\N{MINUS SIGN}")

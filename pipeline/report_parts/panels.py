@@ -1,24 +1,37 @@
-"""The plots of a page with their headings and a sentence each, from what runs recorded."""
+"""Panels and rows of a run.
+
+The plots of a page with their headings and a sentence each, from what runs recorded.
+
+Rows of a run as a report shows them: those of one side, columns as arrays.
+
+Knows the table of predictions. Must not know pages or plots.
+"""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltaclip.pipeline.report_parts import charts, tables
-from deltaclip.pipeline.report_parts.rows import read_history
-from deltaclip.pipeline.report_parts.scales import number
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.report_parts import charts, page_tables
+from deltaclip.pipeline.report_parts.charts import number
+from deltaclip.pipeline.runs.prediction_table import CSV_FIELD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from markupsafe import Markup
     from numpy.typing import NDArray
 
-    from deltaclip.pipeline.report_parts.rows import Rows
-    from deltaclip.pipeline.run.folder import RunFolder
+    from deltaclip.pipeline.runs.folder import RunFolder
+
+
+# ---- The plots of a page with their headings and a sentence each, from what runs recorded
+
 
 COLOURS = {"quality": 0, "consistency": 1}
 LOSS, FLOOR = 2, 7  # numbers of colours
@@ -40,7 +53,7 @@ def figure_panel(metrics: dict[str, Any]) -> Panel:
     figures = []
     for label, found in metrics["test"].items():
         figures.append(_figure(f"{label}: heads", COLOURS[label], found))
-        for floor, words in tables.FLOORS.items():
+        for floor, words in page_tables.FLOORS.items():
             if label in metrics["floors"][floor]:
                 figures.append(_figure(words, FLOOR, metrics["floors"][floor][label]))
     repeats = len(metrics["split"]["seeds"])
@@ -143,7 +156,7 @@ def delta_panels(rows: Rows, run: RunFolder, labels: Sequence[str]) -> list[Pane
     """Return the corrections of the test rows against their scales; none for heads without a base."""
     found = []
     scales = dict(zip(COLOURS, run.config["scales"], strict=True))
-    shares = {entry["name"]: tables.mean_of(entry["value"]) for entry in run.metrics["diagnostics"]}
+    shares = {entry["name"]: page_tables.mean_of(entry["value"]) for entry in run.metrics["diagnostics"]}
     for label in labels:
         delta: NDArray[np.float64] = rows.numbers[f"{label[0]}_delta"]
         if not np.isfinite(delta).any():
@@ -170,3 +183,66 @@ def _range_words(one: dict[str, Any]) -> str:
     if not known:
         return ""
     return f"From {number(min(known))} (palest) to {number(max(known))} (strongest); means over all else that varied."
+
+
+# ---- Rows of a run as a report shows them: those of one side, columns as arrays
+
+
+TEXT = ("image", "prompt", "source")
+NUMBERS = ("quality", "consistency", "q", "c", "q_base", "c_base", "q_delta", "c_delta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """N rows: `text` columns (N) str and `numbers` columns (N,) float64, NaN where a cell is empty."""
+
+    text: dict[str, list[str]]
+    numbers: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.text["image"])
+
+    def error(self, label: str) -> NDArray[np.float64]:
+        """Return predicted minus human score of 'quality' or 'consistency', (N,), NaN where either is missing."""
+        return self.numbers[label[0]] - self.numbers[label]
+
+
+def read_rows(path: Path, *, split: str) -> Rows:
+    """Read the rows of one side; the others do not stay in memory.
+
+    Raises:
+        UserError: the table cannot be read or lacks a column.
+    """
+    csv.field_size_limit(CSV_FIELD_BYTES)
+    text: dict[str, list[str]] = {name: [] for name in TEXT}
+    numbers: dict[str, list[float]] = {name: [] for name in NUMBERS}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            for name in ("split", *TEXT, *NUMBERS):
+                if name not in (table.fieldnames or ()):
+                    raise UserError(f"has no column {name!r}", place=path, remedy="train again")
+            for row in table:
+                if row["split"] == split:
+                    for name in TEXT:
+                        text[name].append(row[name])
+                    for name in NUMBERS:
+                        numbers[name].append(float(row[name] or "nan"))
+    except (OSError, csv.Error, ValueError, TypeError) as error:  # TypeError: a row that ends early
+        raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
+    return Rows(text=text, numbers={name: np.array(values) for name, values in numbers.items()})
+
+
+def read_history(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Read the table of epochs, every column (E,) float64, NaN where a cell is empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        names = rows[0] if rows else {}
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    except (OSError, csv.Error, ValueError, TypeError) as error:
+        raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from deltaclip.pipeline.scoring.ranks import json_number, srocc
+from deltaclip.pipeline.scoring.agreement import json_number, srocc
 
 if TYPE_CHECKING:
     import numpy.typing as npt

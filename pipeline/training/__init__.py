@@ -1,1 +1,1 @@
-"""The training loop and what it needs: batches, optimizer, schedules; receives tensors, knows no files."""
+"""Trainings of the stages: heads, stacks of heads, heads with towers; what they are given and what they leave."""

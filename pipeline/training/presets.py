@@ -1,15 +1,108 @@
-"""Presets: settings that suit an amount of data, one table for every mode.
+"""The table and how it applies.
+
+A preset applied to the settings of a training: what it sets, what was given and wins, what does not apply.
+
+Knows settings of `train` and `finetune` and the table of presets. Must not know rows or heads.
+
+Presets: settings that suit an amount of data, one table for every mode.
 
 Knows the table and how `auto` picks from it. Must not know stages, caches or how an option was given.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from deltaclip.base.options import option_name
+from deltaclip.pipeline.settings import FinetuneConfig, LearningSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+# ---- A preset applied to the settings of a training: what it sets, what was given and wins, what does not apply
+
+
+SCALES = ("residual_scale_q", "residual_scale_c")
+FREEZING = ("freeze_layers", "partial_freeze", "freeze_clip")  # options that say how much stays frozen
+Config = TypeVar("Config", bound=LearningSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedPreset:
+    """A preset in force: `applied` was set by it, `given` was given and won, `unused` says what has no place here."""
+
+    name: str
+    audience: str
+    reason: str
+    applied: dict[str, Any]
+    given: tuple[str, ...]
+    unused: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what stands in config.json."""
+        return {**self.__dict__, "given": list(self.given)}
+
+    def lines(self) -> list[str]:
+        """Return the preset in words, for a person."""
+        why = f"auto: {self.reason}" if self.reason else f"for {self.audience}"
+        settings = ", ".join(f"{option_name(name)} {value:g}" for name, value in self.applied.items())
+        won = f"; given and kept: {', '.join(map(option_name, self.given))}" if self.given else ""
+        lines = [f"preset        {self.name} ({why}): {settings or 'nothing left to set'}{won}"]
+        return [*lines, f"              not used here: {self.unused}"] if self.unused else lines
+
+
+def apply_preset(config: Config, *, num_rows: int) -> tuple[Config, AppliedPreset | None]:
+    """Return the settings with the preset in place, and what it did; None without a preset.
+
+    An option that was given wins, also where it was given its default.
+
+    Args:
+        config: settings as the user gave them.
+        num_rows: rows to train on, by which `auto` picks.
+    """
+    if config.preset is None:
+        return config, None
+    name, reason = choose_preset(config.preset, num_rows=num_rows)
+    preset = PRESETS[name]
+    part = _tuning_part(preset) if isinstance(config, FinetuneConfig) else _frozen_part(preset, config.lr)
+    without = set() if config.residual_learning else preset.heads.keys() & set(SCALES)
+    fitting = {key: value for key, value in part[0].items() if key not in without}
+    unused = [*(["scales: direct heads have none"] if without else []), *part[1]]
+    given = {key for key in fitting if key in config.given}
+    if "freeze_layers" in fitting and config.given & set(FREEZING):
+        given.add("freeze_layers")
+    applied = {key: value for key, value in fitting.items() if key not in given}
+    about = AppliedPreset(
+        name=name,
+        audience=preset.audience,
+        reason=reason,
+        applied=applied,
+        given=tuple(key for key in fitting if key in given),
+        unused="; ".join(unused),
+    )
+    return replace(config, **applied), about
+
+
+def _frozen_part(preset: Preset, lr: float) -> tuple[dict[str, Any], list[str]]:
+    """Return what a preset sets of `train`, and what has no place there."""
+    if preset.backbone_lr is None:
+        return dict(preset.heads), []
+    what = f"freezing {preset.freeze:.0%} of CLIP, learning rate {preset.backbone_lr:g}"
+    return dict(preset.heads), [f"{what}: the backbone is frozen, and heads learn at {lr:g}"]
+
+
+def _tuning_part(preset: Preset) -> tuple[dict[str, Any], list[str]]:
+    """Return what a preset sets of `finetune`, and what has no place there."""
+    fitting = {"head_lr" if key == "lr" else key: value for key, value in preset.heads.items()}
+    if preset.backbone_lr is None:
+        return fitting, ["freezing all of CLIP: that is what `train` does"]
+    return fitting | {"lr": preset.backbone_lr, "freeze_layers": preset.freeze}, []
+
+
+# ---- Presets: settings that suit an amount of data, one table for every mode
+
 
 FEW_ROWS, MANY_ROWS = 1_000, 3_000
 

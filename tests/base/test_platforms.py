@@ -15,7 +15,7 @@ import deltaclip
 from deltaclip.base import files
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer, prove_space, reserve, sync_file, sync_folder
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.reader import FeatureStore
 
 ROOT = Path(deltaclip.__file__).parent
 # Modules and functions that Linux has and macOS or Windows lacks; `posix_fallocate` and the like.

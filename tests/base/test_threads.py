@@ -14,7 +14,7 @@ from deltaclip.base.device import THREAD_SETTINGS, WAITING, _quota, usable_proce
 PROGRAM = """
 import os, sys
 if sys.argv[1] == "command":
-    from deltaclip.cli_app import share_processors
+    from deltaclip.cli import share_processors
     share_processors()
 else:
     import deltaclip

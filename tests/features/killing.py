@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.verify import find_problems
 
 HEADER = ["image", "prompt", "quality", "consistency", "explanation", "source"]
@@ -57,7 +57,7 @@ import h5py, open_clip, torch
 from deltaclip import cli
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-import deltaclip.features.backbone.choose
+import deltaclip.features.backbone.precision
 
 def work(values):
     result = extract(ExtractConfig(**values | {"out": Path(values["out"])}))

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
-from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.data.content import hash_images
+from deltaclip.features.backbone.weights import find_weights
+from deltaclip.features.data.images import hash_images
 from deltaclip.features.data.views import RECIPES
 from deltaclip.features.extract import default_cache, extract
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.store import FeatureStore
 from deltaclip.features.store.verify import find_problems
 from deltaclip.tests.features.killing import Server, content, kill_often, make_kill_set, read_rows, write_rows
 
@@ -418,7 +418,7 @@ def while_reading(monkeypatch, change):
         change()
         return found
 
-    monkeypatch.setattr("deltaclip.features.extraction.job.hash_images", hash_then_change)
+    monkeypatch.setattr("deltaclip.features.extraction.cache_job.hash_images", hash_then_change)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

@@ -13,7 +13,7 @@ import pytest
 from deltaclip.features.extract import FAILURES_SHOWN, extract
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.tests.features.data.odd_images import refused_files, usable_files, without_count
 from deltaclip.tests.features.store.making import edited
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.batches import default_workers
+from deltaclip.features.backbone.decode_ahead import default_workers
 from deltaclip.features.extract import extract
-from deltaclip.features.extraction import encoder, pace
+from deltaclip.features.extraction import cache_job as encoder
+from deltaclip.features.extraction import pace
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import train
 

@@ -16,8 +16,8 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.extract import _everywhere
 from deltaclip.features.extraction.on_ray import share_of_actor
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.store import FeatureStore
 from deltaclip.tests.features.killing import read_rows, write_rows
 from deltaclip.tests.features.test_extract_shards import check_equal, merged, run
 

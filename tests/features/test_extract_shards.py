@@ -20,10 +20,9 @@ from deltaclip.features.data.sharding import Shard, shard_of
 from deltaclip.features.extract import _extraction, extract
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
-from deltaclip.features.store.joined import open_cache
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE
-from deltaclip.features.store.sets import find_sibling, read_mark
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.shards import find_sibling, open_cache, read_mark
 from deltaclip.tests.features.killing import read_rows, write_rows
 
 COUNT = 3

@@ -22,9 +22,9 @@ from deltaclip.features.extract import extract
 from deltaclip.features.import_embeddings import import_embeddings
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import ExtractConfig, ImportConfig, InspectConfig
-from deltaclip.features.store.checksums import row_checksums
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.features.store.integrity import row_checksums
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import train
 from deltaclip.tests.features.store.making import edited

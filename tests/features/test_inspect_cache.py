@@ -16,7 +16,7 @@ from deltaclip.features.data.views import RECIPES
 from deltaclip.features.extract import extract
 from deltaclip.features.inspect_cache import FAILURES_SHOWN, inspect_cache
 from deltaclip.features.settings import ExtractConfig, InspectConfig
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.tests.features.store.making import ANEW, VERSION_ONE
 
 

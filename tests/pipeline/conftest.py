@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.extract import extract
 from deltaclip.features.scenes.render import render_demo
 from deltaclip.features.settings import ExtractConfig

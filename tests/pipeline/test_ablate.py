@@ -14,15 +14,14 @@ from sklearn.svm import SVR
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.ablate import ablate
-from deltaclip.pipeline.run.comparison import BOOTSTRAP, CORRECTED
-from deltaclip.pipeline.run.references import predict_cosine, predict_ridge
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_cache
-from deltaclip.pipeline.run.tables import COLUMNS
-from deltaclip.pipeline.run.variants import VARIANTS
-from deltaclip.pipeline.scoring.bootstrap import paired_difference
-from deltaclip.pipeline.scoring.metrics import srocc
+from deltaclip.pipeline.comparing.variant_table import BOOTSTRAP, CORRECTED
+from deltaclip.pipeline.comparing.variants import VARIANTS, predict_cosine, predict_ridge
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.scoring.agreement import srocc
+from deltaclip.pipeline.scoring.intervals import paired_difference
 from deltaclip.pipeline.settings import AblateConfig
+from deltaclip.pipeline.words.result_words import COLUMNS
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json
 from deltaclip.tests.reference import corrected_t_interval
 
@@ -286,7 +285,7 @@ def test_rows_that_lack_a_label_are_masked(ablate_demo, relabelled, train_demo):
 
 
 def test_a_thinned_baseline_says_so(ablate_demo, monkeypatch):
-    monkeypatch.setattr("deltaclip.pipeline.model.baselines.MAX_SVR_ROWS", 100)
+    monkeypatch.setattr("deltaclip.pipeline.comparing.baselines.MAX_SVR_ROWS", 100)
     lines = ablate_demo(repeats=1, epochs=1).summary().splitlines()
     assert "note: svr (quality) was fitted on 100 of 168 training rows, drawn at random" in lines
 

@@ -9,12 +9,12 @@ import threading
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.report import report
-from deltaclip.pipeline.run.scorer import Scorer
 from deltaclip.pipeline.serve import _application
 from deltaclip.pipeline.settings import ReportConfig, ServeConfig
 
-server_of = pytest.importorskip("deltaclip.pipeline.serving.server", reason="the extra serve is not installed")
+server_of = pytest.importorskip("deltaclip.pipeline.serving.app", reason="the extra serve is not installed")
 
 LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (375, 1200)]
 

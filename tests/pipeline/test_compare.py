@@ -12,8 +12,8 @@ from scipy import stats
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.compare import compare
-from deltaclip.pipeline.run.keys import read_keys, write_keys
-from deltaclip.pipeline.scoring.bootstrap import paired_difference
+from deltaclip.pipeline.rows.cached_rows import read_keys, write_keys
+from deltaclip.pipeline.scoring.intervals import paired_difference
 from deltaclip.pipeline.settings import CompareConfig
 from deltaclip.pipeline.train import train
 from deltaclip.tests.pipeline.conftest import EPOCHS, TrainConfig, numbers, read_csv

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from deltaclip.base.errors import UserError
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.settings import EvaluateConfig
 from deltaclip.tests.pipeline.conftest import read_csv, write_csv

@@ -11,9 +11,9 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.images import open_image
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.export import export
-from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import ExportConfig
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -151,7 +151,7 @@ def test_heads_with_kernels_take_the_view_as_x(train_demo, demo_folder, tiny_bac
 
 
 def test_a_difference_from_torch_is_no_file(demo_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("deltaclip.pipeline.run.onnx_file.TOLERANCE", -1.0)
+    monkeypatch.setattr("deltaclip.pipeline.api.onnx_graph.TOLERANCE", -1.0)
     out = tmp_path / "heads.onnx"
     with pytest.raises(UserError, match="onnxruntime differs from torch by"):
         export(ExportConfig(run=demo_run, out=out, part="heads"))

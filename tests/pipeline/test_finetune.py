@@ -18,19 +18,18 @@ import torch
 from safetensors import safe_open
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import TINY, find_weights
-from deltaclip.features.backbone.load import load_backbone
-from deltaclip.features.backbone.save_model import save_model
+from deltaclip.features.backbone.load import load_backbone, save_model
+from deltaclip.features.backbone.weights import TINY, find_weights
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.ablate import ablate
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.finetune import finetune
-from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.loop.epochs import StateFile
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, TrainConfig
 from deltaclip.pipeline.train import train
-from deltaclip.pipeline.training.resume import StateFile
 from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
 
 # Higher rates than anybody would take, so that two epochs of a few steps move everything.

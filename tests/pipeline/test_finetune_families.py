@@ -18,12 +18,12 @@ import torch
 from deltaclip.base.device import cpu_has_bf16_units
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.finetune import finetune
-from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.loop.epochs import StateFile
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import EvaluateConfig, FinetuneConfig
-from deltaclip.pipeline.training.resume import StateFile
 from deltaclip.tests.features.backbone.small_models import as_folder
 from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.run.preset import apply_preset
-from deltaclip.pipeline.run.tuning import heads_config
-from deltaclip.pipeline.run.tuning_job import run_mode
 from deltaclip.pipeline.settings import FinetuneConfig
+from deltaclip.pipeline.training.finetune_job import run_mode
+from deltaclip.pipeline.training.presets import apply_preset
+from deltaclip.pipeline.training.train_towers import heads_config
 
 
 def config(**settings):

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from deltaclip.cli_app import command_names
+from deltaclip.cli import command_names
 from deltaclip.features.data.adapters.demo import demo_folder
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.scenes.render import render_demo

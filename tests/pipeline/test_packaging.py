@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from deltaclip import DeltaclipMetric, DeltaclipRegressor, Scorer, UserError, __version__
-from deltaclip.pipeline.run.scorer import ScoredPairs
+from deltaclip.pipeline.api.scorer import ScoredPairs
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import TrainResult, train
 
@@ -148,7 +148,7 @@ def test_the_wheel_has_every_module_and_its_data_and_nothing_else(tracked, wheel
     folders = {Path(*name.split(".")[1:]) for name in packages}
     wanted = {name for name in tracked[1] if Path(name).parent in folders and not name.startswith(".")}
     top = {name for name in wanted if "/" not in name}
-    wanted -= top - {"__init__.py", "__main__.py", "cli.py", "cli_app.py", "py.typed"}
+    wanted -= top - {"__init__.py", "__main__.py", "cli.py", "py.typed"}
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
         metadata = message_from_bytes(file.read(next(name for name in names if name.endswith("/METADATA"))))

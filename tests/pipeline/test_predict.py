@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import find_weights, fingerprint
+from deltaclip.features.backbone.weights import find_weights, fingerprint
 from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.settings import PredictConfig
 from deltaclip.tests.pipeline.conftest import read_csv, write_csv

@@ -10,10 +10,10 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.predict import predict
-from deltaclip.pipeline.run.folder import open_run
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import EvaluateConfig, PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
 

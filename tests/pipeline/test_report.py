@@ -13,10 +13,8 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report import report
-from deltaclip.pipeline.report_parts.gallery import pictures
-from deltaclip.pipeline.report_parts.section import MAX_POINTS, sample
-from deltaclip.pipeline.settings import ReportConfig, SweepConfig
-from deltaclip.pipeline.settings.report import newest_run
+from deltaclip.pipeline.report_parts.page import MAX_POINTS, pictures, sample
+from deltaclip.pipeline.settings import ReportConfig, SweepConfig, newest_run
 from deltaclip.pipeline.sweep import sweep
 from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
 

@@ -21,14 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.serve import _application, serve
-from deltaclip.pipeline.serving.batcher import QueueFull
-from deltaclip.pipeline.serving.service import Pair, Service
+from deltaclip.pipeline.serving.service import Pair, QueueFull, Service
 from deltaclip.pipeline.settings import ServeConfig
 from deltaclip.tests.features.data.odd_images import png_header, refused_files, usable_files
 
-server_of = pytest.importorskip("deltaclip.pipeline.serving.server", reason="the extra serve is not installed")
+server_of = pytest.importorskip("deltaclip.pipeline.serving.app", reason="the extra serve is not installed")
 
 BOUNDARY = b"----a-boundary"
 # bf16 rounds differently in batches of other sizes.

@@ -16,7 +16,7 @@ import pytest
 
 from deltaclip.features.inspect_cache import inspect_cache
 from deltaclip.features.settings import InspectConfig
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.tests.pipeline.test_serve import command
 
 pytestmark = pytest.mark.slow

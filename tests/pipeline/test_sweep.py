@@ -10,10 +10,9 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.run.grid import sweep_settings, varied
-from deltaclip.pipeline.settings import EvaluateConfig, SweepConfig
-from deltaclip.pipeline.settings.swept import SWEPT
+from deltaclip.pipeline.settings import SWEPT, EvaluateConfig, SweepConfig
 from deltaclip.pipeline.sweep import sweep
+from deltaclip.pipeline.training.sweep_grid import sweep_settings, varied
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, weights_of
 
 LABELS = ("quality", "consistency")
@@ -143,7 +142,7 @@ def test_more_heads_than_one_stack_takes(sweep_demo, monkeypatch):
     settings = {"residual_scale_q": "0.05,0.2,0.4,0.5,0.1", "residual_scale_c": "0.1,0.3", "dropout": "0.5"}
     settings |= {"lr": "5e-3", "base_init": "identity"}  # no epoch is the calibrated base, which all would share
     whole = sweep_demo(**settings)
-    monkeypatch.setattr("deltaclip.pipeline.run.stacking.MAX_HEADS", 2)
+    monkeypatch.setattr("deltaclip.pipeline.training.train_stacks.MAX_HEADS", 2)
     parts = sweep_demo(**settings)
     for one, other in zip(whole.table, parts.table, strict=True):
         assert one["val_score"] == pytest.approx(other["val_score"], abs=1e-5)

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.settings import settings_to_json
-from deltaclip.features.store.store import FeatureStore
+from deltaclip.base.options import settings_to_json
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, same_weights, weights_of
 

@@ -15,9 +15,9 @@ from deltaclip.pipeline.ablate import ablate
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.model.kernel import Part, fit_kernel
 from deltaclip.pipeline.predict import predict
-from deltaclip.pipeline.run.folder import open_run
-from deltaclip.pipeline.run.rows import load_rows
-from deltaclip.pipeline.run.sides import split_cache
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, PredictConfig, SweepConfig
 from deltaclip.pipeline.sweep import sweep
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, write_csv

@@ -53,7 +53,7 @@ def test_a_run_killed_in_training_leaves_nothing(demo_cache, tmp_path):
 
 def test_a_run_killed_while_writing_leaves_no_run(demo_cache, tmp_path, train_demo):
     program = (
-        "import os, signal, sys, deltaclip.pipeline.run.folder as folder\n"
+        "import os, signal, sys, deltaclip.pipeline.runs.folder as folder\n"
         "written = folder.write_table\n"
         "def write_and_die(path, columns):\n"
         "    written(path, columns)\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deltaclip.cli import main
-from deltaclip.pipeline.run.preset import apply_preset
 from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.training.presets import apply_preset
 from deltaclip.tests.pipeline.conftest import read_csv, read_json
 
 TABLE = {

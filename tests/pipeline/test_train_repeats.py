@@ -7,9 +7,9 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.run import learning
 from deltaclip.pipeline.settings import MAX_SEED, EvaluateConfig
 from deltaclip.pipeline.train import train
+from deltaclip.pipeline.training import train_heads as learning
 from deltaclip.tests.pipeline.conftest import EPOCHS, TrainConfig, read_csv, read_json, same_weights, weights_of
 
 SEEDS = [42, 43, 44]

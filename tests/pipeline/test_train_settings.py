@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from deltaclip.base.settings import field_types
+from deltaclip.base.options import field_types
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.settings import EvaluateConfig, TrainConfig
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, same_weights, weights_of

@@ -10,11 +10,10 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.run.rows import load_rows
+from deltaclip.pipeline.loop.batches import MemoryBatches, StreamBatches
+from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.settings import EvaluateConfig, TrainConfig
 from deltaclip.pipeline.train import train
-from deltaclip.pipeline.training.batches import MemoryBatches
-from deltaclip.pipeline.training.streaming import StreamBatches
 from deltaclip.tests.pipeline.conftest import read_csv, read_json, same_weights, weights_of
 from deltaclip.tests.pipeline.test_damaged_cache import ANEW, flip
 
@@ -22,15 +21,15 @@ from deltaclip.tests.pipeline.test_damaged_cache import ANEW, flip
 @pytest.fixture
 def _streamed(monkeypatch):
     """Every cache is large now, and a window holds 24 rows of the demo set."""
-    monkeypatch.setattr("deltaclip.pipeline.run.rows.MEMORY_BYTES", 0)
-    monkeypatch.setattr("deltaclip.pipeline.run.rows.WINDOW_BYTES", 24 * 2 * 2 * 256)
+    monkeypatch.setattr("deltaclip.pipeline.rows.cached_rows.MEMORY_BYTES", 0)
+    monkeypatch.setattr("deltaclip.pipeline.rows.cached_rows.WINDOW_BYTES", 24 * 2 * 2 * 256)
 
 
 def test_the_bound_decides(demo_cache, monkeypatch):
     rows = load_rows(demo_cache, "cpu")
     size = sum(tensor.numel() * tensor.element_size() for tensor in (rows.v_ID, rows.t_TD))
     assert isinstance(rows.batches(None, batch_size=8), MemoryBatches)
-    monkeypatch.setattr("deltaclip.pipeline.run.rows.MEMORY_BYTES", size - 1)
+    monkeypatch.setattr("deltaclip.pipeline.rows.cached_rows.MEMORY_BYTES", size - 1)
     streamed = load_rows(demo_cache, "cpu")
     assert streamed.v_ID is streamed.t_TD is None
     assert isinstance(streamed.batches(None, batch_size=8), StreamBatches)

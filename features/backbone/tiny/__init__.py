@@ -1,1 +1,1 @@
-"""Bundled weights and configuration of `tiny`; the recipe is `features/backbone/train_tiny.py`."""
+"""Bundled weights and configuration of `tiny`; the recipe is `tools/tiny/train.py`."""

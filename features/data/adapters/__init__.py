@@ -20,10 +20,10 @@ from deltaclip.features.data.adapters.aigciqa2023 import read_aigciqa2023
 from deltaclip.features.data.adapters.aigiqa_20k import read_aigiqa_20k
 from deltaclip.features.data.adapters.demo import read_demo
 from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
+from deltaclip.features.data.adapters.finding import DataTables, manifest_of
 from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
-from deltaclip.features.data.adapters.layout import DataTables, manifest_of
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
-from deltaclip.features.data.labels import parse_label_ranges
+from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.table import SUFFIXES, read_table
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltaclip.features.data.adapters.layout import (
+from deltaclip.features.data.adapters.finding import (
     DataTables,
     column,
     find_file,
@@ -16,7 +16,7 @@ from deltaclip.features.data.adapters.layout import (
     required,
     with_columns,
 )
-from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import read_table
 
 RANGE = LabelRange(0.0, 5.0, "adapter")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltaclip.features.data.adapters.layout import DataTables, find_file, image_folder, required, with_columns
-from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.adapters.finding import DataTables, find_file, image_folder, required, with_columns
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import read_table
 
 RANGE = LabelRange(0.0, 5.0, "adapter")

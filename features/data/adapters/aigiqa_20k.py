@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.adapters.layout import DataTables, column, find_optional, required, with_columns
-from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.adapters.finding import DataTables, column, find_optional, required, with_columns
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import Table, read_table
 
 RANGE = LabelRange(0.0, 5.0, "adapter")

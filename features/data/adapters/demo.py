@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltaclip.base.files import user_cache
-from deltaclip.features.data.adapters.layout import DataTables
-from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.adapters.finding import DataTables
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import read_table
 
 if TYPE_CHECKING:

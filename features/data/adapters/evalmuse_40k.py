@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.adapters.layout import DataTables, find_file, find_optional, image_folder
-from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.adapters.finding import DataTables, find_file, find_optional, image_folder
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import Table, json_reason, refuse_no_text
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltaclip.features.data.adapters.layout import (
+from deltaclip.features.data.adapters.finding import (
     DataTables,
     find_file,
     image_folder,
     required,
     with_columns,
 )
-from deltaclip.features.data.labels import LabelRange
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import read_table
 
 if TYPE_CHECKING:

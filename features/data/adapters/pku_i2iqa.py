@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.adapters.layout import (
+from deltaclip.features.data.adapters.finding import (
     DataTables,
     find_optional,
     image_folder,
     required,
     with_columns,
 )
-from deltaclip.features.data.labels import LabelRange
 from deltaclip.features.data.listing import is_system_name
+from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import read_table
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deltaclip.features.backbone.batches import BATCHES_AHEAD, ImageFile, default_workers, pixel_batches
+from deltaclip.features.backbone.decode_ahead import BATCHES_AHEAD, ImageFile, default_workers, pixel_batches
 
 
 @pytest.fixture

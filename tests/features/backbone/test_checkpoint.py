@@ -12,9 +12,9 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import sha256_file
-from deltaclip.features.backbone import checkpoint
-from deltaclip.features.backbone.checkpoint import find_weights, fingerprint
+from deltaclip.features.backbone import weights as checkpoint
 from deltaclip.features.backbone.tensors import is_torchscript
+from deltaclip.features.backbone.weights import find_weights, fingerprint
 
 PREFERRED = [
     "open_clip_model.safetensors",
@@ -185,7 +185,7 @@ UNREACHABLE = """
 import json, sys, time
 import open_clip, huggingface_hub
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import find_weights
+from deltaclip.features.backbone.weights import find_weights
 for backbone, pretrained in (("hf-hub:some/model", None), ("ViT-B-32", "openai")):
     started = time.monotonic()
     try:

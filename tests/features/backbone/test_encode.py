@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.encode_images import (
+from deltaclip.features.backbone.encode import (
     encode_images,
+    encode_texts,
     is_usable,
     require_usable,
+    text_batches,
     to_unit_length,
 )
-from deltaclip.features.backbone.encode_texts import encode_texts, text_batches
 from deltaclip.features.backbone.load import load_backbone
+from deltaclip.features.backbone.weights import find_weights
 
 
 @pytest.fixture(scope="module")

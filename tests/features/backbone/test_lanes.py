@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deltaclip.features.backbone.lanes import dealt
+from deltaclip.features.backbone.decode_ahead import dealt
 
 
 def names():

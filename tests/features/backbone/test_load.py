@@ -17,13 +17,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import WeightsSource, find_weights
-from deltaclip.features.backbone.choose import load_in_best_precision
-from deltaclip.features.backbone.encode_images import encode_images
-from deltaclip.features.backbone.encode_texts import encode_texts
+from deltaclip.features.backbone.encode import encode_images, encode_texts
 from deltaclip.features.backbone.load import load_backbone, request_facts
-from deltaclip.features.backbone.published import check_preprocessing, check_quick_gelu, published_tags, quick_gelu_note
+from deltaclip.features.backbone.precision import load_in_best_precision
 from deltaclip.features.backbone.tensors import is_torchscript
+from deltaclip.features.backbone.weights import (
+    WeightsSource,
+    check_preprocessing,
+    check_quick_gelu,
+    find_weights,
+    published_tags,
+    quick_gelu_note,
+)
 
 # Small for a built-in model: 43 million parameters.
 SMALL = "ViT-S-32-alt"
@@ -396,7 +401,7 @@ def test_a_precision_that_overflows_is_not_taken(monkeypatch, tiny_backbone):
         return backbone
 
     monkeypatch.setattr("deltaclip.base.device.cpu_has_bf16_units", lambda: True)
-    monkeypatch.setattr("deltaclip.features.backbone.choose.load_backbone", load)
+    monkeypatch.setattr("deltaclip.features.backbone.precision.load_backbone", load)
     arguments = {"device": "cpu", "precision": "auto", "quick_gelu": None, "probe": probe_with(pictures())}
     broken = "bf16"
     backbone, reason = load_in_best_precision(find_weights(tiny_backbone, None), **arguments)

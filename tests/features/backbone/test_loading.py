@@ -16,16 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import find_weights
-from deltaclip.features.backbone.encode_images import encode_images
-from deltaclip.features.backbone.encode_texts import encode_texts
-from deltaclip.features.backbone.load import check_same, load_backbone, loading_notes
+from deltaclip.features.backbone.encode import encode_images, encode_texts
+from deltaclip.features.backbone.load import check_same, load_backbone, loading_notes, save_model
 from deltaclip.features.backbone.naming import find_names
-from deltaclip.features.backbone.save_model import save_model
 from deltaclip.features.backbone.tensors import read_tensors
+from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-from deltaclip.pipeline.run.scorer import Scorer
+from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.train import train
 from tests.features.backbone.small_models import MODELS, WIDTH, make_model

@@ -13,11 +13,9 @@ import timm.layers
 import torch
 
 from deltaclip.base.device import cpu_has_bf16_units
-from deltaclip.features.backbone.encode_images import encode_images, to_unit_length, try_images
-from deltaclip.features.backbone.encode_texts import encode_texts
+from deltaclip.features.backbone.block_means import StageTower
+from deltaclip.features.backbone.encode import encode_images, encode_texts, in_parts, to_unit_length, try_images
 from deltaclip.features.backbone.packed import ATTENTION_BYTES, can_pack, packed_twin
-from deltaclip.features.backbone.parts import in_parts
-from deltaclip.features.backbone.stages import StageTower
 from deltaclip.tests.features.backbone.small_models import MODELS, as_backbone, make_model, tokenizer
 
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch or processor has no packed 16-bit products")

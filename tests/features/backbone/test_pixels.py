@@ -14,7 +14,7 @@ from PIL import Image
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.load import Backbone
 from deltaclip.features.backbone.pixels import as_batch, center_crops, normalise
-from deltaclip.features.backbone.views import file_opener
+from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.images import open_image
 
 CONFIGS = {

@@ -9,10 +9,9 @@ import open_clip
 import pytest
 import torch
 
-from deltaclip.features.backbone import encode_texts as module
-from deltaclip.features.backbone.encode_texts import encode_texts, text_batches
+from deltaclip.features.backbone import encode as module
+from deltaclip.features.backbone.encode import TextTower, encode_texts, text_batches
 from deltaclip.features.backbone.load import Backbone
-from deltaclip.features.backbone.text_tower import TextTower
 
 VISION = {"layers": 1, "width": 32, "head_width": 32, "patch_size": 16, "image_size": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -67,8 +66,8 @@ def test_equals_the_whole_run(kind):
 
 
 def test_bundled_backbone_and_bf16(tiny_backbone):
-    from deltaclip.features.backbone.checkpoint import find_weights
     from deltaclip.features.backbone.load import load_backbone
+    from deltaclip.features.backbone.weights import find_weights
 
     source = find_weights(tiny_backbone, None)
     backbone = load_backbone(source, device="cpu", precision="fp32")

@@ -12,17 +12,21 @@ import torch
 from safetensors import safe_open
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone import tiny_batches, train_tiny
-from deltaclip.features.backbone.eval_tiny import TinyClip, held_out_pairs, recall_at_1, zero_shot_srocc
-from deltaclip.features.backbone.tiny_fit import (
+from deltaclip.features.scenes.render import DEMO_STREAM
+from tools.tiny import train as tiny_batches
+from tools.tiny import train as train_tiny
+from tools.tiny.train import (
     Readers,
+    TinyClip,
     _encode_text,
     auxiliary_loss,
     contrastive_loss,
+    held_out_pairs,
     learning_rate,
     parameter_groups,
+    recall_at_1,
+    zero_shot_srocc,
 )
-from deltaclip.features.scenes.render import DEMO_STREAM
 
 TINY = Path(train_tiny.__file__).parent / "tiny"
 # Seeds of the test alone: neither training (its own stream) nor the figures in README.md use them.
@@ -157,7 +161,7 @@ def test_a_short_training_learns_repeats_and_writes_all(tmp_path: Path, monkeypa
 
 def train_tiny_scores(folder: Path) -> object:
     """Evaluate as the recipe does, on fewer captions."""
-    from deltaclip.features.backbone.eval_tiny import evaluate_tiny
+    from tools.tiny.train import evaluate_tiny
 
     return evaluate_tiny(folder, num_captions=4, num_prompts=2)
 

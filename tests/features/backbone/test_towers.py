@@ -9,9 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.checkpoint import find_weights
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.towers import count_parameters, cut_towers
+from deltaclip.features.backbone.weights import find_weights
 from deltaclip.tests.features.backbone.small_models import MODELS, TEXT, as_backbone, make_model, tokenizer
 
 TEXTS = ["a cat", "two red circles", "x " * 30]

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.boundary_views import SMALLEST_SHARE, boundary_recipe, crop_box, view_pixels
+from deltaclip.features.data.views import SMALLEST_SHARE, boundary_recipe, crop_box, view_pixels
 
 KEYS = [hashlib.sha256(str(number).encode()).digest() for number in range(300)]
 

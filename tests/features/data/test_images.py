@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltaclip.features.data.content import CHUNK, hash_images
 from deltaclip.features.data.images import (
+    CHUNK,
     MAX_PIXELS,
     UnreadableFile,
     UnreadableImage,
     from_memory,
     has_more_frames,
+    hash_images,
     open_image,
     read_header,
     read_image_bytes,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.labels import LabelRange, parse_label_ranges, read_label, read_label_std
+from deltaclip.features.data.manifest import LabelRange, parse_label_ranges, read_label, read_label_std
 from deltaclip.features.data.table import Table
 
 

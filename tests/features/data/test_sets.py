@@ -16,9 +16,9 @@ from PIL import Image
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.adapters import FOLDER_ADAPTERS, read_manifest
 from deltaclip.features.data.adapters.agiqa_1k import prompt_of
+from deltaclip.features.data.adapters.aigciqa2023 import read_vector
 from deltaclip.features.data.adapters.evalmuse_40k import explanation_of
 from deltaclip.features.data.adapters.pku_i2iqa import source_of
-from deltaclip.features.data.matlab import read_vector
 
 
 def write_xlsx(path, rows):
@@ -424,7 +424,7 @@ def test_hostile_bytes_of_matlab_are_rows_or_one_line(tmp_path, small, data):
 
 def test_a_reader_that_crashes_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "deltaclip.features.data.matlab.READER", "import os, signal; os.kill(os.getpid(), signal.SIGBUS)"
+        "deltaclip.features.data.adapters.aigciqa2023.READER", "import os, signal; os.kill(os.getpid(), signal.SIGBUS)"
     )
     with pytest.raises(UserError) as caught:
         read_vector(tmp_path / "a.mat", "MOSz")

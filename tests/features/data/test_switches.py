@@ -14,8 +14,8 @@ import pytest
 from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin, features
 
 from deltaclip.features.backbone.pixels import center_crops, single_pixels
-from deltaclip.features.data.boundary_views import view_pixels
 from deltaclip.features.data.images import UnreadableImage, from_memory, has_more_frames, open_image, read_header
+from deltaclip.features.data.views import view_pixels
 from deltaclip.tests.features.backbone.test_pixels import make_backbone
 from deltaclip.tests.features.data.odd_images import animated, chunk, encoded, picture, refused_files, usable_files
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from deltaclip.features.scenes.captions import ENDINGS, OPENINGS, RELATION_WORDS, SIZE_WORDS, group_words, write_caption
-from deltaclip.features.scenes.draw import OPPOSITE, Group, random_scene, with_group
-from deltaclip.features.scenes.shapes import NOUNS
+from deltaclip.features.scenes.draw import NOUNS, OPPOSITE, Group, random_scene, with_group
 
 SCENES = [random_scene([11, i]) for i in range(300)]
 

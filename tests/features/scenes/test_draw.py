@@ -10,15 +10,16 @@ from deltaclip.features.scenes.draw import (
     BACKGROUNDS,
     COLOURS,
     MAX_LARGE,
+    SHAPES,
     STYLES,
     Group,
     Scene,
     draw_scene,
+    outlines,
     placements,
     random_scene,
     visible_colours,
 )
-from deltaclip.features.scenes.shapes import SHAPES, outlines
 
 
 def one_group(style: str = "flat", background: str = "white", **group: object) -> Scene:

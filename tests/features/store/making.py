@@ -8,13 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from deltaclip.features.data.content import ImageContent
+from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
-from deltaclip.features.store.plan import make_plan
-from deltaclip.features.store.schema import text_key
-from deltaclip.features.store.seal import write_seal
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import open_writer
+from deltaclip.features.store.integrity import write_seal
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.features.store.schema import make_plan, text_key
+from deltaclip.features.store.writer import open_writer
 
 VERSION_ONE = Path(__file__).parents[2] / "data" / "cache_version_1.h5"  # `small`, as the release before views wrote it
 REQUEST = {"weights_sha256": "a" * 64, "precision": "fp32"}

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE, ViewLayout
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import open_writer
 from deltaclip.features.store.verify import find_problems
-from deltaclip.features.store.writer import part_path
+from deltaclip.features.store.writer import open_writer, part_path
 from deltaclip.tests.features.store.dying import child, dying_at
 from deltaclip.tests.features.store.making import FACTS, REQUEST, fill, norms_of, plan_of, vector_of, write
 

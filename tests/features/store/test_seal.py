@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.store.checksums import damaged_rows, row_checksums
+from deltaclip.features.store.integrity import (
+    MAGIC,
+    SEAL_BYTES,
+    break_seal,
+    damaged_rows,
+    find_damage,
+    has_seal,
+    row_checksums,
+    write_seal,
+)
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE, FAILED, PENDING
-from deltaclip.features.store.seal import MAGIC, SEAL_BYTES, break_seal, find_damage, has_seal, write_seal
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import open_writer
 from deltaclip.features.store.verify import find_problems
-from deltaclip.features.store.writer import part_path
+from deltaclip.features.store.writer import open_writer, part_path
 from deltaclip.tests.features.store.making import ANEW, FACTS, REQUEST, plan_of, small, write
 
 ROWS = [(number, f"prompt {number % 5}", "", "g", number / 40) for number in range(1, 40)] + [(None, "x", "", "g", 0.1)]

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE, PENDING, ViewLayout
 from deltaclip.features.store.shards import merge
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import open_writer
 from deltaclip.features.store.verify import find_problems
-from deltaclip.features.store.writer import part_path
+from deltaclip.features.store.writer import open_writer, part_path
 from deltaclip.tests.features.store.making import (
     ANEW,
     FACTS,

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.sharding import Part, Shard
 from deltaclip.features.data.views import RECIPES
+from deltaclip.features.store.integrity import SEAL_BYTES
+from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import (
     DONE,
     FAILED,
@@ -25,17 +27,17 @@ from deltaclip.features.store.schema import (
     SCHEMA_VERSION,
     ViewLayout,
 )
-from deltaclip.features.store.seal import SEAL_BYTES
-from deltaclip.features.store.store import FeatureStore
-from deltaclip.features.store.takeover import (
+from deltaclip.features.store.writer import (
+    COPY_ROWS,
+    StoreWriter,
     check_data,
     check_recipes,
     check_request,
     differences,
     open_interrupted,
     open_writer,
+    part_path,
 )
-from deltaclip.features.store.writer import COPY_ROWS, StoreWriter, part_path
 from deltaclip.tests.features.store.making import (
     ANEW,
     FACTS,

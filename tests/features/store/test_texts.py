@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaclip.features.store.reading import GAP_BYTES, PIECE_BYTES, pieces
+from deltaclip.features.store.reader import GAP_BYTES, PIECE_BYTES, pieces
 from deltaclip.features.store.texts import TextColumn, Texts
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf, expit
 
-from deltaclip.pipeline.model.direct import DirectHeads
-from deltaclip.pipeline.model.heads import ResidualHeads, learned_upper
+from deltaclip.pipeline.model.heads import DirectHeads, HeadSpec, ResidualHeads, build_heads, learned_upper
 from deltaclip.pipeline.model.scores import Batch, score_rows
-from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 
 DIM = 24
 SCALES = st.floats(0, 0.9) | st.sampled_from([0.0, 1e-9, 0.1, 0.2, 0.5, 0.7])

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from deltaclip.pipeline.model.heads import HeadSpec, RationaleHead, build_heads, rationale_loss
 from deltaclip.pipeline.model.losses import weighted_loss
-from deltaclip.pipeline.model.rationale import RationaleHead, rationale_loss
 from deltaclip.pipeline.model.scores import Batch
-from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 
 DIM = 6
 KINDS = ["residual", "direct"]

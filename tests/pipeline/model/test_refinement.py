@@ -8,10 +8,8 @@ import torch
 from scipy.special import erf, expit, logit, softmax
 
 from deltaclip.pipeline.model.calibrate import LABEL_MARGIN, calibrate_branch
-from deltaclip.pipeline.model.direct import DirectHeads
-from deltaclip.pipeline.model.refinement import BOUND, HEADS, LAYERS, WIDTH, Refinement
+from deltaclip.pipeline.model.heads import BOUND, HEADS, LAYERS, WIDTH, DirectHeads, HeadSpec, Refinement, build_heads
 from deltaclip.pipeline.model.scores import Batch
-from deltaclip.pipeline.model.spec import HeadSpec, build_heads
 
 DIM = 12
 

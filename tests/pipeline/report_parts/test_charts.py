@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deltaclip.pipeline.report_parts.charts import (
+    WIDTH,
     Figure,
     Series,
     delta_plot,
@@ -16,8 +17,8 @@ from deltaclip.pipeline.report_parts.charts import (
     figure_plot,
     heat_map,
     scatter_plot,
+    tag,
 )
-from deltaclip.pipeline.report_parts.svg import WIDTH, tag
 
 NAN = math.nan
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'so' & \N{SNOWMAN}\N{GRINNING FACE} " + "x" * 500

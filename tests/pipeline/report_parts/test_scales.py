@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaclip.pipeline.report_parts.scales import Scale, domain, number, tick_words, ticks
+from deltaclip.pipeline.report_parts.charts import Scale, domain, number, tick_words, ticks
 
 NAN = math.nan
 FINITE = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12)

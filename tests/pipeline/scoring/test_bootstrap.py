@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from deltaclip.pipeline.scoring import bootstrap
-from deltaclip.pipeline.scoring.bootstrap import PairedDifference, paired_difference, srocc_interval
-from deltaclip.pipeline.scoring.ranks import srocc
+from deltaclip.pipeline.scoring import intervals as bootstrap
+from deltaclip.pipeline.scoring.agreement import srocc
+from deltaclip.pipeline.scoring.intervals import PairedDifference, paired_difference, srocc_interval
 from deltaclip.tests import reference
 
 

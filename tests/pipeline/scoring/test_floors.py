@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deltaclip
-from deltaclip.pipeline.scoring.floors import cosine_floor, estimate_k, no_image_floor
-from deltaclip.pipeline.scoring.metrics import agreement
+from deltaclip.pipeline.scoring.agreement import agreement, cosine_floor, estimate_k, no_image_floor
 from deltaclip.pipeline.scoring.splits import repeat_seeds, split_rows
 from deltaclip.tests import reference
 

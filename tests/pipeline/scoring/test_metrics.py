@@ -12,8 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaclip.pipeline.scoring.metrics import Agreement, agreement, agreement_by, fit_logistic, krocc, pearson, srocc
-from deltaclip.pipeline.scoring.ranks import average_ranks
+from deltaclip.pipeline.scoring.agreement import (
+    Agreement,
+    agreement,
+    agreement_by,
+    average_ranks,
+    fit_logistic,
+    krocc,
+    pearson,
+    srocc,
+)
 from deltaclip.tests import reference
 
 # Sums of up to 60 terms of size 1 in float64 differ by some 1e-14 between orders of summation.

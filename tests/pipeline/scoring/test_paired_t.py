@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deltaclip.pipeline.scoring.paired_t import difference_over_splits, mean_difference
+from deltaclip.pipeline.scoring.intervals import difference_over_splits, mean_difference
 
 DIFFERENCES = [0.01, 0.03, -0.005, 0.02, 0.012]
 

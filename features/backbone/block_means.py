@@ -1,0 +1,144 @@
+"""The image tower of a backbone up to its last block, and what its blocks give on average over an image.
+
+Blocks are found by the names that open_clip and timm give them. Knows towers. Must not know files, images or caches.
+
+Shapes: B images, W all channels of the blocks together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.twins import Enough, twin_of
+from deltaclip.features.data.views import MAX_BLOCKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from deltaclip.features.backbone.load import Backbone
+
+
+# Modules whose children are the blocks: open_clip's transformers; timm's transformers and EfficientNets; its ConvNeXt.
+CONTAINERS = ("transformer.resblocks", "trunk.blocks", "trunk.stages")
+RESNETS = ("", "trunk.")  # where layer1 to layer4 are: open_clip's ResNets, timm's
+# How towers of one input size say so: a sum of tensors that do not match, timm's assertions, a view that is impossible.
+OTHER_SIZE = (RuntimeError, AssertionError, ValueError)
+
+
+class StageTower:
+    """The blocks of an image tower that are read, and the way to read them.
+
+    `blocks` are their names, `widths` their channels; `takes_any_size` says whether images of other sizes than the
+    model's input go through.
+    """
+
+    def __init__(self, backbone: Backbone, *, other_size: tuple[int, int]) -> None:
+        """Find the blocks and try which sizes the tower takes.
+
+        Args:
+            backbone: a loaded model.
+            other_size: (H, W) that is not the model's input size.
+
+        Raises:
+            UserError: the tower has no blocks under a known name, or gives something else than maps and tokens.
+        """
+        import torch
+
+        self._name, tower = backbone.facts["backbone"], backbone.encoder.visual
+        assert isinstance(tower, torch.nn.Module)
+        self.blocks = spread(find_blocks(tower))
+        if not self.blocks:
+            raise self._refusal(f"its {type(tower).__name__} has none of {', '.join(CONTAINERS)} and layer1 to layer4")
+        # Hooks sit on modules of our own that share the weights: the model stays as it is, for other threads too.
+        twin = twin_of(tower)
+        for name in self.blocks:
+            block = twin.get_submodule(name)
+            vars(block).pop("forward", None)  # of an encoder, whose last block gives the token that is pooled alone
+            block.register_forward_hook(self._keep)
+        self._twin, self._lock = twin, threading.Lock()
+        self._channels_last = getattr(getattr(tower, "trunk", None), "output_fmt", "NCHW") == "NHWC"
+        self._means: list[torch.Tensor] = []
+        parameter = next(tower.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+        size = backbone.facts["preprocessing"]["size"]
+        try:
+            self.widths, self.takes_any_size = self._widths(other_size), True
+        except torch.OutOfMemoryError:  # says nothing of the tower
+            raise
+        except OTHER_SIZE:
+            self.widths = self._widths(size if isinstance(size, list) else (size, size))
+            self.takes_any_size = False
+
+    def __call__(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the means of all blocks' outputs over space or tokens, one block after the other, (B, W) float32."""
+        import torch
+
+        return torch.cat(self._run(pixels_B3HW), dim=1)
+
+    def _widths(self, size: Sequence[int]) -> list[int]:
+        import torch
+
+        return [mean.shape[1] for mean in self._run(torch.zeros(1, 3, *size))]
+
+    def _run(self, pixels_B3HW: torch.Tensor) -> list[torch.Tensor]:
+        import torch
+
+        with self._lock, torch.inference_mode():
+            self._means = []
+            with contextlib.suppress(Enough):  # an attention pool after the last block takes one size only
+                self._twin(pixels_B3HW.to(self._device, self._dtype))
+            return self._means
+
+    def _keep(self, _module: torch.nn.Module, _given: Any, output: Any) -> None:
+        import torch
+
+        if not isinstance(output, torch.Tensor) or output.dim() not in {3, 4}:
+            raise self._refusal("its blocks give neither maps nor tokens")
+        axes = (1,) if output.dim() == 3 else (1, 2) if self._channels_last else (2, 3)
+        # Sums in float32, whatever the model's precision: 36,864 places of a 384-pixel map.
+        self._means.append(output.mean(axes, dtype=torch.float32))
+        if len(self._means) == len(self.blocks):
+            raise Enough(output)
+
+    def _refusal(self, why: str) -> UserError:
+        return UserError(f"has no blocks that can be read: {why}", place=self._name, remedy="leave out --views stages")
+
+
+def find_blocks(tower: torch.nn.Module) -> list[str]:
+    """Return the names of an image tower's blocks or stages in their order, none where they are not recognised."""
+    modules = dict(tower.named_modules())
+    for place in CONTAINERS:
+        if place in modules and (names := [name for name, _ in modules[place].named_children()]):
+            return [f"{place}.{name}" for name in names]
+    for place in RESNETS:
+        layers = [f"{place}layer{number}" for number in range(1, 5)]
+        if modules.keys() >= set(layers):
+            return layers
+    return []
+
+
+def spread(blocks: Sequence[str]) -> list[str]:
+    """Return at most `MAX_BLOCKS` of these, evenly spaced, the last one included."""
+    count = min(len(blocks), MAX_BLOCKS)
+    return [blocks[number * len(blocks) // count - 1] for number in range(1, count + 1)]
+
+
+def chunks_of_shape(shapes: Sequence[tuple[int, ...]], most_pixels: int) -> list[list[int]]:
+    """Return the places of images that can go through together: of equal shape, at most so many pixels, at least one.
+
+    Args:
+        shapes: (..., H, W) of every image.
+        most_pixels: H W of all images of a chunk together.
+    """
+    chunks = []
+    places = sorted(range(len(shapes)), key=lambda place: (shapes[place], place))
+    for shape, equal in itertools.groupby(places, key=lambda place: shapes[place]):
+        of_shape, count = list(equal), max(1, most_pixels // (shape[-2] * shape[-1]))
+        chunks += [of_shape[start : start + count] for start in range(0, len(of_shape), count)]
+    return chunks

@@ -1,0 +1,284 @@
+"""Views of images as vectors: pixels of each view, and what the backbone makes of them.
+
+A view takes its pixels from a source that several views may share, so an image is decoded and resized once. Knows a
+loaded backbone and images. Must not know caches.
+
+Shapes: B images, K crops, D width of the backbone, W width of a view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from deltaclip.features.backbone.block_means import StageTower, chunks_of_shape
+from deltaclip.features.backbone.decode_ahead import dealt, image_batches
+from deltaclip.features.backbone.encode import Embeddings, encode_images, require_usable
+from deltaclip.features.backbone.pixels import as_batch, center_crops, input_size, normalise
+from deltaclip.features.data.decoding import open_decoded
+from deltaclip.features.data.views import (
+    CENTER,
+    OF_TOWER,
+    RECIPES,
+    STAGES,
+    cut_tiles,
+    fit_whole,
+    whole_short_side,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from deltaclip.features.backbone.decode_ahead import ImageBatch, ImageFile
+    from deltaclip.features.backbone.load import Backbone
+
+
+# Whole images go through a processor's caches best one or two at a time: MobileNetV2 at 384 pixels on one core does
+# 10 to 13 images/s in chunks of two, 3 to 5 in chunks of eight and more.
+INPUTS_OF_CPU = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One view, ready to encode.
+
+    `recipe` is its identity beside the backbone's; `device` is where it is encoded; `crops` maps an RGB image to pixels
+    (K, 3, H, W), `source` names them, and views of one source share them; `open_file` makes such an image of a file's
+    bytes, for all views of a backbone in the same way; `encode` makes (B, W) vectors and (B,) lengths of the crops of
+    B images.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    width: int
+    device: str
+    source: str
+    open_file: Callable[[bytes], Image.Image]
+    crops: Callable[[Image.Image], torch.Tensor]
+    encode: Callable[[Sequence[torch.Tensor]], Embeddings]
+
+
+class ViewBatch(NamedTuple):
+    """What a batch gave for one view: `entries` rising, their vectors (B, W) and lengths (B,)."""
+
+    entries: list[int]
+    vector_BW: Any
+    norm_B: Any
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The vectors of `num_images` images by view; `failed` and `passing` as in `ImageBatch`.
+
+    `busy_s` says how long `read` and `decode` took, summed over threads, and how long the `forward` passes.
+    """
+
+    num_images: int
+    found: dict[str, ViewBatch]
+    failed: list[tuple[int, str]]
+    passing: frozenset[int]
+    busy_s: dict[str, float]
+
+
+def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> list[View]:
+    """Return the views of these names for a backbone; at most `batch_size` tiles go through it at a time.
+
+    Raises:
+        UserError: `stages` of a tower without recognisable blocks.
+    """
+    preprocessed, open_file = center_crops(backbone), file_opener(backbone)
+
+    def view(name: str) -> View:
+        if name == STAGES:
+            return _stages_view(backbone, preprocessed, open_file, batch_size=batch_size)
+        source, crops, encode = known[name]
+        return View(
+            name=name,
+            recipe=RECIPES[name],
+            width=backbone.dim,
+            device=backbone.device,
+            source=source,
+            open_file=open_file,
+            crops=crops,
+            encode=encode,
+        )
+
+    known: dict[str, tuple[str, Any, Any]] = {
+        CENTER: (CENTER, preprocessed, functools.partial(_encode_center, backbone)),
+        "flip": (CENTER, preprocessed, functools.partial(_encode_flip, backbone)),
+        "tiles": ("tiles", _tile_crops(backbone), functools.partial(_encode_tiles, backbone, batch_size=batch_size)),
+    }
+    return [view(name) for name in names]
+
+
+def encoded_batches(
+    files: Sequence[ImageFile],
+    views: Sequence[View],
+    wanted: Mapping[str, NDArray[np.bool_]],
+    *,
+    root: Path | None,
+    batch_size: int,
+    workers: int,
+    replicas: Sequence[Sequence[View]] = (),
+) -> Generator[EncodedBatch]:
+    """Encode images, `batch_size` at a time, in order; batches are decoded, encoded and consumed at the same time.
+
+    Args:
+        files: images, each wanted by at least one view.
+        views: what to compute.
+        wanted: by view, for which entries it is to be computed, (I,) bool.
+        root: folder that the files may not leave; None permits every place.
+        batch_size: images a batch.
+        workers: decoding threads.
+        replicas: the same views of further replicas of the backbone, which take turns with the first.
+    """
+
+    def prepare(file: ImageFile, image: Image.Image) -> dict[str, torch.Tensor]:
+        crops: dict[str, torch.Tensor] = {}
+        for view in views:
+            if wanted[view.name][file.entry] and view.source not in crops:
+                crops[view.source] = view.crops(image)
+        return crops
+
+    batches = image_batches(
+        files, prepare, root=root, batch_size=batch_size, workers=workers, open_file=views[0].open_file
+    )
+    # Two lanes a GPU, each with a stream: the pixels of one batch arrive while another is computed.
+    turns = [views, *replicas] * (2 if views[0].device.startswith("cuda") else 1)
+    lanes = [functools.partial(_encode_batch, own, wanted, _own_stream(own[0].device)) for own in turns]
+    with contextlib.closing(batches), contextlib.closing(dealt(batches, lanes)) as encoded:
+        yield from encoded
+
+
+def _own_stream(device: str) -> torch.cuda.Stream | None:
+    import torch
+
+    return torch.cuda.Stream(device) if device.startswith("cuda") else None
+
+
+def _encode_batch(
+    views: Sequence[View],
+    wanted: Mapping[str, NDArray[np.bool_]],
+    stream: torch.cuda.Stream | None,
+    batch: ImageBatch[dict[str, torch.Tensor]],
+) -> EncodedBatch:
+    import torch
+
+    started = time.perf_counter()
+    crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
+    found = {}
+    with torch.cuda.stream(stream):  # does nothing without one
+        for view in views:
+            entries = [entry for entry in batch.entries if wanted[view.name][entry]]
+            if entries:
+                vectors = view.encode([crops_of[entry][view.source] for entry in entries])
+                found[view.name] = ViewBatch(entries, *vectors)
+    busy_s = batch.busy_s | {"forward": time.perf_counter() - started}
+    return EncodedBatch(len(batch.entries), found, batch.failed, batch.passing, busy_s)
+
+
+def file_opener(backbone: Backbone, *, max_pixels: int | None = None) -> Callable[[bytes], Image.Image]:
+    """Return what makes an RGB image of a file's bytes, in the way that the backbone decodes."""
+    return functools.partial(
+        open_decoded, decode=backbone.decode, short_side=max(input_size(backbone)), max_pixels=max_pixels
+    )
+
+
+def _stages_view(
+    backbone: Backbone,
+    preprocessed: Callable[[Image.Image], torch.Tensor],
+    open_file: Callable[[bytes], Image.Image],
+    *,
+    batch_size: int,
+) -> View:
+    import torch
+
+    (height, width), resample = input_size(backbone), _resample(backbone)
+    short_side = whole_short_side(min(height, width))
+    # One pixel longer than a square: whatever wants multiples of a patch or window takes one size only.
+    tower = StageTower(backbone, other_size=(short_side, short_side + 1))
+    found: dict[str, Any] = {"blocks": tower.blocks, "widths": tower.widths}
+    source, crops = CENTER, preprocessed
+    if tower.takes_any_size:
+        source, found = STAGES, found | {"short_side": short_side}
+
+        def crops(image: Image.Image) -> torch.Tensor:
+            return torch.from_numpy(fit_whole(image, short_side, resample=resample))
+
+        if backbone.device == "cpu":
+            batch_size = min(batch_size, INPUTS_OF_CPU)
+
+    return View(
+        name=STAGES,
+        recipe=RECIPES[STAGES] | {OF_TOWER: found},
+        width=sum(tower.widths),
+        device=backbone.device,
+        source=source,
+        open_file=open_file,
+        crops=crops,
+        # As many pixels at a time as a batch of `center` has at most, and so no more than about its memory.
+        encode=functools.partial(_encode_stages, backbone, tower, most_pixels=batch_size * height * width),
+    )
+
+
+def _encode_stages(
+    backbone: Backbone, tower: StageTower, crops: Sequence[torch.Tensor], *, most_pixels: int
+) -> Embeddings:
+    """Return the means over each image of what the blocks give, and the lengths of these vectors."""
+    mean_BW = np.empty((len(crops), sum(tower.widths)), dtype=np.float32)
+    for places in chunks_of_shape([tuple(crop.shape) for crop in crops], most_pixels):
+        pixels = normalise(backbone, as_batch(backbone, [crops[place] for place in places]))
+        mean_BW[places] = tower(pixels).cpu().numpy()
+    return require_usable(Embeddings(mean_BW, np.linalg.norm(mean_BW, axis=1)), backbone)
+
+
+def _resample(backbone: Backbone) -> Image.Resampling:
+    # As open_clip does: bilinear where the model says so, else bicubic.
+    from PIL import Image
+
+    bilinear = backbone.facts["preprocessing"]["interpolation"] == "bilinear"
+    return Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+
+
+def _tile_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
+    import torch
+
+    (height, width), resample = input_size(backbone), _resample(backbone)
+    # 8 bits until the forward pass: nine float tiles of 64 images would be 350 MB a batch.
+    return lambda image: torch.from_numpy(cut_tiles(image, height, width, resample=resample))
+
+
+def _encode_center(backbone: Backbone, crops: Sequence[torch.Tensor]) -> Embeddings:
+    return encode_images(backbone, as_batch(backbone, crops))
+
+
+def _encode_flip(backbone: Backbone, crops: Sequence[torch.Tensor]) -> Embeddings:
+    return encode_images(backbone, normalise(backbone, as_batch(backbone, crops)).flip(-1))
+
+
+def _encode_tiles(backbone: Backbone, crops: Sequence[torch.Tensor], *, batch_size: int) -> Embeddings:
+    """Return the mean of each image's unit vectors, as it is: its length tells how much the tiles agree.
+
+    The length given beside it is the mean of the tiles' lengths before they were normalised.
+    """
+    pixels_K3HW = as_batch(backbone, crops)
+    parts = [
+        encode_images(backbone, pixels_K3HW[start : start + batch_size])
+        for start in range(0, len(pixels_K3HW), batch_size)
+    ]
+    unit_KD, norm_K = (np.concatenate([part[field] for part in parts]) for field in (0, 1))
+    ends = list(itertools.accumulate(len(tiles) for tiles in crops))
+    spans = list(zip([0, *ends], ends, strict=False))
+    mean_BD = np.stack([unit_KD[start:end].mean(axis=0) for start, end in spans])
+    return Embeddings(mean_BD, np.array([norm_K[start:end].mean() for start, end in spans], dtype=np.float32))

@@ -1,0 +1,1 @@
+"""Ways into a finished run from Python and for other programs: Scorer, estimator, metric, ONNX."""

@@ -1,0 +1,454 @@
+"""Scorer, pairing, scores of tuned runs.
+
+A trained run as a scorer of new images: backbone and heads together.
+
+Shapes: N pairs of image and prompt, B images of a batch, D width.
+
+Images and prompts of a caller as pairs to score: what goes with what.
+
+Knows lists, columns and batches. Must not know heads or backbones.
+
+Shapes: N pairs of image and prompt.
+
+Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know.
+
+The rows of its own cache keep the scores that it recorded where these are right, all others are scored from their image
+files. Knows runs,
+caches and the scorer. Must not know metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from deltaclip.base.device import choose_device
+from deltaclip.base.errors import UserError
+from deltaclip.base.progress import Progress
+from deltaclip.base.vocabulary import LABELS, need_prompts
+from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
+from deltaclip.features.backbone.encode import text_batches
+from deltaclip.features.backbone.view_vectors import file_opener, make_views
+from deltaclip.features.data.paths import understood
+from deltaclip.features.data.prompts import prompt_fault
+from deltaclip.features.data.views import CENTER
+from deltaclip.features.store.schema import ViewLayout
+from deltaclip.features.store.writer import STORED_DTYPE
+from deltaclip.pipeline.api.pictures import (
+    as_numpy,
+    as_picture,
+    image_column,
+    is_array,
+    is_one_image,
+    named,
+    plain,
+)
+from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.model.scores import Batch
+from deltaclip.pipeline.rows.cached_rows import image_files
+from deltaclip.pipeline.runs.folder import open_run
+from deltaclip.pipeline.runs.prediction_table import Scores, blank_untrained, read_predictions, score
+from deltaclip.pipeline.runs.run_backbone import Recorded, load_recorded, put_tuned
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from deltaclip.base.device import Precision
+    from deltaclip.features.backbone.load import Backbone
+    from deltaclip.features.backbone.view_vectors import View
+    from deltaclip.pipeline.rows.cached_rows import CacheRows, ImageFiles
+    from deltaclip.pipeline.runs.folder import RunFolder
+
+
+# ---- A trained run as a scorer of new images: backbone and heads together
+
+
+VIEW_BATCH = 64  # tiles of a view that go through the backbone at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPairs:
+    """Scores of N pairs; NaN in the rows of `failed`, which maps a row to the reason.
+
+    `scores` has quality and consistency with their bases and corrections; `q` and `c` are the first two of it.
+    """
+
+    scores: Scores
+    failed: dict[int, str]
+    truncated_prompts: int
+
+    @property
+    def q(self) -> NDArray[np.float32]:
+        """Quality, (N,) float32 in [0, 1]."""
+        return self.scores.q
+
+    @property
+    def c(self) -> NDArray[np.float32]:
+        """Consistency, (N,) float32 in [0, 1]."""
+        return self.scores.c
+
+
+class Scorer:
+    """Heads of a run with the backbone that they were trained on.
+
+    It can be copied and pickled, whole: a copy holds the weights once more, and needs neither run nor checkpoint.
+    """
+
+    def __init__(self, heads: nn.Module, backbone: Backbone, labels: Sequence[str]) -> None:
+        self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
+        self.needs_prompts = need_prompts(self.labels)
+        self._views = self._make_views()
+
+    def _make_views(self) -> list[View]:
+        kernels = self.heads.kernels if isinstance(self.heads, ResidualHeads) else None
+        names = dict.fromkeys([CENTER, *([kernels.view] if kernels else [])])
+        return make_views(self.backbone, list(names), batch_size=VIEW_BATCH)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the views, which are functions around the backbone and are made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._views = self._make_views()
+
+    @classmethod
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        device: str = "auto",
+        backbone: str | None = None,
+        pretrained: str | None = None,
+        precision: Precision | None = None,
+    ) -> Scorer:
+        """Load a run directory.
+
+        Args:
+            run: made by `deltaclip train`.
+            device: auto, cpu, cuda or cuda:N.
+            backbone: where the backbone lies now, if it has moved.
+            pretrained: where its checkpoint lies now, if it has moved.
+            precision: of the backbone; None takes the one of the run's cache.
+
+        Raises:
+            UserError: a damaged run, or a backbone whose weights are not those of the run.
+        """
+        folder = open_run(Path(run))
+        facts, request = folder.config["backbone"], folder.config["request"]
+        if request.get("imported"):
+            message = f"was trained on imported embeddings: nothing says which weights of {facts['backbone']} made them"
+            remedy = "extract the images with `deltaclip extract` and train on that cache"
+            raise UserError(message, place=run, remedy=remedy)
+        chosen = choose_device(device)
+        loaded = load_recorded(
+            Recorded(facts, request, place=run, what="was trained on"),
+            device=chosen,
+            backbone=backbone,
+            pretrained=pretrained,
+            precision=precision or ("fp32" if folder.is_tuned else None),  # in which weights were tuned
+        )
+        if folder.is_tuned:
+            put_tuned(loaded, folder)
+        return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
+
+    def score(self, images: Any, prompts: Any = None, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:
+        """Score N pairs of image and prompt.
+
+        Args:
+            images: one image or many. An image is a path; bytes of an image file, or an open one; a PIL image; pixels
+                (H, W), (H, W, C) or (C, H, W) with C of 1, 3 (RGB) or 4 (RGBA), a numpy array or a tensor on any
+                device, uint8 or floats in [0, 1]; or a row of `datasets`. Many are a list, a generator, a column of
+                pandas or pyarrow, or a batch of pixels (N, ...). What cannot be read is listed in the result, never
+                dropped.
+            prompts: a text, or a list or column of texts; longer ones are cut at the context length and counted. Lists
+                go pair by pair and must be of equal length; a single image or text goes with all of the others. None
+                scores quality alone: consistency is NaN.
+            root: folder that files may not leave through links; None permits every place.
+            batch_size: images per forward pass, at least 1.
+
+        Raises:
+            ValueError: lengths differ, a prompt is empty, there is none for a run that learned consistency alone, or
+                pixels have another shape, type or range.
+            TypeError: something is neither image nor text.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give 1 or more")
+        return self.score_pairs(pair(images, prompts), root=root, batch_size=batch_size)
+
+    def score_pairs(self, pairs: Pairs, *, root: Path | None, batch_size: int) -> ScoredPairs:
+        """Score pairs, of which some may have no prompt: see `score`."""
+        if pairs.prompts is None and all(need_prompts([label]) for label in self.labels):
+            raise ValueError("this run has learned consistency alone, which needs prompts: give one an image")
+        texts = list(dict.fromkeys(pairs.prompts or []))
+        t_TD, truncated_T = self.embed_prompts(texts)
+        text_entry = {text: entry for entry, text in enumerate(texts)}
+        rows_of: list[list[int]] = [[] for _ in pairs.sources]
+        for row, entry in enumerate(pairs.image_N):
+            rows_of[entry].append(row)
+        columns = {name: np.full(len(pairs.image_N), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
+        failed: dict[int, str] = {}
+        batches = image_batches(
+            pairs.sources,
+            lambda _source, image: self.crops(image),
+            root=root,
+            batch_size=batch_size,
+            workers=default_workers(),
+            open_file=file_opener(self.backbone),
+        )
+        with contextlib.closing(batches), Progress(len(pairs.sources), "scoring", unit="images") as progress:
+            for batch in batches:
+                failed |= {row: reason for entry, reason in batch.failed for row in rows_of[entry]}
+                if batch.entries:
+                    rows = [row for entry in batch.entries for row in rows_of[entry]]
+                    place_of = [place for place, entry in enumerate(batch.entries) for _ in rows_of[entry]]
+                    prompts = pairs.prompts
+                    t_BD = None if prompts is None else t_TD[[text_entry[prompts[row]] for row in rows]]
+                    for name, values in self.score_crops(batch.prepared, t_BD, place_of).columns().items():
+                        columns[name][rows] = values
+                progress.advance(len(batch.entries) + len(batch.failed))
+        return ScoredPairs(scores=Scores(**columns), failed=failed, truncated_prompts=int(truncated_T.sum()))
+
+    def crops(self, image: Image) -> dict[str, Tensor]:
+        """Return what the backbone needs of an RGB image, by source of the views; may be called in any thread."""
+        crops: dict[str, Tensor] = {}
+        for view in self._views:
+            if view.source not in crops:
+                crops[view.source] = view.crops(image)
+        return crops
+
+    def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor | None, image_B: Sequence[int]) -> Scores:
+        """Score B pairs: image `image_B[b]` of the `crops` with the embedding `t_BD[b]`; without prompts, quality."""
+        vectors = {}
+        for view in self._views:
+            vector_IW = self._as_cached(view.encode([image[view.source] for image in crops])[0], view)
+            vectors[view.name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
+        v_BD, terms, labels = vectors[CENTER], {}, self.labels
+        if t_BD is None:
+            # No score of quality looks at it.
+            t_BD, labels = torch.zeros_like(v_BD), tuple(label for label in labels if not need_prompts([label]))
+        if isinstance(self.heads, ResidualHeads) and self.heads.kernels:
+            terms = self.heads.kernel_terms(vectors[self.heads.kernels.view], t_BD)
+        unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)
+        batch = Batch(v_BD, t_BD, unlabelled, unlabelled, **terms)
+        return blank_untrained(score(self.heads, [batch]), labels)
+
+    def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.
+
+        An empty text is none: 0, which `score` takes for it.
+        """
+        t_TD = torch.zeros(len(texts), self.backbone.dim, device=self.backbone.device)
+        truncated_T = np.zeros(len(texts), dtype=bool)
+        for batch in text_batches(self.backbone, texts, [entry for entry, text in enumerate(texts) if text]):
+            t_TD[batch.entries] = self._as_cached(batch.found.unit_BD)
+            truncated_T[batch.entries] = batch.truncated_B
+        return t_TD, truncated_T
+
+    def _as_cached(self, vector_BW: Any, view: View | None = None) -> Tensor:
+        # Through the cache's number format, so that a picture scores here what it scores from a cache.
+        stored = np.dtype(STORED_DTYPE[self.backbone.precision])
+        if view is not None:
+            stored = ViewLayout(width=view.width, recipe=view.recipe).stored_as(stored)
+        return torch.from_numpy(vector_BW.astype(stored).astype(np.float32)).to(self.backbone.device)
+
+
+# ---- Images and prompts of a caller as pairs to score: what goes with what
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pairs: `sources` are the distinct images, their entries 0, 1, ...; pair n has source `image_N[n]`.
+
+    `prompts` is None where there are none at all, and one of them '' where its pair has none.
+    """
+
+    sources: list[ImageFile | MemoryImage]
+    image_N: list[int]
+    prompts: list[str] | None
+
+
+def pair(images: Any, prompts: Any) -> Pairs:
+    """Pair images and prompts.
+
+    Lists go pair by pair and must be of equal length; a single image or a single prompt goes with every one of the
+    others. One image that stands in several pairs (the same path, or the same object) is one source.
+
+    Args:
+        images: what `as_picture` takes, or a list, column, generator or batch (N, ...) of such.
+        prompts: a text; or a list, column or generator of texts; or None for images alone.
+
+    Raises:
+        ValueError: lengths differ, an array is no image, or a prompt is empty.
+        TypeError: something is neither image nor text.
+    """
+    given, lone_image = _images(images)
+    texts, lone_prompt = _texts(prompts)
+    if texts is not None:
+        if lone_image:
+            given *= len(texts)
+        elif lone_prompt:
+            texts *= len(given)
+        if len(given) != len(texts):
+            message = (
+                f"{len(given):,} images but {len(texts):,} prompts: give one prompt an image, or a single text for all"
+            )
+            raise ValueError(message)
+    entry_of: dict[Hashable, int] = {}
+    sources: list[ImageFile | MemoryImage] = []
+    image_N = []
+    for place, image in enumerate(given):
+        key = Path(image) if isinstance(image, (str, os.PathLike)) else id(image)
+        if key not in entry_of:
+            entry_of[key] = len(sources)
+            sources.append(_source(len(sources), image, f"images[{place}]"))
+        image_N.append(entry_of[key])
+    return Pairs(sources, image_N, texts)
+
+
+def _images(images: Any) -> tuple[list[Any], bool]:
+    """Return images as a list, and whether a single one was given."""
+    images = plain(images)
+    if isinstance(images, Mapping) and (column := image_column(images)) and not is_one_image(images[column]):
+        images = images[column]  # a batch of rows, by column
+    if is_one_image(images):
+        return [images], True
+    if is_array(images):
+        images = as_numpy(images)
+    return _listed(images, "images", "an image or a list of images"), False
+
+
+def _texts(prompts: Any) -> tuple[list[str] | None, bool]:
+    """Return prompts as a list, None where there are none, and whether a single one was given."""
+    prompts = plain(prompts)
+    if prompts is None:
+        return None, False
+    lone = isinstance(prompts, str)
+    given = [prompts] if lone else _listed(prompts, "prompts", "a text or a list of texts")
+    texts = []
+    for number, text in enumerate(given):
+        place = "prompts" if lone else f"prompts[{number}]"
+        if not isinstance(text, str):
+            raise TypeError(f"{place} is {named(text)}, not a text")
+        if fault := prompt_fault(text):
+            raise ValueError(f"{place} {fault}")
+        texts.append(str(text))
+    return texts, lone
+
+
+def _listed(values: Any, name: str, wanted: str) -> list[Any]:
+    # A table would give the names of its columns, a set its values in any order.
+    if hasattr(values, "columns"):
+        raise TypeError(f"{name} is a table, {named(values)}: give one of its columns")
+    if isinstance(values, (Mapping, Set, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is {named(values)}: give {wanted}")
+    return [plain(value) for value in values]
+
+
+def _source(entry: int, image: Any, place: str) -> ImageFile | MemoryImage:
+    picture = as_picture(image, place)
+    if not isinstance(picture, Path):
+        return MemoryImage(entry, picture)
+    # The caller is the one who says where a file may lie: `root` holds for what is opened.
+    return ImageFile(entry, Path(understood(str(picture), Path(), allow_outside=True)[0]), None)
+
+
+# ---- Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know
+
+
+COLUMNS = tuple(Scores.__dataclass_fields__)
+CLOSE = 2e-3  # how far a recorded score may be from what the run gives now
+RECORDED, ANEW = "the scores that the run recorded", "scored from the images with the run's own tower"
+
+
+SCORED_AT_ONCE = 64  # images
+
+
+class TunedScores(NamedTuple):
+    """Scores of the rows, and where they come from, in words."""
+
+    scores: Scores
+    origin: str
+
+
+def tuned_scores(
+    run: RunFolder, rows: CacheRows, *, image_root: Path | None, backbone: str | None, pretrained: str | None
+) -> TunedScores:
+    """Return the scores of all rows of a cache.
+
+    Those that the run recorded are taken where a few of them, scored anew from their images, are the same; also where
+    images or backbone are not there, which is said.
+
+    Args:
+        run: made by `finetune`.
+        rows: of a cache of the backbone that the run started from.
+        image_root: where the images lie; None takes the folder that the cache recorded.
+        backbone: where the backbone lies now, if it has moved.
+        pretrained: where its checkpoint lies now, if it has moved.
+
+    Raises:
+        UserError: an image that has to be scored is missing or cannot be read; the backbone is not the run's.
+    """
+    stored = _stored(run, rows)
+    try:
+        found = image_files(rows, image_root, allow_outside=False)
+        scorer = Scorer.load(run.path, backbone=backbone, pretrained=pretrained)
+    except UserError as error:
+        if stored is None or image_root or backbone or pretrained:
+            raise
+        return TunedScores(stored, f"{RECORDED}, not checked ({error})")
+    if stored is None:
+        return TunedScores(score_images(scorer, rows, found, np.arange(len(rows.rows))), ANEW)
+    few = np.array(spread(len(rows.rows)))
+    apart = _apart(stored, score_images(scorer, rows, found, few), few)
+    if apart < CLOSE:
+        return TunedScores(stored, f"{RECORDED}; {len(few)} of them, scored anew, differ by at most {apart:.1g}")
+    everything = np.arange(len(rows.rows))
+    anew = score_images(scorer, rows, found, everything)
+    apart = _apart(stored, anew, everything)
+    return TunedScores(anew, f"{ANEW}; those that the run recorded differ by up to {apart:.2g}")
+
+
+def score_images(scorer: Scorer, rows: CacheRows, found: ImageFiles, chosen: NDArray[np.int64]) -> Scores:
+    """Score some rows from their image files.
+
+    Raises:
+        UserError: one of the files cannot be read.
+    """
+    paths = [found.files[entry].path for entry in rows.rows.image[chosen].tolist()]
+    prompts = [str(prompt) for prompt in rows.rows.text["prompt"][chosen]]
+    scored = scorer.score_pairs(replace(pair(paths, None), prompts=prompts), root=found.root, batch_size=SCORED_AT_ONCE)
+    if scored.failed:
+        row, reason = next(iter(scored.failed.items()))
+        raise UserError(reason, place=paths[row], remedy="give the images as they were extracted")
+    return scored.scores
+
+
+def _apart(stored: Scores, anew: Scores, chosen: NDArray[np.int64]) -> float:
+    """Return the largest difference of a score; heads that were not trained have none."""
+    differences = [np.abs(stored.of(label)[chosen] - anew.of(label)) for label in LABELS]
+    return float(np.nan_to_num(np.concatenate(differences)).max())
+
+
+def _stored(run: RunFolder, rows: CacheRows) -> Scores | None:
+    """Return what the run recorded, if the cache has the very rows and images that it trained on."""
+    if any(run.config["cache"][name] != rows.header[name] for name in ("request", "plan")):
+        return None
+    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", *COLUMNS))
+    pairs = list(zip(rows.rows.text["file"], rows.rows.text["prompt"], strict=True))
+    if [(row["image"], row["prompt"]) for row in recorded] != pairs:
+        return None  # the same plan, but images that could not be read at the time can be read now
+    return Scores(
+        **{name: np.array([float(row[name] or "nan") for row in recorded], dtype=np.float32) for name in COLUMNS}
+    )

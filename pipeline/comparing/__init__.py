@@ -1,0 +1,1 @@
+"""Runs, variants and baselines against each other."""

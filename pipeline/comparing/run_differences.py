@@ -1,0 +1,292 @@
+"""Finished runs, paired.
+
+Figures of several runs on the same rows, and how far their differences can be trusted.
+
+Knows recorded rows and the judges of differences. Must not know run directories or what is printed.
+
+What runs recorded of their rows, read again and paired: the rows that are test in every run.
+
+Rows are the same where image and prompt are, by content, and by name where a run says no more. Knows the tables of
+predictions. Must not know caches, heads or metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import LABELS
+from deltaclip.pipeline.rows.cached_rows import FILE, Codes, common_codes, keys_of_names, read_keys
+from deltaclip.pipeline.runs.measure import spread
+from deltaclip.pipeline.runs.prediction_table import read_predictions
+from deltaclip.pipeline.scoring.agreement import agreement, json_number
+from deltaclip.pipeline.scoring.intervals import (
+    difference_over_splits,
+    mean_difference,
+    paired_difference,
+    srocc_interval,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+# ---- Figures of several runs on the same rows, and how far their differences can be trusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One training of each of R runs, on the N rows that are test in all: their groups (N,) and labels (N,).
+
+    `row_N` (N,) are their places in the table of the first run; `by_content` tells whether rows are known by what they
+    show and ask for, or by names, where a run recorded no more.
+    `scores` has (N,) by label for each run; a label that a run was not trained on stands in its `missing`, and in no
+    run's scores. `trained` counts a run's training rows that are test in another run, `seen` the N rows whose prompt or
+    image it knows from training, `num_trained` by label the training rows of the first run.
+    """
+
+    row_N: NDArray[np.int64]
+    group_N: NDArray[np.str_]
+    labels: dict[str, NDArray[np.float64]]
+    scores: list[dict[str, NDArray[np.float64]]]
+    missing: list[list[str]]
+    trained: list[int]
+    seen: list[int]
+    num_trained: dict[str, int]
+    by_content: bool
+
+
+def read_round(paths: Sequence[Path]) -> Round:
+    """Read one table of each run and pair their rows; only what is compared stays in memory.
+
+    Raises:
+        UserError: a table cannot be read, no row is test in all, or labels differ.
+    """
+    tables, by_content = read_tables(paths)
+    rows = common_test_rows(tables)
+    if not rows[0].size:
+        named = of_equal_names(tables)
+        other = f": {named:,} have an image of the same name, but of another content or prompt" if named else ""
+        raise UserError(
+            f"has no test row that is test in {', '.join(str(path) for path in paths[1:])} too{other}",
+            place=paths[0],
+            remedy="train on the same data with the same --seed, --split and --fractions",
+        )
+    missing = [[label for label in LABELS if np.isnan(table.scores[label]).all()] for table in tables]
+    shared = [label for label in LABELS if not any(label in lacking for lacking in missing)]
+    for label in shared:
+        check_labels(tables, rows, label)
+    first = tables[0]
+    return Round(
+        row_N=rows[0],
+        group_N=first.group_N[rows[0]],
+        labels={label: first.labels[label][rows[0]] for label in shared},
+        scores=[
+            {label: table.scores[label][chosen] for label in shared} for table, chosen in zip(tables, rows, strict=True)
+        ],
+        missing=missing,
+        trained=trained_on_test_of_others(tables),
+        seen=[seen_in_training(table, chosen) for table, chosen in zip(tables, rows, strict=True)],
+        num_trained={label: int((~np.isnan(first.labels[label][first.is_train_N])).sum()) for label in shared},
+        by_content=by_content,
+    )
+
+
+def source_of_spread(rounds: Sequence[Round]) -> str:
+    """Return what differences vary over: 'rows' of one split, 'splits', or 'weights' on one split."""
+    if len(rounds) == 1:
+        return "rows"
+    tests = [set(one.row_N.tolist()) for one in rounds]
+    return "weights" if all(test == tests[0] for test in tests) else "splits"
+
+
+def compare_label(
+    rounds: Sequence[Round], label: str, *, advance: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Return the figures of every run, in order, each but the first with its difference from the first.
+
+    One round: SROCC with its interval, and the paired bootstrap, both over groups. Several: each figure over rounds,
+    and the t-interval of the mean difference. `advance` is called after each run.
+    """
+    compared: list[dict[str, Any]] = []
+    numbers = range(len(rounds[0].scores))
+    found = [[agreement(one.scores[number][label], one.labels[label]) for one in rounds] for number in numbers]
+    for number in numbers:
+        figures = {name: [getattr(one, name) for one in found[number]] for name in ("srocc", "plcc")}
+        entry: dict[str, Any]
+        if len(rounds) == 1:
+            entry = {name: json_number(values[0]) for name, values in figures.items()}
+            entry |= _over_rows(rounds[0], number, label)
+        else:
+            entry = {name: spread([json_number(value) for value in values]) for name, values in figures.items()}
+            differences = [a.srocc - b.srocc for a, b in zip(found[number], found[0], strict=True)]
+            entry["difference"] = _over_rounds(rounds, differences, label) if number else None
+        compared.append(entry)
+        advance()
+    return compared
+
+
+def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
+    scores, labels, groups = one.scores[number][label], one.labels[label], one.group_N
+    interval = srocc_interval(scores, labels, seed=0, groups=groups)
+    difference = None
+    if number:
+        difference = paired_difference(scores, one.scores[0][label], labels, seed=0, groups=groups).to_json()
+    return {"srocc_ci": [json_number(bound) for bound in interval], "difference": difference}
+
+
+def _over_rounds(rounds: Sequence[Round], differences: Sequence[float], label: str) -> dict[str, Any]:
+    if source_of_spread(rounds) == "splits":
+        judged = difference_over_splits(
+            differences,
+            num_test_K=[int((~np.isnan(one.labels[label])).sum()) for one in rounds],
+            num_train_K=[one.num_trained[label] for one in rounds],
+        )
+    else:  # initial weights on one split do not make each other's training
+        judged = mean_difference(differences)
+    return judged.to_json() | {"values": [json_number(value) for value in differences]}
+
+
+# ---- What runs recorded of their rows, read again and paired: the rows that are test in every run
+
+
+COLUMNS = ("image", "prompt", "group", "split", *LABELS, "q", "c")
+# Tables have six digits.
+LABEL_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """N rows of one training.
+
+    `codes` mean the same in tables that were read together; so does `id_N` (N,) int64, of the pair of image and prompt
+    and of how often it came before, which is unique in a table. Labels and scores are (N,) float64 by label, NaN where
+    there is none.
+    """
+
+    path: Path
+    images: list[str]
+    codes: Codes
+    id_N: NDArray[np.int64]
+    group_N: NDArray[np.str_]
+    is_test_N: NDArray[np.bool_]
+    is_train_N: NDArray[np.bool_]
+    labels: dict[str, NDArray[np.float64]]
+    scores: dict[str, NDArray[np.float64]]
+
+
+def read_tables(paths: Sequence[Path]) -> tuple[list[Recorded], bool]:
+    """Read tables of predictions; tell too whether all their rows are known by content.
+
+    Raises:
+        UserError: no such table, or it lacks a column.
+    """
+    columns = [_read_columns(path) for path in paths]
+    named = [keys_of_names(found["image"], found["prompt"]) for found in columns]
+    stored = [read_keys(path.parent / FILE, num_rows=len(keys)) for path, keys in zip(paths, named, strict=True)]
+    known = [keys for keys in stored if keys is not None]
+    by_content = len(known) == len(paths) and len({keys.known_by for keys in known}) == 1
+    codes = common_codes(known if by_content else named)
+    tables = [_recorded(path, found, code) for path, found, code in zip(paths, columns, codes, strict=True)]
+    return tables, by_content
+
+
+def _read_columns(path: Path) -> dict[str, list[str]]:
+    rows = read_predictions(path, COLUMNS)
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Recorded:
+    def numbers(name: str) -> NDArray[np.float64]:
+        try:
+            return np.array([float(cell or "nan") for cell in columns[name]], dtype=np.float64)
+        except ValueError as error:
+            raise UserError(f"column {name}: {error}", place=path, remedy="train again") from error
+
+    return Recorded(
+        path=path,
+        images=columns["image"],
+        codes=codes,
+        id_N=_numbered(codes.pair),
+        group_N=np.array(columns["group"], dtype=str),
+        is_test_N=np.array([side == "test" for side in columns["split"]], dtype=bool),
+        is_train_N=np.array([side == "train" for side in columns["split"]], dtype=bool),
+        labels={label: numbers(label) for label in LABELS},
+        scores={label: numbers(label[0]) for label in LABELS},
+    )
+
+
+def _numbered(pair_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return an id (N,) of each row: its pair in the upper half, how often that came before in the lower one."""
+    order = np.argsort(pair_N, kind="stable")
+    place_N = np.empty(len(pair_N), dtype=np.int64)
+    place_N[order] = np.arange(len(pair_N)) - np.searchsorted(pair_N[order], pair_N[order])
+    return (pair_N << 32) | place_N
+
+
+def common_test_rows(tables: Sequence[Recorded]) -> list[NDArray[np.int64]]:
+    """Return, for each table, where the rows lie that are test in all of them; the same order in each."""
+    tests = [table.id_N[table.is_test_N] for table in tables]
+    shared = tests[0][np.all([np.isin(tests[0], test) for test in tests], axis=0)]
+    found = []
+    for table in tables:
+        order = np.argsort(table.id_N)
+        found.append(order[np.searchsorted(table.id_N, shared, sorter=order)] if len(shared) else order[:0])
+    return found
+
+
+def check_labels(tables: Sequence[Recorded], rows: Sequence[NDArray[np.int64]], label: str) -> None:
+    """Refuse tables whose labels differ in the paired rows.
+
+    Raises:
+        UserError: names the first row that differs, and how many do.
+    """
+    first = tables[0]
+    truth = first.labels[label][rows[0]]
+    for table, chosen in zip(tables[1:], rows[1:], strict=True):
+        found = table.labels[label][chosen]
+        differs = ~np.isclose(found, truth, rtol=0, atol=LABEL_TOLERANCE, equal_nan=True)
+        if differs.any():
+            at = int(np.argmax(differs))
+            image = table.images[chosen[at]]
+            raise UserError(
+                f"{int(differs.sum()):,} of {differs.size:,} rows have another {label} than in {first.path}: "
+                f"that of {image} is {found[at]:g} here, {truth[at]:g} there",
+                place=table.path,
+                remedy="compare runs on the same labels",
+            )
+
+
+def trained_on_test_of_others(tables: Sequence[Recorded]) -> list[int]:
+    """Return, for each table, how many of its rows that are not test are test in another one."""
+    tests = [table.id_N[table.is_test_N] for table in tables]
+    found = []
+    for number, table in enumerate(tables):
+        others = [test for place, test in enumerate(tests) if place != number]
+        found.append(int(np.isin(table.id_N[~table.is_test_N], np.concatenate([tests[0][:0], *others])).sum()))
+    return found
+
+
+def seen_in_training(table: Recorded, rows: NDArray[np.int64]) -> int:
+    """Return how many of some rows have a prompt or an image that is on another side than test in this table.
+
+    One prompt for all rows is quality-only data: it tells nothing, so it counts as not seen.
+    """
+    image_N, prompt_N, trained = table.codes.image, table.codes.prompt, ~table.is_test_N
+    seen = np.isin(image_N[rows], image_N[trained])
+    if (prompt_N != prompt_N[:1]).any():
+        seen |= np.isin(prompt_N[rows], prompt_N[trained])
+    return int(seen.sum())
+
+
+def of_equal_names(tables: Sequence[Recorded]) -> int:
+    """Return how many test rows of the first table have an image of a name that a test row has in every other one."""
+    names = [{table.images[row] for row in np.flatnonzero(table.is_test_N)} for table in tables]
+    shared = set.intersection(*names)
+    return sum(tables[0].images[row] in shared for row in np.flatnonzero(tables[0].is_test_N))

@@ -1,0 +1,279 @@
+"""Rows in memory or streamed: ONE Batches.
+
+Batches of rows that lie in memory.
+
+Knows how rows are shuffled, once per epoch, from a seed. Must not know files: a streaming source gives the
+same seam, a callable from the epoch (counted from 1) to its batches, with the number of steps.
+
+Shapes: N rows, I distinct images, M distinct texts, D embedding width, B rows of a batch.
+
+Batches of rows whose vectors stay in a file: read in blocks, shuffled within large windows.
+
+Knows how rows are cut into blocks and in which order they come, from (seed, epoch). Must not know files: two callables
+read vectors.
+
+An epoch takes the blocks in random order, a window of them at a time, and the rows of a window in random order: reading
+stays in long stretches, and a batch mixes rows from many places. Shapes: N rows, W rows of a window, K distinct
+images or texts, D embedding width, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from deltaclip.pipeline.model.scores import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor
+
+
+# ---- Batches of rows that lie in memory
+
+
+class TrainBatches(Protocol):
+    """Where a training loop takes its batches from."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches that every epoch gives."""
+
+    def __call__(self, epoch: int) -> Iterable[Batch]:
+        """Return the batches of one epoch; the same epoch gives the same batches again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBatches:
+    """Rows in memory: see `memory_batches`."""
+
+    v_ID: Tensor
+    t_MD: Tensor
+    q_N: Tensor
+    c_N: Tensor
+    image_index_N: Tensor | None
+    text_index_N: Tensor | None
+    batch_size: int
+    seed: int
+    columns_N: Mapping[str, Tensor] = field(default_factory=dict)
+    explanation_index_N: Tensor | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch; the last rows are used too."""
+        return math.ceil(len(self.q_N) / self.batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """Return every row once, in an order drawn from (seed, epoch)."""
+        for rows_B in self.order(epoch):
+            yield self.take(rows_B)
+
+    def order(self, epoch: int) -> tuple[Tensor, ...]:
+        """Return the numbers of the rows of each batch of an epoch."""
+        order_N = np.random.default_rng((self.seed, epoch)).permutation(len(self.q_N))
+        # Equal parts: a last batch of one row would have the weight of a full one.
+        return torch.from_numpy(order_N).to(self.q_N.device).tensor_split(self.steps_per_epoch)
+
+    def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
+        """Return every row once as it lies, in blocks: for calibration and for scoring."""
+        num_rows = len(self.q_N)
+        for start in range(0, num_rows, batch_size):
+            yield self.take(torch.arange(start, min(start + batch_size, num_rows), device=self.q_N.device))
+
+    def take(self, rows_B: Tensor) -> Batch:
+        """Return some rows as a batch."""
+        images_B = rows_B if self.image_index_N is None else self.image_index_N.index_select(0, rows_B)
+        return Batch(
+            v_BD=self.v_ID.index_select(0, images_B).float(),
+            t_BD=self._texts(rows_B),
+            q_B=self.q_N.index_select(0, rows_B),
+            c_B=self.c_N.index_select(0, rows_B),
+            **{name: column_N.index_select(0, rows_B) for name, column_N in self.columns_N.items()},
+            e_BD=None if self.explanation_index_N is None else self._explanations(self.explanation_index_N[rows_B]),
+        )
+
+    def _texts(self, rows_B: Tensor) -> Tensor:
+        if self.text_index_N is None:
+            return self.t_MD.index_select(0, rows_B).float()
+        return taken(self.t_MD, self.text_index_N.index_select(0, rows_B), missing=0.0)
+
+    def _explanations(self, texts_B: Tensor) -> Tensor:
+        return taken(self.t_MD, texts_B, missing=torch.nan)
+
+
+def taken(t_MD: Tensor, entry_B: Tensor, *, missing: float) -> Tensor:
+    """Return rows of embeddings in float32, (B, D), each of value `missing` where the entry is -1: there is no text."""
+    none_B = entry_B < 0
+    if not len(t_MD):
+        return torch.full((len(entry_B), t_MD.shape[1]), missing, device=t_MD.device)
+    t_BD = t_MD.index_select(0, entry_B.clamp(min=0)).float()
+    return t_BD.masked_fill(none_B.unsqueeze(-1), missing) if none_B.any() else t_BD
+
+
+def memory_batches(  # noqa: PLR0913 - four columns and what places them
+    v_ID: Tensor,
+    t_MD: Tensor,
+    q_N: Tensor,
+    c_N: Tensor,
+    *,
+    image_index_N: Tensor | None = None,
+    text_index_N: Tensor | None = None,
+    columns_N: Mapping[str, Tensor] | None = None,
+    explanation_index_N: Tensor | None = None,
+    batch_size: int = 64,
+    seed: int = 42,
+) -> MemoryBatches:
+    """Return shuffled batches, float32 whatever the embeddings are stored in; labels in [0, 1], NaN = missing.
+
+    With an index (int64) the embeddings come deduplicated: row n has v_ID[image_index_N[n]] and
+    t_MD[text_index_N[n]]; without, they have one row per row. `columns_N` are further fields of `Batch`, such as
+    q_std_B, with one value per row; explanation_index_N finds e_BD in t_MD. An entry of -1 is no text: t is 0 there,
+    e is NaN. Nothing is copied here, and only one batch at a time later.
+    """
+    num_rows = len(q_N)
+    lengths = {
+        "image rows": len(v_ID) if image_index_N is None else len(image_index_N),
+        "text rows": len(t_MD) if text_index_N is None else len(text_index_N),
+        "consistency labels": len(c_N),
+        "explanations": num_rows if explanation_index_N is None else len(explanation_index_N),
+        **{f"values of {name}": len(column_N) for name, column_N in (columns_N or {}).items()},
+    }
+    for what, length in lengths.items():
+        if length != num_rows:
+            raise ValueError(f"{num_rows} quality labels but {length} {what}")
+    if num_rows == 0:
+        raise ValueError("there is no row to train on")
+    if v_ID.shape[1] != t_MD.shape[1]:
+        raise ValueError(f"image embeddings have width {v_ID.shape[1]}, text embeddings {t_MD.shape[1]}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    return MemoryBatches(
+        v_ID=v_ID.contiguous(),
+        t_MD=t_MD.contiguous(),
+        q_N=q_N,
+        c_N=c_N,
+        image_index_N=image_index_N,
+        text_index_N=text_index_N,
+        batch_size=batch_size,
+        seed=seed,
+        columns_N=columns_N or {},
+        explanation_index_N=explanation_index_N,
+    )
+
+
+# ---- Batches of rows whose vectors stay in a file: read in blocks, shuffled within large windows
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Read = Callable[[NDArray[np.int64]], Tensor]  # rising, distinct entries (K,) -> their vectors (K, D)
+
+BLOCKS_PER_WINDOW = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamBatches:
+    """N rows whose vectors are read when their turn comes; a `TrainBatches`, and in order for scoring.
+
+    Labels and columns are those of `MemoryBatches`; the indices (N,) int64 are arrays, since they decide what is read.
+    At most `window_rows` rows have their vectors in memory, twice that while one window follows another.
+    """
+
+    read_images: Read
+    read_texts: Read
+    q_N: Tensor
+    c_N: Tensor
+    image_index_N: NDArray[np.int64]
+    text_index_N: NDArray[np.int64]
+    batch_size: int
+    seed: int
+    window_rows: int
+    columns_N: Mapping[str, Tensor] = field(default_factory=dict)
+    explanation_index_N: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.q_N):
+            raise ValueError("there is no row to train on")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch; the last rows are used too."""
+        return math.ceil(len(self.q_N) / self.batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """Return every row once, in an order drawn from (seed, epoch), in equal parts as `MemoryBatches` has them."""
+        num_rows, num_steps = len(self.q_N), self.steps_per_epoch
+        short, num_long = divmod(num_rows, num_steps)
+        done, held, missing = 0, list[Batch](), short + (num_long > 0)
+        for window, order_W in self._shuffled(epoch):
+            first = 0
+            while first < len(order_W):
+                rows_B = order_W[first : first + missing]
+                held.append(window.take(rows_B))
+                first, missing = first + len(rows_B), missing - len(rows_B)
+                if not missing:
+                    yield held[0] if len(held) == 1 else _joined(held)
+                    done, held = done + 1, []
+                    missing = short + (done < num_long)
+
+    def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
+        """Return every row once as it lies, in the blocks that `MemoryBatches.in_order` gives."""
+        step = max(1, self.window_rows // batch_size) * batch_size
+        for start in range(0, len(self.q_N), step):
+            yield from self._read(np.arange(start, min(start + step, len(self.q_N)))).in_order(batch_size)
+
+    def _shuffled(self, epoch: int) -> Iterator[tuple[MemoryBatches, Tensor]]:
+        """Yield the windows of an epoch, each with the order of its rows, (W,) int64."""
+        generator = np.random.default_rng((self.seed, epoch))
+        # By image, so that a block is one stretch of the file; rows mostly lie so.
+        rows_N = np.argsort(self.image_index_N, kind="stable")
+        block_rows = max(1, self.window_rows // BLOCKS_PER_WINDOW)
+        starts = generator.permutation(np.arange(0, len(rows_N), block_rows))
+        # Windows of equal size: a last one of one block would give batches of neighbours.
+        for blocks in np.array_split(starts, math.ceil(len(starts) / BLOCKS_PER_WINDOW)):
+            rows_W = np.concatenate([rows_N[start : start + block_rows] for start in blocks])
+            order_W = torch.from_numpy(generator.permutation(len(rows_W)))
+            yield self._read(rows_W), order_W.to(self.q_N.device)
+
+    def _read(self, rows_W: NDArray[np.int64]) -> MemoryBatches:
+        """Return some rows with their vectors in memory."""
+        images_K, image_W = np.unique(self.image_index_N[rows_W], return_inverse=True)
+        explanation_W = None if self.explanation_index_N is None else self.explanation_index_N[rows_W]
+        wanted = self.text_index_N[rows_W]
+        if explanation_W is not None:
+            wanted = np.concatenate([wanted, explanation_W])
+        texts_K = np.unique(wanted[wanted >= 0])  # -1 is no text
+        device = self.q_N.device
+        rows = torch.from_numpy(rows_W).to(device)
+
+        def places(entries: NDArray[np.int64]) -> Tensor:
+            found = np.where(entries < 0, -1, np.searchsorted(texts_K, entries))
+            return torch.from_numpy(found).to(device)
+
+        return memory_batches(
+            self.read_images(images_K),
+            self.read_texts(texts_K),
+            self.q_N.index_select(0, rows),
+            self.c_N.index_select(0, rows),
+            image_index_N=torch.from_numpy(image_W).to(device),
+            text_index_N=places(self.text_index_N[rows_W]),
+            columns_N={name: column_N.index_select(0, rows) for name, column_N in self.columns_N.items()},
+            explanation_index_N=None if explanation_W is None else places(explanation_W),
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """Return the rows of several batches as one."""
+    columns = {name: [getattr(part, name) for part in parts] for name in Batch._fields}
+    return Batch(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})

@@ -1,0 +1,1 @@
+"""Rows of a cache, their split, and what a training learns from."""

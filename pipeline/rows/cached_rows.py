@@ -1,0 +1,408 @@
+"""CacheRows, keys of texts, where the images lie.
+
+Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed.
+
+Knows caches and tensors. Must not know heads or run directories.
+
+Shapes: N rows, I distinct images, T distinct texts, D width.
+
+Who is who: 64-bit keys of what rows show and ask for, the same in every cache and run, whatever things are called.
+
+Knows text columns, rows of caches and how keys become codes. Must not know splits or what the keys are for.
+
+Shapes: N rows, K texts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import LABELS
+from deltaclip.features.backbone.decode_ahead import ImageFile
+from deltaclip.features.data.prompts import prompt_group
+from deltaclip.features.data.views import RECIPES
+from deltaclip.features.store.near import near_copies
+from deltaclip.features.store.shards import open_cache
+from deltaclip.pipeline.loop.batches import MemoryBatches, StreamBatches, memory_batches, taken
+from deltaclip.pipeline.scoring.groups import group_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from deltaclip.features.store.reader import FeatureStore, Kind, Rows
+    from deltaclip.features.store.texts import TextColumn
+    from deltaclip.pipeline.scoring.groups import KeyArray
+
+
+# ---- Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed
+
+
+MEMORY_BYTES = 1 << 30  # vectors up to this size are held in memory
+WINDOW_BYTES = 128 << 20  # vectors of larger caches that are in memory at a time; twice that between two windows
+
+Batches = MemoryBatches | StreamBatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRows:
+    """A cache: labels in [0, 1] with NaN where missing, names, and embeddings as stored (float32 or float16).
+
+    `image_key_I`, uint64, are of the images' content, `tokens_T` of what the text tower is given (see `RowKeys`).
+
+    The embeddings are in memory, or `store` is open to read them; `x_IF` are the vectors of a further view, where one
+    was asked for: these are always in memory.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    facts: dict[str, Any]
+    dataset: dict[str, Any]
+    rows: Rows
+    dim: int
+    device: torch.device
+    image_key_I: KeyArray
+    tokens_T: KeyArray
+    v_ID: Tensor | None = None
+    t_TD: Tensor | None = None
+    x_IF: Tensor | None = None
+    store: FeatureStore | None = None
+
+    @cached_property
+    def keys(self) -> RowKeys:
+        """Return what the rows are, whatever they are called."""
+        prompts = self.rows.text["prompt"]
+        imported = self.facts.get("imported", {})
+        image_N, has_prompt_N = self.image_key_I[self.rows.image], self.rows.prompt >= 0
+        tokens_N = np.zeros(len(image_N), dtype=np.uint64)
+        tokens_N[has_prompt_N] = self.tokens_T[self.rows.prompt[has_prompt_N]]
+        return RowKeys(
+            image_N=image_N,
+            text_N=np.where(has_prompt_N, name_keys(prompts, prompt_group)[prompts.codes], image_N),
+            tokens_N=tokens_N,
+            known_by=VECTORS if imported.get("image_keys") == "embedding" else FILES,
+        )
+
+    @cached_property
+    def prompt_codes(self) -> NDArray[np.int64]:
+        """Return a code of the prompt of each row, (N,), equal where the text tower or a reader sees one prompt."""
+        return same_prompts(self.keys.text_N, self.keys.tokens_N)
+
+    @cached_property
+    def near_copies(self) -> NDArray[np.int64]:
+        """Return the pairs of images of the rows that are near copies, (P, 2)."""
+        return near_copies(self.vectors, np.unique(self.rows.image))
+
+    def vectors(self, entries_K: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return the embeddings of some images as stored, (K, D); `entries_K` are rising."""
+        if self.v_ID is None:
+            return self._read("images", entries_K).cpu().numpy()
+        return self.v_ID[torch.from_numpy(entries_K).to(self.device)].cpu().numpy()
+
+    def label(self, name: str) -> NDArray[np.float32]:
+        """Return a label column, (N,) float32 in [0, 1], NaN where missing."""
+        return self.rows.numbers[name]
+
+    def view(self) -> Tensor:
+        """Return the vector of the further view of every row, (N, F) float32."""
+        assert self.x_IF is not None
+        return self.x_IF[torch.from_numpy(self.rows.image).to(self.device)].float()
+
+    def prompts(self) -> Tensor:
+        """Return the prompt embedding of every row, (N, D) float32, 0 without one; of rows with a further view."""
+        assert self.t_TD is not None, "a further view has everything in memory"
+        return taken(self.t_TD, torch.from_numpy(self.rows.prompt).to(self.device), missing=0.0)
+
+    def cosine(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return s = v . t of some rows (all when None), (N,) float32 in [-1, 1]."""
+        found, done = np.empty(len(self.rows) if chosen is None else len(chosen), dtype=np.float32), 0
+        for batch in self.batches(chosen, batch_size=1).in_order() if len(found) else ():
+            found[done : done + len(batch.q_B)] = (batch.v_BD * batch.t_BD).sum(dim=1).cpu().numpy()
+            done += len(batch.q_B)
+        return found
+
+    def batches(
+        self,
+        rows: NDArray[np.int64] | None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        columns: Mapping[str, Tensor] | None = None,
+        explanations: bool = False,
+    ) -> Batches:
+        """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet.
+
+        `columns` are further fields of a batch, one value for each of these rows; `explanations` adds e_BD.
+        """
+        chosen = slice(None) if rows is None else rows
+        quality, consistency = (torch.from_numpy(self.label(name)[chosen]).to(self.device) for name in LABELS)
+        image, prompt = self.rows.image[chosen], self.rows.prompt[chosen]
+        explanation = self.rows.explanation[chosen] if explanations else None
+        columns = {name: column.to(self.device) for name, column in (columns or {}).items()}
+        if self.v_ID is None or self.t_TD is None:
+            return StreamBatches(
+                read_images=lambda entries: self._read("images", entries),
+                read_texts=lambda entries: self._read("texts", entries),
+                q_N=quality,
+                c_N=consistency,
+                image_index_N=image,
+                text_index_N=prompt,
+                columns_N=columns,
+                explanation_index_N=explanation,
+                batch_size=batch_size,
+                seed=seed,
+                window_rows=self._window_rows(),
+            )
+        return memory_batches(
+            self.v_ID,
+            self.t_TD,
+            quality,
+            consistency,
+            image_index_N=torch.from_numpy(image).to(self.device),
+            text_index_N=torch.from_numpy(prompt).to(self.device),
+            columns_N=columns,
+            explanation_index_N=None if explanation is None else torch.from_numpy(explanation).to(self.device),
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    def _read(self, kind: Kind, entries_K: NDArray[np.int64]) -> Tensor:
+        assert self.store is not None
+        return torch.from_numpy(self.store.take(kind, entries_K)).to(self.device)
+
+    def _window_rows(self) -> int:
+        assert self.store is not None
+        row_bytes = 2 * self.dim * self.store.group("images")["embedding"].dtype.itemsize  # an image and a text
+        return max(1, WINDOW_BYTES // int(row_bytes))
+
+
+def view_there(path: Path, view: str) -> str | None:
+    """Return the name of a view if a cache has it, else None.
+
+    Raises:
+        UserError: see `FeatureStore.open`; or there is no view of that name, or some images lack it.
+    """
+    with open_cache(path) as store:
+        if view in RECIPES and view not in store.view_names():
+            return None
+        store.check_view(view)
+        return view
+
+
+def image_keys(store: FeatureStore) -> KeyArray:
+    """Return the first 64 bits of the content address of each image, (I,) uint64."""
+    return np.ascontiguousarray(store.keys("images")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
+
+
+def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bool = False) -> CacheRows:
+    """Read a cache: its embeddings into memory if they take at most `MEMORY_BYTES`, else when they are needed.
+
+    The vectors of a view besides `center`, if one is named, are read into memory, and all others with them; so is
+    everything where `in_memory` says so. A file that stays open is the one that was checked here, also when another
+    takes its name.
+
+    Raises:
+        UserError: see `FeatureStore.open`; or images lack the view.
+    """
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(open_cache(path))
+        in_memory = (
+            in_memory or view is not None or store.size_bytes("images") + store.size_bytes("texts") <= MEMORY_BYTES
+        )
+        vectors = {} if view is None else {"x_IF": store.embeddings("images", view=view)}
+        if in_memory:
+            vectors |= {"v_ID": store.embeddings("images"), "t_TD": store.embeddings("texts")}
+        rows = CacheRows(
+            path=path,
+            header=store.header,
+            facts=store.facts,
+            dataset=store.dataset,
+            rows=store.rows(),
+            dim=store.dim,
+            device=torch.empty(0, device=device).device,
+            image_key_I=image_keys(store),
+            tokens_T=store.tokens(),
+            store=None if in_memory else store,
+            **{name: torch.from_numpy(vectors_KW).to(device) for name, vectors_KW in vectors.items()},
+        )
+        if not in_memory:
+            opened.pop_all()  # open as long as the rows are there
+        return rows
+
+
+# ---- Who is who
+
+
+# Characters hashed at a time: a block of texts is as wide as its longest.
+MAX_CHARACTERS = 4_000_000
+FILE = "rows.safetensors"  # of a run
+FILES, VECTORS, NAMES = "files", "vectors", "names"
+
+
+def name_keys(column: TextColumn, of: Callable[[str], str] = str) -> KeyArray:
+    """Return the key of `of` of each distinct text, and last that of the empty one: (K + 1,) uint64."""
+    keys = [text_keys([of(text) for text in block]) for block in column.names.blocks()]
+    return np.concatenate([*keys, text_keys([of("")])])
+
+
+def row_keys(column: TextColumn) -> KeyArray:
+    """Return the key of each row's text, (N,) uint64: what `group_keys` says of the texts themselves."""
+    return np.asarray(name_keys(column)[column.codes])  # code -1 finds the last
+
+
+def text_keys(texts: list[str]) -> KeyArray:
+    """Return the key of each text, (B,) uint64, in bounded memory however long one of them is."""
+    step = max(1, MAX_CHARACTERS // max(map(len, texts), default=1)) if any(texts) else len(texts)
+    parts = [group_keys(np.array(texts[start : start + step], dtype=np.str_)) for start in range(0, len(texts), step)]
+    return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowKeys:
+    """What N rows show and ask for, each (N,) uint64.
+
+    `image_N` is of the image's content: the first 64 bits of the SHA-256 of its file, or (`known_by` VECTORS) of its
+    vector, in a cache that was imported without files; or (NAMES) of its name, where nothing else is known. `text_N` is
+    of the prompt's `prompt_group`, or the image's own in a row without one; `tokens_N` is of what the text tower is
+    given, 0 where nobody knows.
+    """
+
+    image_N: KeyArray
+    text_N: KeyArray
+    tokens_N: KeyArray
+    known_by: str = FILES
+
+    def __len__(self) -> int:
+        return len(self.image_N)
+
+    def of(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> RowKeys:
+        """Return the keys of some rows."""
+        return replace(self, image_N=self.image_N[chosen], text_N=self.text_N[chosen], tokens_N=self.tokens_N[chosen])
+
+    def named(self, files: list[str]) -> RowKeys:
+        """Return the keys with images by their names."""
+        return replace(self, image_N=text_keys(files), known_by=NAMES)
+
+
+class Codes(NamedTuple):
+    """Small numbers in the place of keys, (N,) int64 each: equal in rows of one image, of one prompt, of both."""
+
+    image: NDArray[np.int64]
+    prompt: NDArray[np.int64]
+    pair: NDArray[np.int64]
+
+
+def keys_of_names(files: list[str], prompts: list[str]) -> RowKeys:
+    """Return the keys of rows of which only names and prompts are known."""
+    nothing = np.zeros(len(files), dtype=np.uint64)
+    text_N = text_keys([prompt_group(prompt) if prompt else file for file, prompt in zip(files, prompts, strict=True)])
+    return RowKeys(image_N=nothing, text_N=text_N, tokens_N=nothing).named(files)
+
+
+def same_prompts(text_K: KeyArray, tokens_K: KeyArray) -> NDArray[np.int64]:
+    """Return a code (K,) int64 for each text, equal where the group or the tokens of two are, or of others between."""
+    texts, code_K = np.unique(text_K, return_inverse=True)
+    known = np.flatnonzero(tokens_K)
+    tokens, token_code = np.unique(tokens_K[known], return_inverse=True)
+    if len(np.unique(np.stack([token_code, code_K[known]], axis=1), axis=0)) == len(tokens):  # none is of two groups
+        return code_K.astype(np.int64)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = len(texts) + len(tokens)
+    edges = (np.ones(len(known), dtype=np.int8), (code_K[known], len(texts) + token_code))
+    _, component = connected_components(coo_array(edges, shape=(size, size)), directed=False)
+    return np.asarray(component[code_K], dtype=np.int64)
+
+
+def common_codes(tables: Sequence[RowKeys]) -> list[Codes]:
+    """Return the codes of the rows of several tables, which mean the same in all of them."""
+    ends = np.cumsum([len(table) for table in tables])[:-1]
+
+    def joined(name: str) -> KeyArray:
+        return np.concatenate([getattr(table, name) for table in tables])
+
+    image = np.unique(joined("image_N"), return_inverse=True)[1].astype(np.int64)
+    prompt = same_prompts(joined("text_N"), joined("tokens_N"))
+    pair = np.unique(image * (int(prompt.max(initial=0)) + 1) + prompt, return_inverse=True)[1].astype(np.int64)
+    return [Codes(*parts) for parts in zip(*(np.split(codes, ends) for codes in (image, prompt, pair)), strict=True)]
+
+
+def write_keys(path: Path, keys: RowKeys) -> None:
+    """Write the keys of the rows of a run, 24 bytes each."""
+    from safetensors.numpy import save_file
+
+    columns = {"image": keys.image_N, "prompt": keys.text_N, "tokens": keys.tokens_N}
+    arrays = {name: np.ascontiguousarray(values) for name, values in columns.items()}
+    save_file(arrays, path, metadata={"images": keys.known_by})
+
+
+def read_keys(path: Path, *, num_rows: int) -> RowKeys | None:
+    """Return what `write_keys` wrote; None where there is no such file, or it is not of as many rows.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            known_by = (file.metadata() or {})["images"]
+            image_N, text_N, tokens_N = (file.get_tensor(name) for name in ("image", "prompt", "tokens"))
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
+    if {len(image_N), len(text_N), len(tokens_N)} != {num_rows}:
+        return None  # rows of the table beside it were taken out or put in
+    return RowKeys(image_N=image_N, text_N=text_N, tokens_N=tokens_N, known_by=known_by)
+
+
+# ---- Where the images of a cache lie
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles:
+    """The image files of a cache by entry, with the content that was extracted; `root` as in `image_batches`."""
+
+    files: dict[int, ImageFile]
+    root: Path | None
+
+
+def image_files(rows: CacheRows, image_root: Path | None, *, allow_outside: bool) -> ImageFiles:
+    """Return where the images of the usable rows lie.
+
+    Args:
+        rows: the cache.
+        image_root: their folder; None takes the one that the cache recorded.
+        allow_outside: whether paths may leave it.
+
+    Raises:
+        UserError: the folder is not known, or files are missing.
+    """
+    with open_cache(rows.path) as store:
+        keys, recorded = store.keys("images"), store.dataset.get("image_root")
+    folder = image_root or (Path(str(recorded)) if recorded else None)
+    if folder is None:
+        raise UserError("does not say where its images lie", place=rows.path, remedy="give --image-root FOLDER")
+    entries, first_row = np.unique(rows.rows.image, return_index=True)
+    names = rows.rows.text["file"][first_row]
+    files = {
+        int(entry): ImageFile(int(entry), folder / str(name), keys[entry].tobytes())
+        for entry, name in zip(entries, names, strict=True)
+    }
+    missing = [file.path for file in files.values() if not file.path.is_file()]
+    if missing:
+        message = f"{len(missing):,} of {len(files):,} images are not there, the first: {missing[0].name}"
+        raise UserError(message, place=folder, remedy="give --image-root FOLDER of the images that were extracted")
+    return ImageFiles(files=files, root=None if allow_outside else folder)

@@ -1,1 +1,0 @@
-"""Run directories and the scorer that is loaded from one."""

@@ -1,0 +1,293 @@
+"""Run directory and checkpoint.
+
+A run directory: made whole or not at all, and read again.
+
+`config.json`, `history.csv`, `metrics.json`, `predictions.csv`, `rows.safetensors` (what its rows are, by content) and
+`<mode>_best.safetensors`; the predictions of further repeats are `predictions_<seed of the split>.csv`, the settings of
+a sweep `sweep.csv`.
+
+Heads on disk: safetensors with a JSON header from which they are built again, and what was tuned of the backbone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.files import check_place, keep_result, whole_folder
+from deltaclip.base.places import check_file, check_new, check_run
+from deltaclip.base.vocabulary import need_prompts
+from deltaclip.pipeline.model.heads import HeadSpec, build_heads
+from deltaclip.pipeline.rows.cached_rows import FILE, write_keys
+from deltaclip.pipeline.runs.prediction_table import write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from deltaclip.pipeline.rows.cached_rows import RowKeys
+
+
+# ---- A run directory: made whole or not at all, and read again
+
+
+FULL_MODEL = "open_clip"  # folder of a run with the whole model, where that was wanted
+LIBRARIES = ("deltaclip", "torch", "open_clip_torch", "numpy", "scipy", "h5py", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContents:
+    """All that goes into a run directory; `history` and `predictions` are columns of tables.
+
+    `tables` has the columns of further tables by file name, `folders` what is to be copied, by the name it gets,
+    `tuned` what training changed of the backbone, and `keys` what the rows of the predictions are, by content.
+    """
+
+    mode: str
+    heads: nn.Module
+    spec: HeadSpec
+    config: dict[str, Any]
+    history: dict[str, Any]
+    metrics: dict[str, Any]
+    predictions: dict[str, Any]
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    tuned: TunedBackbone | None = None
+    keys: RowKeys | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A finished run: its heads in evaluation mode and what was recorded."""
+
+    path: Path
+    checkpoint: Path
+    heads: nn.Module
+    spec: HeadSpec
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the run was trained on; the scores of other heads mean nothing."""
+        return tuple(self.config["labels"])
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether any score of the run sees the prompt: without one it is of images alone."""
+        return need_prompts(self.labels)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the run changed its backbone, so that embeddings of a cache are not those that its heads know."""
+        return self.config.get("stage") == "finetune"
+
+    def tuned_tensors(self) -> dict[str, Tensor]:
+        """Return what the run changed of its backbone, by the names in its model."""
+        return load_tuned(self.checkpoint)
+
+    @property
+    def split(self) -> dict[str, Any]:
+        """Kind, leak, seeds and counts of the split that the heads were trained on; of repeats, the first."""
+        repeats = self.config.get("repeats")
+        return dict(repeats[0]["split"] if repeats else self.metrics["split"])
+
+    def predictions(self, seed: int) -> Path:
+        """Return the table of the repeat whose split has this seed."""
+        seeds = self.metrics["split"]["seeds"]
+        return self.path / ("predictions.csv" if seed in seeds[:1] else f"predictions_{seed}.csv")
+
+
+def free_run_path(out: Path | None, name: str) -> Path:
+    """Return where a run may go: `out` if given, else runs/NAME with the next free number.
+
+    Raises:
+        UserError: `out` exists already, or nothing can be written there; found out before anything is trained.
+    """
+    if out is not None:
+        check_new(out)
+        return out
+    check_place(Path("runs") / name)
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def check_outside(out: Path | None, runs: Sequence[Path]) -> None:
+    """Refuse to write a file into a finished run, or where none can be, before any work.
+
+    Raises:
+        UserError: `out` lies in one of the runs, or is a folder, or nothing can be written there.
+    """
+    if out is None:
+        return
+    check_file(out)
+    if any(out.resolve().is_relative_to(run.resolve()) for run in runs):
+        raise UserError("lies in the run", place=out, remedy="give a file outside: a finished run stays as it is")
+
+
+def write_run(out: Path | None, name: str, contents: RunContents) -> Path:
+    """Write a run directory, which appears with everything in it or not at all, and return where.
+
+    Another process may take the name while this one trains: then the next free one.
+
+    Raises:
+        MachineError: the disk refuses it; says where it is instead.
+    """
+    return keep_result(out or free_run_path(None, name), lambda path: _write_run(path, contents))
+
+
+def _write_run(path: Path, contents: RunContents) -> Path:
+    with whole_folder(path, may_be_taken=True) as growing:  # it was not when the training began
+        folder = growing.work
+        about = {
+            "backbone": contents.config["backbone"],
+            "request": contents.config["request"],
+            "mode": contents.mode,
+            "labels": contents.config["labels"],
+        }
+        checkpoint = folder / f"{contents.mode}_best.safetensors"
+        save_heads(checkpoint, contents.heads, contents.spec, about, tuned=contents.tuned)
+        if contents.tuned and contents.tuned.write_full:
+            contents.tuned.write_full(folder / FULL_MODEL, contents.tuned.tensors)
+        write_table(folder / "history.csv", contents.history)
+        write_table(folder / "predictions.csv", contents.predictions)
+        if contents.keys:
+            write_keys(folder / FILE, contents.keys)
+        for name, columns in contents.tables.items():
+            write_table(folder / name, columns)
+        for name, source in contents.folders.items():
+            shutil.copytree(source, folder / name)
+        for name, values in (("metrics.json", contents.metrics), ("config.json", contents.config)):
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return growing.path
+
+
+def open_run(path: Path) -> RunFolder:
+    """Read a run directory.
+
+    Raises:
+        UserError: no such directory, or something in it is missing or damaged.
+    """
+    check_run(path)
+    (checkpoint,) = path.glob("*_best.safetensors")
+    heads, header = load_heads(checkpoint)
+    return RunFolder(
+        path=path,
+        checkpoint=checkpoint,
+        heads=heads,
+        spec=HeadSpec.from_json(header["spec"]),
+        config=_read_json(path / "config.json"),
+        metrics=_read_json(path / "metrics.json"),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
+
+
+def surroundings() -> dict[str, Any]:
+    """Return versions and git state, for `config.json`."""
+    return {"versions": library_versions() | {"python": platform.python_version()}, "git": _git_state()}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what a result depends on, by the name of the package."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and dirtiness of the working directory, None outside a repository or without git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+# ---- Heads on disk
+
+
+HEADER_KEY = "deltaclip"
+BACKBONE = "backbone."  # before the names of tensors of the backbone; those of heads stand as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedBackbone:
+    """What a training changed of a backbone: tensors by their names in its model, none of the frozen ones.
+
+    `write_full` writes the whole model with these tensors into a folder, where that is wanted.
+    """
+
+    tensors: Mapping[str, Tensor]
+    write_full: Callable[[Path, Mapping[str, Tensor]], None] | None = None
+
+
+def save_heads(
+    path: Path, heads: nn.Module, spec: HeadSpec, about: dict[str, Any], *, tuned: TunedBackbone | None = None
+) -> None:
+    """Write heads and what was tuned below them; `about` (JSON values) goes into the header beside the spec."""
+    from safetensors.torch import save_file
+
+    named = dict(heads.state_dict())
+    if tuned is not None:
+        named |= {f"{BACKBONE}{name}": tensor for name, tensor in tuned.tensors.items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    save_file(state, path, metadata={HEADER_KEY: json.dumps({"spec": spec.to_json(), **about})})
+
+
+def load_heads(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build heads from a checkpoint, in evaluation mode.
+
+    Returns:
+        the heads on the CPU and the header: `spec` and what was given as `about`.
+
+    Raises:
+        UserError: not a checkpoint of ours, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER_KEY])
+            names = [name for name in file.keys() if not name.startswith(BACKBONE)]  # noqa: SIM118 - no dict
+            state = {name: file.get_tensor(name) for name in names}
+        heads = build_heads(HeadSpec.from_json(header["spec"]))
+        heads.load_state_dict(state)
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        detail = str(error).splitlines()[0][:160]
+        raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error
+    return heads.eval(), header
+
+
+def load_tuned(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of the backbone that a checkpoint holds, by their names in the model.
+
+    Raises:
+        UserError: damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(BACKBONE)]  # noqa: SIM118 - no dict
+            return {name.removeprefix(BACKBONE): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        detail = str(error).splitlines()[0][:160]
+        raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error

@@ -1,0 +1,168 @@
+"""From heads that have learned to a run directory: the test rows are scored here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.options import settings_to_json
+from deltaclip.base.vocabulary import LABELS
+from deltaclip.features.store.texts import TextColumn, Texts
+from deltaclip.pipeline.runs.curves import FOLDER as EVENTS
+from deltaclip.pipeline.runs.folder import RunContents, surroundings, write_run
+from deltaclip.pipeline.runs.measure import Training, combine, measure, trained_labels
+from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_untrained, score
+from deltaclip.pipeline.runs.run_split import SIDES
+from deltaclip.pipeline.words.plan_words import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from deltaclip.pipeline.loop.epochs import EpochRow
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
+    from deltaclip.pipeline.rows.task import LossWeights
+    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.training.train_heads import Learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Heads that have learned, judged on every side of the split; `events` is a folder of TensorBoard's."""
+
+    learned: Learned
+    split: Split
+    labels: list[str]
+    scores: Scores
+    metrics: dict[str, Any]
+    events: Path | None = None
+
+
+def judge(
+    rows: CacheRows,
+    split: Split,
+    weights: LossWeights,
+    learned: Learned,
+    *,
+    embedded: CacheRows | None = None,
+    scores: Scores | None = None,
+    shown: bool = True,
+) -> Finished:
+    """Score every row and compute the metrics, those of the test rows too.
+
+    `embedded` are the rows with the embeddings of a tuned backbone, `scores` those of all rows where they are there
+    already; floors are those of `rows`. A bar is on the terminal where it is to be `shown`.
+    """
+    if scores is None:
+        batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
+        scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
+    labels = trained_labels(rows, split.train, weights[:2])
+    best, last = learned.fitted.best_epoch, len(learned.fitted.history)
+    training = Training(frozenset(label for label in labels if best[label] == last), tuned=embedded is not None)
+    metrics = measure(rows, scores, split, labels=labels, scales=learned.scales, training=training)
+    return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)
+
+
+def run_mode(config: TrainConfig) -> str:
+    """Return the name of a mode, which is that of its checkpoint."""
+    return "residual_frozen" if config.residual_learning else "direct_frozen"
+
+
+def save_run(
+    config: TrainConfig,
+    rows: CacheRows,
+    weights: LossWeights,
+    done: Finished,
+    *,
+    name: str,
+    others: Sequence[Finished] = (),
+    tables: Mapping[str, dict[str, Any]] | None = None,
+    **about: Any,
+) -> Path:
+    """Write the run directory: the heads and the history of `done`, the metrics and the predictions of all.
+
+    Args:
+        config: settings of the stage.
+        rows: the cache.
+        weights: loss weights that are in force.
+        done: the heads to keep.
+        name: of the directory, without `--out`.
+        others: further repeats of the same training.
+        tables: columns of further tables by file name.
+        about: further JSON values of `config.json`, or such that stand in place of those of `train`.
+    """
+    learned, mode = done.learned, about.get("mode", run_mode(config))
+    further = {f"predictions_{one.split.seeds[0]}.csv": _predictions(rows, one) for one in others}
+    contents = RunContents(
+        mode=mode,
+        heads=learned.heads,
+        spec=learned.spec,
+        config={
+            "stage": "train",
+            "mode": mode,
+            "settings": settings_to_json(config),
+            "description": describe(config, rows, weights),
+            "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
+            "labels": done.labels,
+            "request": rows.header["request"],
+            "backbone": rows.facts,
+            "calibration": learned.calibration,
+            "scales": learned.scales,
+            "best_epoch": learned.fitted.best_epoch,
+            **(_about_repeats((done, *others)) if others else {}),
+            **about,
+            **surroundings(),
+        },
+        history=_history(learned.fitted.history),
+        metrics=combine([one.metrics for one in (done, *others)]),
+        predictions=_predictions(rows, done),
+        keys=rows.keys,
+        tables={**further, **(tables or {})},
+        folders={EVENTS: done.events} if done.events else {},
+        tuned=learned.tuned,
+    )
+    return write_run(config.out, name, contents)
+
+
+def _about_repeats(repeats: Sequence[Finished]) -> dict[str, Any]:
+    seed = repeats[0].split.seeds[0]
+    return {
+        "kept": f"heads, history.csv and predictions.csv are those of the first repeat, split seed {seed}",
+        "repeats": [
+            {"best_epoch": one.learned.fitted.best_epoch, "scales": one.learned.scales, "split": one.split.to_json()}
+            for one in repeats
+        ],
+    }
+
+
+def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
+    """Return the columns of `history.csv`, one row per epoch."""
+    columns = {
+        name: np.array(
+            [np.nan if getattr(row, name) is None else getattr(row, name) for row in history],
+            dtype=np.float64,
+        )
+        for name in ("train_loss", "val_score", "lr", "scale_q", "scale_c", "seconds")
+    }
+    figures = {name: np.array([row.figures[name] for row in history]) for name in history[0].figures}
+    return {"epoch": [row.epoch for row in history], **columns, **figures}
+
+
+def _predictions(rows: CacheRows, done: Finished) -> dict[str, Any]:
+    """Return the columns of `predictions.csv`, every usable row of the cache."""
+    side = np.empty(len(rows.rows), dtype=np.int8)
+    for code, name in enumerate(SIDES):
+        side[getattr(done.split, name)] = code
+    scores = blank_untrained(done.scores, done.labels)
+    text = rows.rows.text
+    about = {
+        "image": text["file"],
+        "prompt": text["prompt"],
+        "group": text["group"],
+        "source": text["source"],
+        "split": TextColumn(side, Texts.of(SIDES)),
+    }
+    return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}

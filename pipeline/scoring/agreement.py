@@ -1,0 +1,456 @@
+"""SROCC, KROCC, PLCC, floors.
+
+How well predictions agree with people: the field's figures, each defined for every input.
+
+Knows SROCC, KROCC, PLCC (raw and mapped) and RMSE of two arrays, also per source. Must not know heads,
+files or splits.
+
+Ranks and rank correlations of plain arrays, in numpy alone.
+
+Knows how rows are masked, ranked and correlated; imports no scipy, because scipy.stats costs 0.7 s
+on top of the 0.8 s of scipy.optimize and a training scores every epoch. Must not know splits, files or heads.
+
+What a score is worth: predictors that never look, or look without having learned.
+
+Knows the no-image floor and the zero-shot cosine on plain arrays. Must not know heads or files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from deltaclip.pipeline.scoring.groups import group_keys, known_groups
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+# ---- How well predictions agree with people: the field's figures, each defined for every input
+
+
+__all__ = ["Agreement", "agreement", "agreement_by", "json_number", "krocc", "pearson", "srocc"]
+
+# A correlation of two rows is always -1 or 1 and says nothing.
+MIN_ROWS = 3
+# The logistic has 4 parameters: it goes through any 4 rows, so that its error would be 0 by construction.
+MIN_ROWS_MAPPED = 5
+# The grid of starts of the logistic, in SDs of the predictions: widths from a step to a line, places among the rows and
+# beyond them; how many are tried for a few steps, and how many of these are followed to the end.
+GRID_WIDTHS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)
+GRID_OUTSIDE = np.array([0.5, 1.5, 4.0])
+GRID_PLACES, GRID_ROWS, GRID_STARTS = 40, 1000, 8
+TRIED_STEPS, FOLLOWED = 40, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Agreement of predictions with labels over `n` labelled rows; a figure that does not exist is NaN.
+
+    `main` is the mean of SROCC and raw PLCC: raw, so that it rests on no fit that may fail or flatter.
+    `note` says in words why a figure is missing or was not mapped, and is empty otherwise.
+    """
+
+    srocc: float
+    krocc: float
+    plcc: float
+    plcc_mapped: float
+    rmse: float
+    main: float
+    n: int
+    note: str = ""
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        """Return the figures by name, NaN as None."""
+        return {name: json_number(v) if isinstance(v, float) else v for name, v in asdict(self).items()}
+
+
+def agreement(predicted_N: npt.ArrayLike, label_N: npt.ArrayLike) -> Agreement:
+    """Score predictions against labels with every figure of the field.
+
+    Args:
+        predicted_N: (N,) predictions, any real dtype; finite in rows with a label.
+        label_N: (N,) labels; NaN marks a missing one, its row is left out.
+
+    Returns:
+        The figures: SROCC and KROCC (tau-b) on raw predictions, PLCC raw and after the 4-parameter logistic
+        of `fit_logistic`, RMSE = sqrt(mean((f(x) - y)^2)) after it. Where no logistic can be fitted, f(x) = x
+        and `note` says so. Fewer than 3 labelled rows: all NaN. A constant side: NaN but for the RMSE.
+
+    Raises:
+        ValueError: see `labelled_rows`.
+    """
+    mask = labelled_rows(predicted_N, label_N)
+    x = np.asarray(predicted_N, dtype=np.float64)[mask]
+    y = np.asarray(label_N, dtype=np.float64)[mask]
+    if x.size < MIN_ROWS:
+        return undefined(n=x.size, note=f"{x.size} labelled rows, {MIN_ROWS} are needed")
+    mapped, note = _mapped(x, y)
+    rank, linear = srocc(x, y), pearson(x, y)
+    return Agreement(
+        srocc=rank,
+        krocc=krocc(x, y),
+        plcc=linear,
+        plcc_mapped=pearson(mapped, y),
+        rmse=math.sqrt(float(np.mean((mapped - y) ** 2))),
+        main=(rank + linear) / 2,
+        n=x.size,
+        note=note,
+    )
+
+
+def agreement_by(
+    predicted_N: npt.ArrayLike, label_N: npt.ArrayLike, *, groups_N: npt.ArrayLike
+) -> dict[str, Agreement]:
+    """Score every group (a source, say) on its own; groups (N,) hold strings or integers."""
+    names, code_N = np.unique(known_groups(groups_N), return_inverse=True)
+    predicted, label = np.asarray(predicted_N), np.asarray(label_N)
+    if predicted.shape != code_N.shape or label.shape != code_N.shape:
+        message = f"predictions {predicted.shape}, labels {label.shape} and groups {code_N.shape} differ in length"
+        raise ValueError(message)
+    rows_by_name = np.split(np.argsort(code_N, kind="stable"), np.cumsum(np.bincount(code_N))[:-1])
+    pairs = zip(names.tolist(), rows_by_name, strict=True) if names.size else ()
+    return {str(name): agreement(predicted[rows], label[rows]) for name, rows in pairs}
+
+
+def undefined(*, n: int, note: str) -> Agreement:
+    """Return an agreement without a single figure, with the reason."""
+    nan = math.nan
+    return Agreement(srocc=nan, krocc=nan, plcc=nan, plcc_mapped=nan, rmse=nan, main=nan, n=n, note=note)
+
+
+def _mapped(x_N: FloatArray, y_N: FloatArray) -> tuple[FloatArray, str]:
+    """Return f(x) and an empty note, or x itself and the reason why there is no f."""
+    for name, values in (("predictions", x_N), ("labels", y_N)):
+        if values.min() == values.max():
+            return x_N, f"constant {name}: no correlation, not mapped"
+    if x_N.size < MIN_ROWS_MAPPED:
+        return x_N, f"{x_N.size} rows, too few for the logistic: not mapped"
+    mapped = fit_logistic(x_N, y_N)
+    if mapped is None:
+        return x_N, "the logistic did not converge: not mapped"
+    return mapped, ""
+
+
+def fit_logistic(x_N: FloatArray, y_N: FloatArray) -> FloatArray | None:
+    """Fit the field's 4-parameter logistic to labels by least squares and apply it to the predictions.
+
+    f(x) = (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2 (VQEG 2000, in the form of Seshadrinathan et al., IEEE TIP
+    19(6), 2010), rising where SROCC is positive or 0, else falling: a curve against the order of the data would call a
+    bad score good. The usual start [max y, min y, mean x, std x / 4] alone ends in a local minimum for some 20 rows; a
+    grid of b3, |b4| with the b1, b2 that fit them gives further ones. Levenberg-Marquardt of MINPACK with the exact
+    Jacobian, from each; of what converged the least error.
+
+    Returns:
+        f(x) (N,), or None where no fit converges, or none but to a constant.
+    """
+    # In units of its own spread around its own mean x may have any scale and offset; f is the same function.
+    z_N = centred(x_N)
+    z_N = z_N / z_N.std()
+    sign = -1.0 if srocc(x_N, y_N) < 0 else 1.0
+    low, high = float(y_N.min()), float(y_N.max())
+    usual = np.array([high, low, 0.0, 0.25]) if sign > 0 else np.array([low, high, 0.0, 0.25])
+    tried = [_fitted(start, z_N, y_N, steps=TRIED_STEPS) for start in (usual, *_grid_starts(z_N, y_N, sign=sign))]
+    best = sorted((one for one in tried if sign * (one.b[0] - one.b[1]) > 0), key=lambda one: one.error)
+    ends = [_fitted(one.b, z_N, y_N, steps=2000) for one in best[:FOLLOWED]]
+    ends = [one for one in ends if one.converged and sign * (one.b[0] - one.b[1]) > 0]
+    if not ends:
+        return None
+    mapped = _curve(min(ends, key=lambda one: one.error).b, z_N)
+    return mapped if mapped.min() < mapped.max() else None
+
+
+class _Fitted(NamedTuple):
+    error: float  # squared
+    b: FloatArray
+    converged: bool
+
+
+def _curve(b: FloatArray, z_N: FloatArray) -> FloatArray:
+    from scipy.special import expit
+
+    return np.asarray((b[0] - b[1]) * expit((z_N - b[2]) / _width(b)) + b[1], dtype=np.float64)
+
+
+def _fitted(start: FloatArray, z_N: FloatArray, y_N: FloatArray, *, steps: int) -> _Fitted:
+    """Return where a start leads to in at most so many steps; the error is infinite where a fit ran away."""
+    from scipy.optimize import leastsq
+    from scipy.special import expit
+
+    def jacobian(b: FloatArray) -> FloatArray:
+        u_N = (z_N - b[2]) / _width(b)
+        g_N = expit(u_N)
+        slope_N = (b[0] - b[1]) * g_N * (1 - g_N) / _width(b)
+        return np.stack([g_N, 1 - g_N, -slope_N, -slope_N * u_N * np.sign(b[3])])
+
+    with np.errstate(over="ignore", invalid="ignore"):  # a fit that runs away is found below
+        b, _, _, _, status = leastsq(
+            lambda b: _curve(b, z_N) - y_N, start, Dfun=jacobian, col_deriv=True, full_output=True, maxfev=steps
+        )
+        error = float(np.square(_curve(b, z_N) - y_N).sum())
+    finite = math.isfinite(error)
+    return _Fitted(error if finite else math.inf, b, finite and status in (1, 2, 3, 4))
+
+
+def _grid_starts(z_N: FloatArray, y_N: FloatArray, *, sign: float) -> list[FloatArray]:
+    """Return the best b for each of a few widths, those of least error first; rows are thinned to GRID_ROWS."""
+    from scipy.special import expit
+
+    if z_N.size > GRID_ROWS:
+        order = np.argsort(z_N, kind="stable")[np.linspace(0, z_N.size - 1, GRID_ROWS).astype(np.int64)]
+        z_N, y_N = z_N[order], y_N[order]
+    places = np.unique(np.quantile(z_N, np.linspace(0, 1, min(z_N.size, GRID_PLACES))))
+    # At a row, where a steep curve still has a slope, between two, and outside, where it bends one way.
+    places = np.concatenate(
+        [places, (places[1:] + places[:-1]) / 2, places[0] - GRID_OUTSIDE, places[-1] + GRID_OUTSIDE]
+    )
+    mean, y_N = float(y_N.mean()), y_N - y_N.mean()
+    starts = []
+    for width in GRID_WIDTHS:
+        g_PN = expit((z_N - places[:, None]) / width)
+        mean_P = g_PN.mean(axis=1)
+        g_PN -= mean_P[:, None]
+        spread_P, product_P = np.square(g_PN).sum(axis=1), g_PN @ y_N
+        # Least squares in b1 - b2, where it has the right sign.
+        gain_P = np.where(sign * product_P > 0, product_P**2 / np.maximum(spread_P, 1e-30), 0.0)
+        gain_P[spread_P < 1e-12] = 0.0
+        best = int(np.argmax(gain_P))
+        if gain_P[best] > 0:
+            step = float(product_P[best] / spread_P[best])
+            b2 = mean - step * float(mean_P[best])
+            starts.append((float(gain_P[best]), np.array([b2 + step, b2, places[best], width])))
+    return [b for _, b in sorted(starts, key=lambda one: -one[0])[:GRID_STARTS]]
+
+
+def _width(b: FloatArray) -> float:
+    return max(abs(float(b[3])), 1e-9)  # a step is the steepest logistic there is
+
+
+# ---- Ranks and rank correlations of plain arrays, in numpy alone
+
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+    IntArray = npt.NDArray[np.int64]
+
+
+def json_number(value: float) -> float | None:
+    """Return the value as a float JSON can hold: None where it is NaN or infinite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def labelled_rows(predicted_N: npt.ArrayLike, label_N: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Return the mask (N,) of rows that have a label; a label that is NaN is missing.
+
+    Raises:
+        ValueError: lengths differ, an array is not 1-D, a label is infinite, or a labelled row's prediction
+            is not finite (such a row would silently poison every figure).
+    """
+    predicted, label = np.asarray(predicted_N), np.asarray(label_N, dtype=np.float64)
+    if predicted.ndim != 1 or predicted.shape != label.shape:
+        message = f"predictions {predicted.shape} and labels {label.shape} must be 1-D and of one length"
+        raise ValueError(message)
+    mask = ~np.isnan(label)
+    for name, values in (("prediction", predicted), ("label", label)):
+        bad = np.flatnonzero(mask & ~np.isfinite(values))
+        if bad.size:
+            message = f"{name} of row {bad[0]} is {values[bad[0]]} ({bad.size} such rows)"
+            raise ValueError(message)
+    return mask
+
+
+def average_ranks(x_N: npt.ArrayLike) -> FloatArray:
+    """Return ranks from 1 to N, equal values sharing the mean of their places (scipy's `average`)."""
+    _, inverse, counts = np.unique(np.asarray(x_N), return_inverse=True, return_counts=True)
+    ranks: FloatArray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def pearson(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
+    """Return Pearson's correlation in [-1, 1], NaN where either side is constant or has no rows."""
+    x, y = np.asarray(x_N, dtype=np.float64), np.asarray(y_N, dtype=np.float64)
+    # Asked of the values, not of the deviations: the mean of a constant is not always that constant.
+    if x.size == 0 or x.min() == x.max() or y.min() == y.max():
+        return math.nan
+    x, y = centred(x), centred(y)
+    r = float((x @ y) / (np.linalg.norm(x) * np.linalg.norm(y)))
+    return max(-1.0, min(1.0, r))
+
+
+def centred(x_N: FloatArray) -> FloatArray:
+    """Return values that are not constant with mean 0 and at most 1 in size, in their own proportions.
+
+    Scaled before and after, so that squares of tiny or huge values stay in range; centred twice, because the
+    first mean of nearly equal values is rounded by as much as they differ.
+    """
+    x = x_N / np.abs(x_N).max()
+    x = x - x.mean()
+    x = x / np.abs(x).max()
+    return np.asarray(x - x.mean())
+
+
+def srocc(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
+    """Return Spearman's rank correlation, exact with ties: Pearson's on average ranks (Spearman 1904).
+
+    Args:
+        x_N: predictions (N,), any real dtype; finite in rows with a label.
+        y_N: labels (N,); NaN marks a missing one, its row is left out.
+
+    Returns:
+        The correlation in [-1, 1], or NaN with fewer than 3 labelled rows or a constant side.
+    """
+    mask = labelled_rows(x_N, y_N)
+    if int(mask.sum()) < 3:
+        return math.nan
+    return pearson(average_ranks(np.asarray(x_N)[mask]), average_ranks(np.asarray(y_N)[mask]))
+
+
+def krocc(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
+    """Return Kendall's tau-b, with Knight's O(N log N) count of discordant pairs (Kendall 1945; Knight 1966).
+
+    Arguments and returns are those of `srocc`.
+    """
+    mask = labelled_rows(x_N, y_N)
+    x = np.unique(np.asarray(x_N)[mask], return_inverse=True)[1].astype(np.int64)
+    y = np.unique(np.asarray(y_N)[mask], return_inverse=True)[1].astype(np.int64)
+    if x.size < 3 or x.max() == 0 or y.max() == 0:
+        return math.nan
+    # Rows sorted by x, equal x by y: a pair is then discordant exactly where a later y is strictly smaller.
+    order = np.lexsort((y, x))
+    place = np.empty(x.size, dtype=np.int64)
+    place[np.argsort(y[order], kind="stable")] = np.arange(x.size)
+    both = x * (y.max() + 1) + y
+    pairs = x.size * (x.size - 1) // 2
+    tied_x, tied_y, tied_both = (
+        _tied_pairs(x),
+        _tied_pairs(y),
+        _tied_pairs(np.unique(both, return_inverse=True)[1]),
+    )
+    # concordant - discordant = pairs - tied_x - tied_y + tied_both - 2 discordant
+    surplus = pairs - tied_x - tied_y + tied_both - 2 * _inversions(place)
+    return max(-1.0, min(1.0, surplus / math.sqrt(pairs - tied_x) / math.sqrt(pairs - tied_y)))
+
+
+def _tied_pairs(codes_N: IntArray) -> int:
+    counts = np.bincount(codes_N)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _inversions(values_N: IntArray) -> int:
+    """Count pairs i < j with values_N[i] > values_N[j] of a permutation of 0 .. N-1.
+
+    One stable radix pass per bit, highest first: a pair is counted at the first bit in which its values
+    differ, where both still lie in one block, in their first order. A million rows take 20 passes.
+    """
+    values, position = values_N, np.arange(values_N.size)
+    total = 0
+    for bit in reversed(range(int(values.size - 1).bit_length())):
+        is_one = (values >> bit) & 1
+        ones = np.cumsum(is_one) - is_one
+        start = (values >> (bit + 1)) << (bit + 1)  # a permutation: a block begins at its smallest value
+        ones -= ones[start]
+        total += int(ones[is_one == 0].sum())
+        target = start + np.where(is_one == 1, (1 << bit) + ones, position - start - ones)
+        moved = np.empty_like(values)
+        moved[target] = values
+        values = moved
+    return total
+
+
+# ---- What a score is worth: predictors that never look, or look without having learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """Predictions (N,) for the test rows, NaN without any labelled training row, and how far they agree.
+
+    `shrinkage` is the k of n / (n + k); infinite where the prompt explains nothing.
+    """
+
+    predicted: FloatArray
+    agreement: Agreement
+    shrinkage: float
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        """Return the agreement's figures and the shrinkage."""
+        return self.agreement.to_json() | {"shrinkage": json_number(self.shrinkage)}
+
+
+def no_image_floor(
+    label_N: npt.ArrayLike,
+    *,
+    groups: npt.ArrayLike,
+    train: IntArray,
+    test: IntArray,
+    sources: npt.ArrayLike | None = None,
+    shrinkage: float | None = None,
+) -> Floor:
+    """Predict from source and prompt alone: source mean + shrunk prompt mean, fitted on training rows only.
+
+    prediction = mean of the source + n / (n + k) * mean residual of the prompt over its n training rows
+    (the best linear predictor of a random effect, Henderson 1975). A source without training rows has the
+    overall mean, a prompt without them the effect 0: on a clean split the source mean is all there is.
+
+    Args:
+        label_N: (N,) labels; NaN marks a missing one.
+        groups: (N,) strings or integers, the prompt of each row.
+        train: row indices to fit on.
+        test: row indices to predict and judge.
+        sources: (N,) strings or integers, the generator of each row, where known.
+        shrinkage: k of at least 0; by default the ratio of residual to prompt variance, see `estimate_k`.
+    """
+    label = np.asarray(label_N, dtype=np.float64)
+    rows = np.asarray(train)[~np.isnan(label[train])]
+    if rows.size == 0:
+        missing = np.full(len(test), math.nan)
+        note = "no training row has this label"
+        return Floor(predicted=missing, agreement=undefined(n=0, note=note), shrinkage=math.inf)
+    _, prompt = np.unique(group_keys(groups), return_inverse=True)
+    one_source = np.zeros(label.size, dtype=np.int64)
+    _, source = np.unique(group_keys(one_source if sources is None else sources, name="sources"), return_inverse=True)
+    mean = label[rows].mean()
+    by_source = mean + _means(label[rows] - mean, source[rows], length=source.max() + 1)
+    residual = label[rows] - by_source[source[rows]]
+    k = estimate_k(residual, prompt[rows]) if shrinkage is None else shrinkage
+    counts = np.bincount(prompt[rows], minlength=prompt.max() + 1)
+    # n / (n + k) with k infinite is 0, and 0 for a prompt that was not seen, whatever k is.
+    weight = counts / np.maximum(counts + k, 1)
+    by_prompt = weight * _means(residual, prompt[rows], length=counts.size)
+    predicted = by_source[source[test]] + by_prompt[prompt[test]]
+    return Floor(predicted=predicted, agreement=agreement(predicted, label[test]), shrinkage=float(k))
+
+
+def cosine_floor(cosine_N: npt.ArrayLike, label_N: npt.ArrayLike) -> Agreement:
+    """Score the raw cosine of image and prompt (N,) as a prediction: what CLIP knows without training."""
+    return agreement(cosine_N, label_N)
+
+
+def estimate_k(residual_N: FloatArray, code_N: IntArray) -> float:
+    """Return k = variance within groups / variance of group effects, infinite where groups explain nothing.
+
+    One-way random effects by the method of moments for unequal group sizes (Searle, Casella and McCulloch,
+    Variance Components, 1992): s2 = MSW, s2_group = (MSB - MSW) / n0,
+    n0 = (N - sum n_g^2 / N) / (G - 1).
+    """
+    counts = np.bincount(code_N)
+    counts = counts[counts > 0]
+    num_rows, num_groups = residual_N.size, counts.size
+    if num_groups < 2 or num_rows == num_groups:
+        return math.inf
+    mean_N = _means(residual_N, code_N, length=int(code_N.max()) + 1)[code_N]
+    within = float(((residual_N - mean_N) ** 2).sum()) / (num_rows - num_groups)
+    between = float(((mean_N - residual_N.mean()) ** 2).sum()) / (num_groups - 1)
+    size = (num_rows - float((counts.astype(np.float64) ** 2).sum()) / num_rows) / (num_groups - 1)
+    return within * size / (between - within) if between > within else math.inf
+
+
+def _means(value_N: FloatArray, code_N: IntArray, *, length: int) -> FloatArray:
+    """Return the mean value of each code (length,), 0 for a code without rows."""
+    sums = np.bincount(code_N, weights=value_N, minlength=length)
+    means: FloatArray = sums / np.maximum(np.bincount(code_N, minlength=length), 1)
+    return means

@@ -1,0 +1,82 @@
+"""The settings of a sweep: lists and ranges to settings of `train`, and what varies among them.
+
+Knows how values are written and drawn. Must not know heads, caches or training.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltaclip.base.errors import UserError
+from deltaclip.base.options import option_name
+from deltaclip.pipeline.settings import SWEPT, Range, SweepConfig, TrainConfig, swept_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+# More would fill the table with noise before it fills the machine: 10,000 draws of one winner are chance.
+MAX_SETTINGS = 10_000
+
+
+def sweep_settings(config: SweepConfig) -> list[TrainConfig]:
+    """Return the settings of every training of a sweep, without double ones.
+
+    Raises:
+        UserError: a value that is no number, out of range or not a choice; a range without --samples; too many.
+    """
+    axes = {name: swept_values(name, getattr(config, name)) for name in SWEPT}
+    chosen = _sampled(axes, config.samples, seed=config.data_seed) if config.samples else _grid(axes)
+    common = {field.name: getattr(config, field.name) for field in fields(TrainConfig) if hasattr(config, field.name)}
+    found = [TrainConfig(**{**common, **values}) for values in chosen]
+    return list(dict.fromkeys(found))
+
+
+def _grid(axes: dict[str, list[Any] | Range]) -> list[dict[str, Any]]:
+    lists = []
+    for name, axis in axes.items():
+        if isinstance(axis, Range):
+            raise UserError("a range has no grid", place=option_name(name), remedy="give --samples, or values")
+        lists.append(axis)
+    if (count := math.prod(map(len, lists))) > MAX_SETTINGS:
+        remedy = f"give fewer values, or --samples of at most {MAX_SETTINGS:,}"
+        raise UserError(f"the grid has {count:,} settings", place="sweep", remedy=remedy)
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*lists)]
+
+
+def varied(settings: Sequence[TrainConfig]) -> list[str]:
+    """Return the names of the swept settings that have more than one value."""
+    return [name for name in SWEPT if len({getattr(one, name) for one in settings}) > 1]
+
+
+def _draw(axis: Range, generator: np.random.Generator) -> float:
+    """Return one number of a range, uniform in value or in logarithm."""
+    if axis.logarithmic:
+        return float(math.exp(generator.uniform(math.log(axis.low), math.log(axis.high))))
+    return float(generator.uniform(axis.low, axis.high))
+
+
+def _sampled(axes: dict[str, list[Any] | Range], samples: int, *, seed: int) -> list[dict[str, Any]]:
+    """Draw settings; from lists alone without repetition, all of them where there are no more."""
+    if samples > MAX_SETTINGS:
+        raise UserError(f"{samples:,} settings", place="--samples", remedy=f"give at most {MAX_SETTINGS:,}")
+    generator = np.random.default_rng((seed, samples))
+    lists = {name: axis for name, axis in axes.items() if isinstance(axis, list)}
+    if len(lists) == len(axes):
+        shape = tuple(len(axis) for axis in lists.values())
+        count = math.prod(shape)
+        places = generator.choice(count, size=min(samples, count), replace=False)
+        indices = np.stack(np.unravel_index(np.sort(places), shape), axis=1)
+        return [{name: axis[i] for (name, axis), i in zip(lists.items(), row, strict=True)} for row in indices]
+    return [
+        {
+            name: _draw(axis, generator) if isinstance(axis, Range) else axis[int(generator.integers(len(axis)))]
+            for name, axis in axes.items()
+        }
+        for _ in range(samples)
+    ]

@@ -1,0 +1,276 @@
+"""Many trainings of residual heads at once, in stacks; each gives what `learning.learn` gives alone.
+
+Quality and consistency heads share nothing, so what a label's head does not see is trained once: a grid of 8 scales for
+each label has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows.
+
+Shapes: K heads of a stack, N rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from deltaclip.base.progress import Progress
+from deltaclip.pipeline.loop.epochs import EpochRow, FitResult, seeded
+from deltaclip.pipeline.loop.stack_learner import HeadPlan, StackJob, fit_stacks
+from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, build_heads
+from deltaclip.pipeline.model.scores import HEADS
+from deltaclip.pipeline.model.stack import HeadStack
+from deltaclip.pipeline.rows.task import loss_weights, training_columns
+from deltaclip.pipeline.runs.measure import rankable_labels, trained_labels
+from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH
+from deltaclip.pipeline.training.train_heads import (
+    Learned,
+    base_view,
+    fit_kernels,
+    fit_plan,
+    head_spec,
+    of_rows,
+    start_bases,
+    validation,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from deltaclip.pipeline.loop.epochs import Validation
+    from deltaclip.pipeline.rows.cached_rows import Batches, CacheRows
+    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.settings import BaseInit, TrainConfig
+
+
+# Heads of one label that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
+# 1 GB for 128 heads at D = 768.
+MAX_HEADS = 128
+
+
+@dataclass(frozen=True)
+class HeadKey:
+    """All that decides a head of one label, beside what the settings of a sweep have in common; sorts by rate."""
+
+    lr: float
+    weight_decay: float
+    seed: int
+    scale: float
+    weight: float
+    dropout: float
+    loss: str
+    base_init: BaseInit
+
+
+class Stacked:
+    """Settings that were trained together; `scores` are known for all, heads are made on demand."""
+
+    def __init__(self, settings: Sequence[TrainConfig], rows: CacheRows, split: Split, *, half: bool) -> None:
+        """Train all settings, which differ in nothing but what `HeadKey` names, on one split."""
+        self.settings, self.rows, self.split, self.half = list(settings), rows, split, half
+        first = self.settings[0]
+        self.labels = trained_labels(rows, split.train, (1.0, 1.0))
+        self.ranked = [label for label in rankable_labels(rows, split.val) if label in self.labels]
+        self.kernels = None
+        if view := base_view(*settings):
+            most = [max(getattr(one, name) for one in settings) for name in ("w_q", "w_c")]
+            trained = trained_labels(rows, split.train, (most[0], most[1]))
+            self.kernels = fit_kernels(rows, split, labels=trained, view=view, seed=first.split_seed)
+        keys = {label: sorted({self.key(one, label) for one in settings}, key=_order) for label in HEADS}
+        self.num_heads = sum(map(len, keys.values()))
+        self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}
+        self._starts: dict[tuple[int, BaseInit], tuple[ResidualHeads, dict[str, Any] | None]] = {}
+        self._generators: dict[int, torch.Generator] = {}
+        passes = list(_passes(keys))
+        self.seconds = 0.0
+        with Progress(first.epochs * len(passes), "sweeping", unit="epochs") as progress:
+            for here in passes:
+                self._train(here, progress)
+
+    def key(self, config: TrainConfig, label: str) -> HeadKey:
+        """Return what decides the head of a label."""
+        weights = loss_weights(config, self.rows)
+        quality = label == "quality"
+        return HeadKey(
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+            scale=config.residual_scale_q if quality else config.residual_scale_c,
+            weight=weights.q if quality else weights.c,
+            dropout=config.dropout,
+            loss=config.loss,
+            base_init=config.base_init,
+        )
+
+    def val_scores(self, config: TrainConfig) -> dict[str, float]:
+        """Return of each label that a setting trains what its best epoch reached on validation (`main`)."""
+        found = {}
+        for label in self.ranked:
+            key = self.key(config, label)
+            if key.weight > 0:
+                job, k = self._place[label, key]
+                found[label] = job.choice[k].score
+        return found
+
+    def best_epochs(self, config: TrainConfig) -> dict[str, int]:
+        """Return the epoch that each head of a setting keeps."""
+        places = {label: self._place[label, self.key(config, label)] for label in HEADS}
+        return {label: job.choice[k].epoch for label, (job, k) in places.items()}
+
+    def learned(self, config: TrainConfig) -> Learned:
+        """Return the heads of one setting as `learn` would, with their history."""
+        spec = self._spec(config)
+        _, calibration = self._start(config.seed, config.base_init)
+        columns = self._columns(config.base_init)
+        with seeded(config.seed):
+            heads = build_heads(spec).to(self.rows.device)
+        assert isinstance(heads, ResidualHeads)
+        if self.kernels and config.base_init == "kernel":
+            self.kernels.put_into(heads)
+        best_epoch, best_score, jobs = {}, {}, {}
+        for label in HEADS:
+            job, k = self._place[label, self.key(config, label)]
+            jobs[label] = (job, k)
+            best_epoch[label], best_score[label] = job.choice[k].epoch, job.choice[k].score
+            with torch.no_grad():
+                for name, parameter in heads.named_parameters():
+                    if name in job.best:
+                        parameter.copy_(job.best[name][k])
+        if config.scale_mode == "curriculum":
+            self._set_curriculum(heads, jobs, best_epoch)
+        fitted = FitResult(self._history(config, jobs), best_epoch, best_score, stopped_early=False)
+        return Learned(spec=spec, heads=heads.eval(), calibration=calibration, fitted=fitted, columns=columns)
+
+    def _spec(self, config: TrainConfig) -> HeadSpec:
+        shape = self.kernels.shape if self.kernels and config.base_init == "kernel" else None
+        return head_spec(config, self.rows, loss_weights(config, self.rows), kernels=shape)
+
+    def _columns(self, base_init: BaseInit) -> dict[str, Tensor]:
+        return self.kernels.columns if self.kernels and base_init == "kernel" else {}
+
+    def _batches(self, base_init: BaseInit) -> Batches:
+        first, train = self.settings[0], self.split.train
+        return self.rows.batches(
+            train,
+            batch_size=first.batch_size,
+            seed=first.split_seed,
+            columns=training_columns(first, self.rows, train) | of_rows(self._columns(base_init), train),
+        )
+
+    def _start(self, seed: int, base_init: BaseInit) -> tuple[ResidualHeads, dict[str, Any] | None]:
+        """Return new heads of a seed with their base, made once; what scales and dropout are does not matter."""
+        if (seed, base_init) not in self._starts:
+            device = self.rows.device
+            with seeded(seed, device):
+                heads = build_heads(self._spec(replace(self.settings[0], base_init=base_init))).to(device)
+                assert isinstance(heads, ResidualHeads)
+                # Training alone goes on with torch's own generator from here: its dropout.
+                self._generators[seed] = _generator_now(device)
+            kernels = self.kernels if base_init == "kernel" else None
+            calibration = start_bases(heads, base_init, self._batches(base_init), kernels)
+            self._starts[seed, base_init] = heads, calibration
+        return self._starts[seed, base_init]
+
+    def _train(self, keys: dict[str, list[HeadKey]], progress: Progress) -> None:
+        jobs, base_init = [], next(iter(keys.values()))[0].base_init
+        for label, found in keys.items():
+            stack = HeadStack([self._built(key) for key in found], label, half=self.half)
+            names = ("lr", "weight_decay", "loss", "weight", "dropout", "seed")
+            own = HeadPlan(**{name: [getattr(key, name) for key in found] for name in names})
+            jobs.append(StackJob(stack, own))
+            self._place |= {(label, key): (jobs[-1], k) for k, key in enumerate(found)}
+        generators = {seed: _copied(generator) for seed, generator in self._generators.items()}
+        self.seconds += fit_stacks(
+            jobs,
+            self._batches(base_init),
+            plan=fit_plan(self.settings[0]),
+            generators=generators,
+            validate=self._validator(base_init) if self.ranked else None,
+            on_epoch=lambda _: progress.advance(note=_best_note(jobs)),
+        )
+
+    def _built(self, key: HeadKey) -> ResidualHeads:
+        start, _ = self._start(key.seed, key.base_init)
+        start_spec = self._spec(replace(self.settings[0], base_init=key.base_init))
+        spec = replace(start_spec, scale_q=key.scale, scale_c=key.scale)
+        with seeded(key.seed):
+            heads = build_heads(spec)
+        assert isinstance(heads, ResidualHeads)
+        own = {name: value for name, value in heads.state_dict().items() if name.startswith("scale_")}
+        state = {**start.state_dict(), **own}
+        heads.load_state_dict(state)
+        return heads.to(self.rows.device)
+
+    def _validator(self, base_init: BaseInit) -> Callable[[HeadStack], list[Validation]]:
+        columns = of_rows(self._columns(base_init), self.split.val)
+        val = self.rows.batches(self.split.val, batch_size=1, columns=columns)
+        truth = {label: self.rows.label(label)[self.split.val] for label in self.ranked}
+
+        def validate(stack: HeadStack) -> list[Validation]:
+            label = stack.label
+            if label not in truth:
+                return [validation({}, {})] * len(stack)
+            parts = [stack.forward(batch)[0].q for batch in val.in_order(SCORE_BATCH // 4)]
+            score_KN = torch.cat(parts, dim=1).cpu().numpy()
+            return [validation({label: score_N}, {label: truth[label]}) for score_N in score_KN]
+
+        return validate
+
+    def _history(self, config: TrainConfig, jobs: dict[str, tuple[StackJob, int]]) -> tuple[EpochRow, ...]:
+        length = max(len(job.history) for job, _ in jobs.values())
+        rows = []
+        for index in range(length):
+            seen = {label: (job.history[index], k) for label, (job, k) in jobs.items()}
+            scores = [each.val_score[k] for label, (each, k) in seen.items() if label in self.ranked]
+            figures: dict[str, float] = {}
+            for each, k in seen.values():
+                figures |= each.figures[k]
+            q, c = (seen[label][0].scale[seen[label][1]] for label in HEADS)
+            loss = sum(each.train_loss[k] for each, k in seen.values())
+            mean = float(np.mean(np.nan_to_num(scores))) if scores else math.nan
+            lr = config.lr * next(iter(seen.values()))[0].lr_factor
+            rows.append(EpochRow(index + 1, loss, mean, lr, q, c, self.seconds / length, figures))
+        return tuple(rows)
+
+    def _set_curriculum(
+        self, heads: ResidualHeads, jobs: dict[str, tuple[StackJob, int]], best_epoch: dict[str, int]
+    ) -> None:
+        for label, scale in zip(HEADS, (heads.scale_q, heads.scale_c), strict=True):
+            job, k = jobs[label]
+            if best_epoch[label]:  # at the start there is no correction, whatever the scale
+                scale.value.fill_(job.history[best_epoch[label] - 1].scale[k])
+
+
+def _passes(keys: dict[str, list[HeadKey]]) -> Iterator[dict[str, list[HeadKey]]]:
+    """Cut the heads of each label into passes: at most MAX_HEADS, and kernel bases, of another shape, apart."""
+    for kernel in (False, True):
+        found = {label: [key for key in each if (key.base_init == "kernel") is kernel] for label, each in keys.items()}
+        for first in range(0, max(map(len, found.values())), MAX_HEADS):
+            # Both labels always: their dropout is drawn in turns from one stream, so a finished label keeps one head.
+            yield {label: each[first : first + MAX_HEADS] or each[:1] for label, each in found.items()}
+
+
+def _order(key: HeadKey) -> tuple[float, float, int, float]:
+    # Heads of one rate and decay side by side: the optimizer moves neighbours together.
+    return key.lr, key.weight_decay, key.seed, key.scale
+
+
+def _generator_now(device: torch.device) -> torch.Generator:
+    generator = torch.Generator(device)
+    on_gpu = device.type == "cuda"
+    generator.set_state(torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state())
+    return generator
+
+
+def _copied(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def _best_note(jobs: list[StackJob]) -> str:
+    best = {job.stack.label[0]: max((c.score for c in job.choice if c.score == c.score), default=None) for job in jobs}
+    return ", ".join(f"best {letter} {score:.3f}" for letter, score in best.items() if score is not None)

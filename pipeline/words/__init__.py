@@ -1,0 +1,1 @@
+"""What is printed: plans before a training, results after it."""

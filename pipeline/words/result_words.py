@@ -1,0 +1,267 @@
+"""What came out: metrics, sweep, heat maps, comparisons.
+
+Metrics as lines for a person: every result beside its floors.
+
+What a training says at its end, as JSON values and in words, whatever was trained.
+
+Validation scores of a sweep as a table and as heat maps, numbers and text. Knows rows of plain values alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+# ---- Metrics as lines for a person: every result beside its floors
+
+
+COLUMNS = ("srocc", "krocc", "plcc", "plcc_mapped", "rmse", "main")
+HEADINGS = ("SROCC", "KROCC", "PLCC", "mapped", "RMSE", "main")
+KIND_WORDS = {
+    "grouped": "grouped by prompt",
+    "random": "random",
+    "column": "from the split column",
+    "all": "none, the run did not train on this cache",
+}
+COMPARED_OVER = {
+    "rows": "differences from the first run: SROCC, paired bootstrap over prompts",
+    "splits": "differences from the first run: SROCC, mean over splits (seeds {seeds}), t-interval over splits, "
+    "widened because they share training rows",
+    "weights": "differences from the first run: SROCC, mean over initial weights (seeds {seeds}) on one split, "
+    "t-interval over weights",
+}
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Return the test metrics with intervals, floors, sources and advice as aligned text."""
+    split = metrics["split"]
+    rows = split["rows"]
+    test, train, val = (_count(rows[side]) for side in ("test", "train", "val"))
+    counts = f"{test} test rows" + (f" ({train} train, {val} validation)" if rows["train"] else "")
+    leak = "; LEAKS: some prompts are on two sides, so these figures flatter" if split["leaks_groups"] else ""
+    lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}{leak}", ""]
+    if split.get("note"):
+        lines[1:1] = [f"       {split['note']}"]
+    repeats = len(split["seeds"])
+    if repeats > 1:
+        lines.append(f"mean ± SD of {repeats} repeats, split seeds {split['seeds'][0]} to {split['seeds'][-1]}")
+    width = 15 if repeats > 1 else 8
+    ends = "" if repeats > 1 else "   SROCC 95 %"
+    lines.append(f"{'':14}{'':24}" + "".join(f"{word:>{width}}" for word in HEADINGS) + ends)
+    for label, figures in metrics["test"].items():
+        lines.append(_row(label, "trained heads", figures, width=width))
+        for floor, words in (("no_image", "floor: no image"), ("cosine", "floor: zero-shot cosine")):
+            if label in metrics["floors"][floor]:
+                lines.append(_row("", words, metrics["floors"][floor][label], width=width))
+    lines += _source_lines(metrics["per_source"])
+    lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
+    outcomes = [entry for entry in metrics["diagnostics"] if entry["advice"]]
+    lines += [f"outcome ({entry['name'].partition('.')[0]}): {entry['advice']}" for entry in outcomes]
+    return "\n".join(lines)
+
+
+def comparison_basis(comparison: dict[str, Any]) -> str:
+    """Return which rows a comparison of runs rests on, and what its intervals vary over."""
+    rows = comparison["rows"]
+    counts = f"{rows[0]:,}" if len(set(rows)) == 1 else f"{min(rows):,} to {max(rows):,}"
+    over = COMPARED_OVER[comparison["over"]].format(seeds=_seed_words(comparison["seeds"]))
+    return f"{counts} rows that are test in all runs; {over}"
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """Return the comparison of runs: what it rests on, then the runs, each but the first with its difference."""
+    over = comparison["over"]
+    width = max(len("quality"), len("consistency"), *(len(run) + 2 for run in comparison["runs"])) + 2
+    figure = 8 if over == "rows" else 15
+    interval = f"{'SROCC 95 %':>20}" if over == "rows" else ""
+    head = f"{'SROCC':>{figure}}{interval}{'PLCC':>{figure}}{'difference':>13}{'95 %':>20}{'p':>8}"
+    lines = [comparison_basis(comparison), ""]
+    for label, entries in comparison["labels"].items():
+        lines.append(f"{label:{width}}{head}")
+        for run, entry in zip(comparison["runs"], entries, strict=True):
+            bounds = f"{_interval(*entry['srocc_ci']):>20}" if over == "rows" else ""
+            figures = f"{_number(entry['srocc'], figure)}{bounds}{_number(entry['plcc'], figure)}"
+            lines.append(f"{'  ' + run:{width}}{figures}{_difference(entry['difference'])}".rstrip())
+    return "\n".join([*lines, *(f"warning: {line}" for line in comparison["warnings"])])
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    value = found.get("difference", found.get("mean"))
+    shown = "-" if value is None else f"{value:+.3f}"
+    return f"{shown:>13}{_interval(found['lo'], found['hi']):>20}{_number(found['p_value'], 8)}"
+
+
+def _interval(lo: float | None, hi: float | None) -> str:
+    return "-" if lo is None or hi is None else f"{lo:.3f} to {hi:.3f}"
+
+
+def _seed_words(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _row(label: str, what: str, figures: dict[str, Any], *, width: int) -> str:
+    lo, hi = figures.get("srocc_ci", (None, None))
+    # Of repeats the SD says more than a mean of intervals.
+    shown = f"   {_number(lo, 0)} to {_number(hi, 0)}" if isinstance(lo, float) and isinstance(hi, float) else ""
+    return f"{label:14}{what:24}" + "".join(_number(figures[name], width) for name in COLUMNS) + shown
+
+
+def _source_lines(per_source: dict[str, Any]) -> list[str]:
+    sources = sorted({source for found in per_source.values() for source in found})
+    if not sources:
+        return []
+    width = max(len("SROCC per source"), *map(len, sources)) + 2
+    lines = ["", f"{'SROCC per source':{width}}{'rows':>6}" + "".join(f"{label:>14}" for label in per_source)]
+    for source in sources:
+        found = [figures.get(source, {"srocc": None, "n": 0}) for figures in per_source.values()]
+        count = max((figures["n"] for figures in found), key=_mean)
+        lines.append(f"{source:{width}}{_count(count):>6}" + "".join(_number(fig["srocc"], 14) for fig in found))
+    return lines
+
+
+def _mean(value: Any) -> float:
+    return float((value["mean"] if isinstance(value, dict) else value) or 0)
+
+
+def _count(value: Any) -> str:
+    return f"{_mean(value):,.0f}"
+
+
+def _number(value: Any, width: int) -> str:
+    """Return a figure, or mean ± SD of a figure over repeats."""
+    if isinstance(value, dict):
+        sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
+        return f"{_number(value['mean'], 0) + sd:>{width}}"
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
+
+
+# ---- What a training says at its end, as JSON values and in words, whatever was trained
+
+
+class Trained(Protocol):
+    """A finished run; of repeats, the metrics are those of all, epoch and scales those of the first."""
+
+    @property
+    def run(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """As in `metrics.json`."""
+
+    @property
+    def best_epoch(self) -> dict[str, int]:
+        """The epoch that each head keeps."""
+
+    @property
+    def scales(self) -> tuple[float | None, float | None]:
+        """Scales of quality and consistency."""
+
+    @property
+    def fit_seconds(self) -> float:
+        """Time of all epochs."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the stage."""
+
+
+def result_json(done: Trained) -> dict[str, Any]:
+    """Return the metrics in the shape of `metrics.json`, with the run and its times."""
+    about = {
+        "run": str(done.run),
+        "best_epoch": done.best_epoch,
+        "scales": {"quality": done.scales[0], "consistency": done.scales[1]},
+        "fit_seconds": done.fit_seconds,
+        "seconds": done.seconds,
+    }
+    return {**done.metrics, **about}
+
+
+def result_words(done: Trained) -> str:
+    """Return the metrics table and where the run lies."""
+    q, c = done.scales
+    scales = f", scales q {q:.3f} c {c:.3f}" if q is not None and c is not None else ""
+    times = f"fit {done.fit_seconds:.1f} s, all {done.seconds:.1f} s"
+    best = " ".join(f"{label[0]} {done.best_epoch[label]}" for label in done.metrics["test"])
+    seeds = done.metrics["split"]["seeds"]
+    kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
+    where = f"run: {done.run} ({kept}best epoch {best}{scales}, {times})"
+    return f"{metrics_table(done.metrics)}\n\n{where}"
+
+
+# ---- Validation scores of a sweep as a table and as heat maps, numbers and text
+
+
+SHOWN_SETTINGS = 10
+SHOWN_MAPS = 3
+MAX_CELLS = 12  # along one side, in the terminal; the file has all
+
+
+def heatmaps(table: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one map per pair of listed names: the mean validation score over all else that varied.
+
+    Each is `{"x", "y", "x_values", "y_values", "val_score"}`, rows of `val_score` along y; None where no setting is.
+    Pairs come with the one first whose cells differ most: it says most.
+    """
+    values = {name: {row[name] for row in table} for name in names if name != "seed"}
+    # Draws from ranges meet in no cell twice: a map of them would be empty but for one setting a row.
+    pairs = [(x, y) for x, y in itertools.combinations(values, 2) if len(values[x]) * len(values[y]) <= 4 * len(table)]
+    maps = [_heatmap(table, x, y) for x, y in pairs]
+    return sorted(maps, key=lambda one: -_range(one))
+
+
+def _heatmap(table: Sequence[dict[str, Any]], x: str, y: str) -> dict[str, Any]:
+    cells = defaultdict(list)
+    for row in table:
+        cells[row[x], row[y]].append(row["val_score"])
+    x_values, y_values = (sorted({row[name] for row in table}) for name in (x, y))
+    scores = [[float(np.mean(cells[a, b])) if cells[a, b] else None for a in x_values] for b in y_values]
+    return {"x": x, "y": y, "x_values": x_values, "y_values": y_values, "val_score": scores}
+
+
+def _range(one: dict[str, Any]) -> float:
+    known = [score for line in one["val_score"] for score in line if score is not None]
+    return float(max(known) - min(known))
+
+
+def table_lines(table: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Return the best settings as aligned text."""
+    columns = [*names, *(name for name in table[0] if name.startswith("val_"))]
+    if table[0]["num_seeds"] == 1:
+        columns.remove("val_score_mean")
+    shown = [[_word(row[name]) for name in columns] for row in table[:SHOWN_SETTINGS]]
+    widths = [max(map(len, column)) for column in zip(columns, *shown, strict=True)]
+    words = [columns, *shown]
+    lines = ["  ".join(f"{word:>{width}}" for word, width in zip(line, widths, strict=True)) for line in words]
+    more = len(table) - len(shown)
+    return [*lines, *([f"... and {more:,} more in sweep.csv"] if more else [])]
+
+
+def heatmap_lines(maps: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the maps that say most as text, those that fit a terminal."""
+    lines = []
+    fitting = [one for one in maps if max(len(one["x_values"]), len(one["y_values"])) <= MAX_CELLS]
+    for one in fitting[:SHOWN_MAPS]:
+        x_words, y_words = ([_word(value) for value in one[f"{axis}_values"]] for axis in "xy")
+        side, width = max(map(len, [*y_words, one["y"]])), max(map(len, [*x_words, "0.000"]))
+        lines += ["", f"validation score, {one['y']} down, {one['x']} across"]
+        lines.append(f"{'':{side}}  " + "  ".join(f"{word:>{width}}" for word in x_words))
+        for word, scores in zip(y_words, one["val_score"], strict=True):
+            cells = ["-" if score is None else f"{score:.3f}" for score in scores]
+            lines.append(f"{word:>{side}}  " + "  ".join(f"{cell:>{width}}" for cell in cells))
+    return lines
+
+
+def _word(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,124 @@
+"""Run directories: whole or not at all, numbered, and refused by name where something is missing or damaged."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deltaclip.base.errors import UserError
+from deltaclip.pipeline.runs import folder as folder_module
+from deltaclip.pipeline.runs.folder import free_run_path, open_run, surroundings
+
+CHECKPOINT = "residual_frozen_best.safetensors"
+
+
+@pytest.fixture
+def copied_run(demo_run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(demo_run, path)
+    return path
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        open_run(path)
+    return str(error.value)
+
+
+def test_open_run_returns_what_was_written(demo_run):
+    run = open_run(demo_run)
+    assert run.path == demo_run
+    assert not run.heads.training
+    assert run.config["stage"] == "train"
+    assert run.config["mode"] == "residual_frozen"
+    assert set(run.metrics["test"]) == {"quality", "consistency"}
+
+
+def test_a_run_is_public_as_its_folder(demo_run):
+    """Safetensors writes private files; a run should have the rights that a plain open() gives."""
+    rights = {path.stat().st_mode & 0o777 for path in demo_run.iterdir()}
+    assert len(rights) == 1
+    assert rights.pop() & 0o600 == 0o600
+
+
+def test_no_such_run(tmp_path):
+    assert refused(tmp_path / "x") == f"{tmp_path / 'x'}: no such run directory; make one with `deltaclip train`"
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    remedy = "give a directory made by `deltaclip train`"
+    assert refused(tmp_path) == f"{tmp_path}: holds 0 checkpoints, not one; {remedy}"
+
+
+def test_two_checkpoints(copied_run):
+    shutil.copyfile(copied_run / CHECKPOINT, copied_run / "other_best.safetensors")
+    remedy = "give a directory made by `deltaclip train`"
+    assert refused(copied_run) == f"{copied_run}: holds 2 checkpoints, not one; {remedy}"
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_missing_file_is_named(copied_run, name):
+    (copied_run / name).unlink()
+    place = copied_run / name
+    reason = f"[Errno 2] No such file or directory: {str(place)!r}"
+    assert refused(copied_run) == f"{place}: cannot be read ({reason}); train again"
+
+
+def test_broken_json_is_named(copied_run):
+    (copied_run / "config.json").write_text('{"a": 1')
+    place = copied_run / "config.json"
+    reason = "Expecting ',' delimiter: line 1 column 8 (char 7)"
+    assert refused(copied_run) == f"{place}: cannot be read ({reason}); train again"
+
+
+def test_a_truncated_checkpoint_is_named(copied_run):
+    place = copied_run / CHECKPOINT
+    place.write_bytes(place.read_bytes()[:-100])
+    line = refused(copied_run)
+    assert line.startswith(f"{place}: is no checkpoint of deltaclip heads (")
+    assert line.endswith("); train again")
+    assert "\n" not in line
+
+
+def test_numbers_of_default_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert free_run_path(None, "x") == Path("runs/x")
+    Path("runs/x").mkdir(parents=True)
+    assert free_run_path(None, "x") == Path("runs/x-2")
+    Path("runs/x-2").mkdir()
+    assert free_run_path(None, "x") == Path("runs/x-3")
+    assert free_run_path(tmp_path / "given", "x") == tmp_path / "given"
+
+
+def test_an_error_while_writing_leaves_nothing(demo_run, tmp_path, monkeypatch, train_demo):
+    written = folder_module.write_table
+
+    def fail(path, columns):
+        written(path, columns)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(folder_module, "write_table", fail)
+    with pytest.raises(OSError, match="No space left"):
+        train_demo(epochs=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def git(*arguments):
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_git_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert surroundings()["git"] is None
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "x")
+    assert surroundings()["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "a").write_text("2")
+    assert surroundings()["git"]["dirty"] is True

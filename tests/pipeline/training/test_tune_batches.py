@@ -1,0 +1,61 @@
+"""The parts of a step: their losses, weighted by rows, are the loss of the step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deltaclip.pipeline.loop.batches import memory_batches
+from deltaclip.pipeline.model.heads import HeadSpec, build_heads
+from deltaclip.pipeline.model.losses import weighted_loss
+from deltaclip.pipeline.model.scores import run_heads
+from deltaclip.pipeline.training.processes import Processes
+from deltaclip.pipeline.training.tower_model import Entries, SideBatches
+
+ROWS, DIM = 41, 8
+
+
+class NoTower:
+    """A side whose tower is given nothing: the heads are asked for the cached embeddings."""
+
+    def entries(self, entry_B, _epoch):
+        return Entries(torch.empty(0), torch.from_numpy(entry_B))
+
+
+def steps_in(parts, *, loss, weighted):
+    draw = torch.Generator().manual_seed(0)
+    v, t = (F.normalize(torch.randn(ROWS, DIM, generator=draw), dim=1) for _ in range(2))
+    q, c = (torch.rand(ROWS, generator=draw) for _ in range(2))
+    q[5:30], c[33:] = torch.nan, torch.nan  # most rows lack one of their labels
+    columns = {f"{head}_weight_B": torch.rand(ROWS, generator=draw) for head in "qc"} if weighted else None
+    memory = memory_batches(v, t, q, c, batch_size=21, columns_N=columns)
+    torch.manual_seed(0)
+    heads, objective = build_heads(HeadSpec(dim=DIM)).eval(), weighted_loss(loss)
+    entries = torch.arange(ROWS).numpy()
+    batches = SideBatches(
+        memory=memory,
+        image_N=entries,
+        prompt_N=entries,
+        image=NoTower(),
+        text=None,
+        parts=parts,
+        processes=Processes(),
+        by_row=True,
+    )
+    losses = []
+    for step in batches(1):
+        assert len(step) == parts
+        num_rows = sum(len(part) for part in step)
+        found = [objective(run_heads(heads, part.batch), part.batch) * len(part) / num_rows for part in step]
+        losses.append(sum(found).item())
+    return losses
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_rows_without_a_label_weigh_in_parts_what_they_weigh_in_the_whole(loss, weighted):
+    whole = steps_in(1, loss=loss, weighted=weighted)
+    assert len(whole) == 2
+    for parts in (2, 7, 20):
+        assert steps_in(parts, loss=loss, weighted=weighted) == pytest.approx(whole, rel=1e-5)
