@@ -14,7 +14,7 @@ CACHE      ?= cache/$(NAME).h5
 THE_RUN    := $(or $(RUN),runs/$(basename $(notdir $(CACHE)))_residual_frozen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train report predict test slow lint format bench backbone clean
+.PHONY: help setup extract train report predict test slow lint format bench docs backbone clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ format: $(VENV)/installed-dev ## rewrite the code in house format
 
 bench: $(VENV)/installed-dev ## measure speed, both sides of every ratio in one run
 	$(BIN)/python -m benchmarks.run
+
+docs: $(VENV)/installed ## write docs/commands.md from the settings
+	$(BIN)/python -m tools.commands_page
 
 backbone: $(VENV)/installed ## train the bundled backbone anew (under an hour on 4 cores)
 	$(BIN)/python -m tools.tiny.train

@@ -1,12 +1,7 @@
-"""Commands and how options are made of settings (cli + cli_app).
+"""The command line: one thin function per stage, options from the fields of its settings, errors as one line.
 
-The command line: one thin function per stage; no logic, no settings of its own.
-
-Stages are imported inside the commands, so that `--help` loads neither numpy nor torch.
-
-How stages become commands: options from the fields of their settings, errors as one line.
-
-Knows Typer and settings in general. Must not know any stage.
+Stages are imported inside the commands, so that `--help` loads neither numpy nor torch. No logic and no settings of its
+own.
 """
 
 from __future__ import annotations
@@ -50,7 +45,7 @@ from deltaclip.pipeline.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 # ---- How stages become commands: options from the fields of their settings, errors as one line
@@ -78,7 +73,7 @@ GROUPS = {"data": "Look at data before anything is computed."}
 
 
 class _Command(TyperCommand):
-    """A command that shows its help before any value is looked at: the library would import pydantic for that."""
+    """A command that shows its help before any value is looked at, and refuses values that say nothing."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(word in HELP for word in args[: args.index("--") if "--" in args else None]):
@@ -98,6 +93,19 @@ def _refuse_blank(args: Sequence[str]) -> None:
             raise UserError("is blank", place=name.replace("_", "-"), remedy="give a value, or leave it out")
 
 
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """A command: its name (of two words in a group), the settings that its options are, a sentence and an example."""
+
+    name: str
+    settings: type
+    summary: str
+    example: str
+
+
+_registered: list[Registered] = []
+
+
 class StageResult(Protocol):
     """What every stage returns."""
 
@@ -108,14 +116,26 @@ class StageResult(Protocol):
         """Return the lines for a person."""
 
 
+@contextlib.contextmanager
+def _told_by_the_first() -> Iterator[None]:
+    """Mark an error as silent in a process of torchrun that is not the first: that one comes to it alike."""
+    try:
+        yield
+    except UserError as error:
+        is_other = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+        error.is_silent = is_other  # type: ignore[attr-defined]
+        raise
+
+
 def command(
-    settings: type, *, example: str, name: str | None = None
+    settings: type, *, example: str, name: str | None = None, together: bool = False
 ) -> Callable[[Callable[[Any], StageResult]], Callable[[Any], StageResult]]:
     """Register a stage: its settings become options, its result is printed, its errors become one line.
 
     A result with an `exit_code` other than 0 has found what the caller should stop at; one that `is_silent`, of a
-    process that is not the first, is not printed. The command has the name of the
-    stage, or `name`, which may be of two words: a group and the command in it.
+    process that is not the first, is not printed. The command has the name of the stage, or `name`, which may be of two
+    words: a group and the command in it. Of a stage that processes run `together`, under torchrun, mistakes in the
+    settings are told by the first alone.
     """
 
     def register(stage: Callable[[Any], StageResult]) -> Callable[[Any], StageResult]:
@@ -123,8 +143,9 @@ def command(
         def run(*, context: typer.Context, as_json: bool, debug: bool, **values: Any) -> None:
             # `debug` is read by `main`, which tells of errors. Only what was given: settings know their own defaults,
             # and a preset what it may change.
-            config = settings(**{name: value for name, value in values.items() if _is_given(context, name)})
-            check_places(config)  # before the stage is imported, which takes seconds
+            with _told_by_the_first() if together else contextlib.nullcontext():
+                config = settings(**{name: value for name, value in values.items() if _is_given(context, name)})
+                check_places(config)  # before the stage is imported, which takes seconds
             result = stage(config)
             if not getattr(result, "is_silent", False):
                 typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
@@ -138,7 +159,9 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         # \b keeps the example on a line of its own, so that it can be copied.
-        group, _, word = (name or stage.__name__).rpartition(" ")
+        full = name or stage.__name__
+        _registered.append(Registered(full, settings, (stage.__doc__ or "").strip(), example))
+        group, _, word = full.rpartition(" ")
         _group(group, example).command(word, cls=_Command, epilog=f"\b\nExample:\n  {example}")(run)
         return stage
 
@@ -155,13 +178,14 @@ def _group(name: str, example: str) -> typer.Typer:
     return known
 
 
+def registered_commands() -> list[Registered]:
+    """Return all commands, in the order of a project."""
+    return list(_registered)
+
+
 def command_names() -> list[str]:
     """Return the names of all commands, those of groups in two words."""
-    names = [str(info.name) for info in app.registered_commands]
-    for group in app.registered_groups:
-        assert group.typer_instance is not None, "made by _group"
-        names += [f"{group.name} {info.name}" for info in group.typer_instance.registered_commands]
-    return names
+    return [command.name for command in _registered]
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
@@ -328,7 +352,7 @@ def check_data(config: CheckConfig) -> StageResult:
     return stage(config)
 
 
-@command(TrainConfig, example="deltaclip train cache/demo_tiny.h5 --residual-scale-q 0.1 --epochs 30")
+@command(TrainConfig, example="deltaclip train cache/demo_tiny.h5 --scale 0.1 --epochs 30")
 def train(config: TrainConfig) -> StageResult:
     """Train heads on a cache in seconds and print metrics."""
     from deltaclip.pipeline.train import train as stage
@@ -336,7 +360,7 @@ def train(config: TrainConfig) -> StageResult:
     return stage(config)
 
 
-@command(SweepConfig, example="deltaclip sweep cache/demo_tiny.h5 --residual-scale-q 0.05,0.1,0.2 --lr 1e-3,3e-3")
+@command(SweepConfig, example="deltaclip sweep cache/demo_tiny.h5 --scale 0.05,0.1,0.2 --lr 1e-3,3e-3")
 def sweep(config: SweepConfig) -> StageResult:
     """Train many settings at once; the best becomes a run."""
     from deltaclip.pipeline.sweep import sweep as stage
@@ -344,7 +368,7 @@ def sweep(config: SweepConfig) -> StageResult:
     return stage(config)
 
 
-@command(FinetuneConfig, example="deltaclip finetune cache/demo_tiny.h5 --freeze-layers 3 --epochs 5")
+@command(FinetuneConfig, example="deltaclip finetune cache/demo_tiny.h5 --freeze-layers 3 --epochs 5", together=True)
 def finetune(config: FinetuneConfig) -> StageResult:
     """Train heads and the later blocks of CLIP on the images."""
     from deltaclip.pipeline.finetune import finetune as stage

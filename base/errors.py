@@ -1,13 +1,7 @@
-"""UserError, did_you_mean, require_extra.
-
-What went wrong, in one line a user can act on.
+"""What went wrong, in one line a user can act on; and extras of the installation that are missing.
 
 Knows the error types for bad input and for a machine that fails, how errors of libraries end a program, and how to
 propose the nearest name. Must not know any stage, file format or terminal.
-
-Libraries that come with an extra of the installation: say which is missing, and how to get it.
-
-Must not know what they are used for.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deltaclip.base.vocabulary import CONSISTENCY, QUALITY
 from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.data.views import CENTER
@@ -45,6 +46,7 @@ def random_cache(path: Path, *, rows: int, dim: int, seed: int = 0) -> Path:
         image_root=path.parent,
         images=[f"{number}.png" for number in range(rows)],
         prompts=prompts,
+        targets=(QUALITY, CONSISTENCY),
         labels=labels,
         explanations=[""] * rows,
         groups=prompts,

@@ -42,6 +42,7 @@ from deltaclip.pipeline.training.tower_model import SideBatches, TunedModel, uni
 FROZEN, BLOCKS, BATCH = 9, 12, 32
 ROWS, ROUNDS, ROWS_PER_PROMPT = 64, 3, 2
 GOAL = 1.25
+WEIGHTS = {"quality": 0.5, "consistency": 0.5}
 PLAN = TunePlan(epochs=1, lr=1e-6, head_lr=1e-6)
 
 
@@ -121,7 +122,7 @@ class _Scene:
                 out=folder / "rows.h5",
                 backbone="ViT-B-32",
                 pretrained=source.pretrained,
-                label_range="0,1",
+                label_range=["0,1"],
             )
         ).cache
         rows = load_rows(cache, "cpu", in_memory=True)
@@ -154,7 +155,7 @@ class _Scene:
             heads,
             sides.image(image),
             sides.text(text),
-            objective=weighted_loss(),
+            objective=weighted_loss(weights=WEIGHTS),
             processes=Processes(),
             autocast=self.autocast,
         )
@@ -218,8 +219,8 @@ def _loop(
     optimizer = torch.optim.AdamW([*parameters, *heads.parameters()], lr=1e-6, fused=True)
     paths = [scene.cache.parent / str(name) for name in rows.rows.text["file"]]
     prompts = [str(prompt) for prompt in rows.rows.text["prompt"]]
-    labels = [torch.from_numpy(rows.label(name)).to(scene.device) for name in ("quality", "consistency")]
-    objective = weighted_loss()
+    labels = {name: torch.from_numpy(rows.label(name)).to(scene.device) for name in WEIGHTS}
+    objective = weighted_loss(weights=WEIGHTS)
 
     def read(numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         opened = [backbone.preprocess(Image.open(paths[number]).convert("RGB")) for number in numbers]
@@ -235,7 +236,7 @@ def _loop(
             pixels, ids = read(numbers) if kept is None else kept[place]
             with torch.autocast(mode, scene.autocast or torch.bfloat16, enabled=scene.autocast is not None):
                 v, t = embed(pixels, ids)
-            batch = Batch(unit(v), unit(t), *(label[numbers] for label in labels))
+            batch = Batch(unit(v), unit(t), {name: label[numbers] for name, label in labels.items()})
             objective(run_heads(heads, batch), batch).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ from benchmarks.measuring import Row, seconds
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.runs.save_run import judge
 from deltaclip.pipeline.settings import SweepConfig, TrainConfig
 from deltaclip.pipeline.training.sweep_grid import sweep_settings
@@ -33,8 +33,6 @@ from deltaclip.pipeline.training.train_heads import learn
 from deltaclip.pipeline.training.train_stacks import Stacked
 
 if TYPE_CHECKING:
-    from deltaclip.pipeline.rows.cached_rows import CacheRows
-    from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.training.train_heads import Learned
 
 ROWS, DIM, SINGLES, REPEATS = 3000, 768, 6, 3
@@ -49,8 +47,7 @@ GRIDS = {
     },
     # Each label's head sees half of what varies: 16 of each label.
     "64 settings of both scales, lr": {
-        "residual_scale_q": "0.05,0.1,0.2,0.4",
-        "residual_scale_c": "0.05,0.1,0.2,0.4",
+        "scale": "quality=0.05,0.1,0.2,0.4,consistency=0.05,0.1,0.2,0.4",
         "lr": "5e-4,1e-3,2e-3,5e-3",
     },
 }
@@ -64,13 +61,17 @@ def measure() -> list[Row]:
         rows = load_rows(cache, device)
         config = TrainConfig(cache=cache)
         split = split_cache(rows, "grouped", fractions=config.fractions, seed=config.split_seed)
-        found = [*_train_rows(config, rows, split, Path(folder))]
+        found = [*_train_rows(Task(config=config, rows=rows, split=split), Path(folder))]
         for name, grid in GRIDS.items():
-            found += _sweep_rows(name, SweepConfig(cache=cache, epochs=EPOCHS, **grid), rows, split, device=device)
+            settings = sweep_settings(SweepConfig(cache=cache, epochs=EPOCHS, **grid))
+            tasks = [Task(config=each, rows=rows, split=split) for each in settings]
+            found += _sweep_rows(name, tasks, device=device)
     return found
 
 
-def _train_rows(config: TrainConfig, rows: CacheRows, split: Split, folder: Path) -> list[Row]:
+def _train_rows(task: Task[TrainConfig], folder: Path) -> list[Row]:
+    config = task.config
+
     def command(number: int) -> None:
         words = ["train", str(config.cache), "--out", str(folder / f"run{number}")]
         subprocess.run([sys.executable, "-m", "deltaclip", *words], check=True, capture_output=True)
@@ -78,7 +79,7 @@ def _train_rows(config: TrainConfig, rows: CacheRows, split: Split, folder: Path
     whole = median(
         [seconds(partial(command, number)) for number in range(4)][1:]
     )  # the first reads torch from the disk
-    loop = median(_loop_seconds(learn(config, rows, split, loss_weights(config, rows))) for _ in range(3))
+    loop = median(_loop_seconds(learn(task)) for _ in range(3))
     what = f"{ROWS:,} rows, D = {DIM}, {config.epochs} epochs"
     return [
         Row(name=f"train, whole command: {what}", value=whole, unit="s", goal="at most 6", met=whole <= 6),
@@ -90,22 +91,21 @@ def _loop_seconds(learned: Learned) -> float:
     return sum(row.seconds for row in learned.fitted.history)
 
 
-def _sweep_rows(name: str, sweep: SweepConfig, rows: CacheRows, split: Split, *, device: str) -> list[Row]:
+def _sweep_rows(name: str, tasks: list[Task[TrainConfig]], *, device: str) -> list[Row]:
     """Return the ratio of 64 single trainings over a sweep, and how far the figures of both are apart."""
-    settings = sweep_settings(sweep)
     half = choose_precision("auto", device) != "fp32"
     # A few of the 64, spread over the grid: their mean time stands for all.
-    chosen = [settings[int(place)] for place in np.linspace(0, len(settings) - 1, SINGLES)]
+    chosen = [tasks[int(place)] for place in np.linspace(0, len(tasks) - 1, SINGLES)]
     ratios: dict[bool, list[float]] = {precise: [] for precise in sorted({False, half})}
     stacks: dict[bool, Stacked] = {}
     singles: list[Learned] = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        singles = [learn(each, rows, split, loss_weights(each, rows)) for each in chosen]
-        alone = (time.perf_counter() - started) / SINGLES * len(settings)
+        singles = [learn(each) for each in chosen]
+        alone = (time.perf_counter() - started) / SINGLES * len(tasks)
         for precise, found in ratios.items():
             started = time.perf_counter()
-            stacks[precise] = Stacked(settings, rows, split, half=precise)
+            stacks[precise] = Stacked(tasks, half=precise)
             found.append(alone / (time.perf_counter() - started))
     needed = 20 if device.startswith("cuda") else 3
     shown = []
@@ -116,23 +116,24 @@ def _sweep_rows(name: str, sweep: SweepConfig, rows: CacheRows, split: Split, *,
         apart = []
         for one, single in zip(chosen, singles, strict=True):
             pair = (single, stacks[precise].learned(one))
-            apart.append(_apart(*(judge(rows, split, loss_weights(one, rows), each).metrics for each in pair)))
+            apart.append(_apart(*(judge(one, each).metrics for each in pair)))
         goal, met = ("", None) if precise else ("at most 0.001", max(apart) <= 1e-3)
         shown.append(Row(name=f"largest difference of a metric: {what}", value=max(apart), unit="", goal=goal, met=met))
-    noise = _sensitivity(chosen, singles, rows, split)
+    noise = _sensitivity(chosen, singles)
     shown.append(Row(name=f"the same, one training and its embeddings off by a last bit: {name}", value=noise, unit=""))
     return shown
 
 
-def _sensitivity(chosen: list[TrainConfig], singles: list[Learned], rows: CacheRows, split: Split) -> float:
+def _sensitivity(chosen: list[Task[TrainConfig]], singles: list[Learned]) -> float:
     """Return how far figures move when embeddings change by a unit in the last place: what no reordering can beat."""
+    rows = chosen[0].rows
+    assert rows.v_ID is not None, "they are in memory"
     exact = rows.v_ID.float()
     moved = replace(rows, v_ID=exact * (1 + 6e-8 * torch.randn_like(exact).sign()))
     found = []
     for one, single in zip(chosen, singles, strict=True):
-        weights = loss_weights(one, rows)
-        again = judge(moved, split, weights, learn(one, moved, split, weights))
-        found.append(_apart(judge(rows, split, weights, single).metrics, again.metrics))
+        task = replace(one, rows=moved)
+        found.append(_apart(judge(one, single).metrics, judge(task, learn(task)).metrics))
     return max(found)
 
 

@@ -109,6 +109,7 @@ def _write(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
 
 
 def _manifest(folder: Path, rows: int, dim: int) -> tuple[Any, Any]:
+    from deltaclip.base.vocabulary import CONSISTENCY, QUALITY
     from deltaclip.features.data.images import ImageContent
     from deltaclip.features.data.manifest import Manifest
 
@@ -121,6 +122,7 @@ def _manifest(folder: Path, rows: int, dim: int) -> tuple[Any, Any]:
         image_root=folder,
         images=[f"images/{number:08d}.png" for number in range(rows)],
         prompts=prompt_N,
+        targets=(QUALITY, CONSISTENCY),
         labels=_labels(rows, dim),
         explanations=empty,
         groups=prompt_N,
@@ -192,7 +194,7 @@ def _shuffled(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]
         batches = module.load_rows(folder / "cache.h5", "cpu").batches(None, batch_size=BATCH)
         started, count, limit = time.monotonic(), 0, _shuffled_rows(rows, dim)
         for batch in batches(1):
-            count += len(batch.q_B)
+            count += batch.num_rows
             if count >= limit:
                 break
         return {"rows": count, "seconds": time.monotonic() - started, "note": "opening not counted"}

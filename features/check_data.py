@@ -19,6 +19,7 @@ from deltaclip.features.checking.images import check_images
 from deltaclip.features.data.adapters import open_data
 from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.paths import understood_all
+from deltaclip.features.data.targets import parse_targets
 
 if TYPE_CHECKING:
     from deltaclip.features.settings import CheckConfig
@@ -93,8 +94,9 @@ def check_data(config: CheckConfig) -> CheckResult:
         UserError: there is nothing to look at: no such file, a table that cannot be read at all.
     """
     started = time.monotonic()
-    given = parse_label_ranges(config.label_range)
-    data = open_data(config.data, image_root=config.image_root)
+    asked = parse_targets(config.target)
+    given = parse_label_ranges(config.label_range, asked)
+    data = open_data(config.data, image_root=config.image_root, targets=asked)
     root = None if config.allow_outside else data.image_root
     findings = Findings(Rows(data))
     cells = findings.rows.cells

@@ -245,6 +245,7 @@ def _extraction(config: ExtractConfig, out: Path) -> Extraction:
             config.data,
             image_root=config.image_root,
             label_range=config.label_range,
+            targets=config.target,
             allow_outside=config.allow_outside,
         ),
         device=config.device,

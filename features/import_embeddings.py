@@ -18,6 +18,7 @@ from deltaclip.base.progress import Progress
 from deltaclip.features.data.foreign import read_source
 from deltaclip.features.data.images import ImageContent, hash_images
 from deltaclip.features.data.manifest import manifest_from_table, parse_label_ranges
+from deltaclip.features.data.targets import AskedTarget, parse_targets
 from deltaclip.features.store.schema import make_plan
 from deltaclip.features.store.writer import STORED_DTYPE, StoreWriter, draft_path
 
@@ -88,8 +89,9 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
     with one_writer(config.out):
         if config.out.exists():
             raise UserError("already exists", place=config.out, remedy="give another --out or remove it first")
-        source = read_source(config.source, texts=config.texts, table=config.manifest)
-        given = _manifest(config, source)
+        asked = parse_targets(config.target)
+        source = read_source(config.source, texts=config.texts, table=config.manifest, targets=asked)
+        given = _manifest(config, source, asked)
         manifest = replace(given, explanations=[""] * len(given))
         dtype = np.dtype(STORED_DTYPE[config.precision])
         prompted = np.array([bool(prompt) for prompt in manifest.prompts])
@@ -122,13 +124,17 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
     )
 
 
-def _manifest(config: ImportConfig, source: Source) -> Manifest:
+def _manifest(config: ImportConfig, source: Source, asked: tuple[AskedTarget, ...]) -> Manifest:
+    named = {each.target.name for each in asked}
+    said = [target for target in source.targets if target.name not in named and target.name in source.table.columns]
+    asked = (*asked, *(AskedTarget(target, target.name) for target in said))
     # Without an image root no file is opened, so that a path may lead wherever it led where it was written.
     return manifest_from_table(
         source.table,
         name=config.source.stem,
         image_root=config.image_root or source.table.path.parent,
-        label_ranges=parse_label_ranges(config.label_range),
+        targets=asked,
+        label_ranges=parse_label_ranges(config.label_range, asked),
         allow_outside=config.image_root is None,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.store.cache_export import export_cache
-from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, NUMBER_COLUMNS, PENDING
+from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, PENDING
 from deltaclip.features.store.shards import find_set, merge, open_cache
 from deltaclip.features.store.verify import find_problems
 
@@ -181,7 +181,7 @@ def _report(path: Path, problems: list[str] | None) -> CacheReport:
             truncated_texts=int(truncated.sum()),
             first_frames=int(store.more_frames()[store.status() == DONE].sum()),
             views={name: _view(store, name) for name in store.view_names()},
-            labels={name: int(np.isfinite(rows.numbers[name]).sum()) for name in NUMBER_COLUMNS},
+            labels={name: int(np.isfinite(column).sum()) for name, column in rows.numbers.items()},
             names={name: len(np.unique(rows.text[name].codes[rows.text[name].codes >= 0])) for name in CODE_COLUMNS},
             failed=store.failed(),
             problems=problems,

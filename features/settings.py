@@ -13,6 +13,11 @@ from deltaclip.base.device import Precision, PrecisionChoice
 from deltaclip.base.options import check_settings, setting
 from deltaclip.features.data.decoding import Decode
 
+TARGET_HELP = (
+    "NAME=COLUMN:image, or :pair where raters saw the prompt too: a rating beside quality, consistency and "
+    "authenticity, and its column; may be given several times."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
@@ -45,6 +50,7 @@ class ExtractConfig:
     )
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.", names="folder")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
+    target: list[str] | None = setting(None, help=TARGET_HELP)
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."
     )
@@ -84,6 +90,7 @@ class ImportConfig:
     image_root: Path | None = setting(
         None, help="Folder of the images: files are hashed, so that copies are known.", names="folder"
     )
+    target: list[str] | None = setting(None, help=TARGET_HELP)
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default detected."
     )
@@ -123,6 +130,7 @@ class CheckConfig:
     )
     image_root: Path | None = setting(None, help="Folder of the images; default the manifest's.", names="folder")
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
+    target: list[str] | None = setting(None, help=TARGET_HELP)
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."
     )

@@ -34,9 +34,9 @@ from deltaclip.pipeline.comparing.variants import (
 )
 from deltaclip.pipeline.rows.cached_rows import load_rows, view_there
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.rows.task import Task, present_labels
 from deltaclip.pipeline.runs.folder import free_run_path, surroundings
-from deltaclip.pipeline.runs.measure import combine, present_labels, repeat_configs
+from deltaclip.pipeline.runs.measure import combine, repeat_configs
 from deltaclip.pipeline.runs.prediction_table import write_table
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.words.plan_words import warnings_of
@@ -134,13 +134,13 @@ def _train_config(config: AblateConfig) -> TrainConfig:
 
 def _labels(common: TrainConfig, rows: CacheRows, splits: list[Split]) -> list[str]:
     """Return the labels to compare by, and say what is unwise or left out."""
-    weights = loss_weights(common, rows)
-    labels = comparable_labels(rows, splits, weights[:2])
+    tasks = [Task(config=common, rows=rows, split=split) for split in splits]
+    labels = comparable_labels(tasks)
     if not labels:
         what = "too few labelled rows: a label needs three, not all equal, on each side of every split"
         raise UserError(what, place=common.cache, remedy="add rows, or give other --fractions")
     plain = replace(common, view=TrainConfig.view)  # the kernel variants read it
-    warnings = dict.fromkeys(line for split in splits for line in warnings_of(plain, rows, split))
+    warnings = dict.fromkeys(line for task in tasks for line in warnings_of(replace(task, config=plain)))
     left_out = [label for label in present_labels(rows) if label not in labels]
     warnings |= dict.fromkeys(
         f"warning: {label} is left out: too few labelled rows on some side of a split" for label in left_out

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, write_json
 from deltaclip.base.progress import Progress
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.pipeline.comparing.run_differences import Round, compare_label, read_round, source_of_spread
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 from deltaclip.pipeline.words.result_words import comparison_table
@@ -49,7 +48,7 @@ def compare(config: CompareConfig) -> CompareResult:
     check_outside(config.out, config.runs)
     runs = [open_run(path) for path in config.runs]
     seeds, rounds = _rounds(runs)
-    labels = [label for label in LABELS if all(label in one.labels for one in rounds)]
+    labels = [label for label in rounds[0].labels if all(label in one.labels for one in rounds)]
     if not labels:
         raise UserError("no label was trained in all runs", place="RUNS", remedy="give runs that share one")
     # The bootstrap of a large test side takes seconds for each label and run.
@@ -88,7 +87,8 @@ def _names_only(runs: Sequence[RunFolder], rounds: Sequence[Round]) -> list[str]
 
 def _warnings(paths: Sequence[Path], rounds: Sequence[Round], seeds: Sequence[int]) -> list[str]:
     found = [] if seeds else ["the runs have no split seed in common: the first training of each is compared"]
-    learned = {label for one in rounds for missing in one.missing for label in LABELS if label not in missing}
+    everything = {label for one in rounds for missing in one.missing for label in missing}
+    learned = {label for label in everything if any(label not in m for one in rounds for m in one.missing)}
     for number, path in enumerate(paths):
         lacking = dict.fromkeys(label for one in rounds for label in one.missing[number] if label in learned)
         found += [f"{path} was not trained on {label}, which is not compared" for label in lacking]

@@ -15,10 +15,10 @@ from deltaclip.base.options import option_name
 from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
-from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.folder import check_outside, open_run
-from deltaclip.pipeline.runs.measure import Training, measure, present_labels
+from deltaclip.pipeline.runs.measure import Training, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
 from deltaclip.pipeline.runs.run_split import split_of_run
 from deltaclip.pipeline.words.result_words import metrics_table
@@ -70,8 +70,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             run.config["request"],
             remedy="extract the data with the run's backbone, or train on this cache",
         )
-    kernels = run.heads if isinstance(run.heads, ResidualHeads) and run.heads.kernels else None
-    rows = load_rows(cache, "cpu", view=kernels.kernels.view if kernels and kernels.kernels else None)
+    kernels = run.heads.kernels
+    rows = load_rows(cache, "cpu", view=kernels.view if kernels else None)
     present, trained = present_labels(rows), run.config["labels"]
     if not set(present) & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"
@@ -82,13 +82,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             run, rows, image_root=config.image_root, backbone=config.backbone, pretrained=config.pretrained
         )
     else:
-        columns = kernels.kernel_terms(rows.view(), rows.prompts()) if kernels else None
+        columns = {"kernel_B": run.heads.kernel_terms(rows.view(), rows.prompts())} if kernels else None
         batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)
         scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
-    scales = run.heads.scales() if isinstance(run.heads, ResidualHeads) else (None, None)
     best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
     training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
-    metrics = measure(rows, scores, split, labels=trained, scales=scales, training=training)
+    metrics = measure(rows, scores, split, labels=trained, scales=run.heads.scales(), training=training)
     if kernels and split.train.size:
         # The kernels were fitted to these rows: their figures here would be those of a fit to itself.
         note = "train and validation rows are left out: the kernel base was fitted to them, see the run's metrics.json"

@@ -11,7 +11,6 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, sha256_file
 from deltaclip.pipeline.api.onnx_graph import OPSET, TOLERANCE, HeadGraph, ScorerGraph, check_onnx, to_onnx, write_onnx
 from deltaclip.pipeline.api.scorer import Scorer
-from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _whole(config: ExportConfig, folder: RunFolder) -> tuple[nn.Module, Draw]:
 
 
 def _view(folder: RunFolder) -> str | None:
-    kernels = folder.heads.kernels if isinstance(folder.heads, ResidualHeads) else None
+    kernels = folder.heads.kernels
     return kernels.view if kernels else None
 
 
@@ -122,8 +121,9 @@ def _draw_embeddings(folder: RunFolder) -> Draw:
         inputs = {name: torch.nn.functional.normalize(torch.randn(rows, heads.dim), dim=-1) for name in names}
         if _view(folder):
             # Near the landmarks, where the kernels are not all but zero.
-            point_NW = heads.q_kernel.shift_P + torch.randn(rows, heads.kernels.width) * heads.q_kernel.shift_P.std()
-            inputs["x"] = point_NW
+            width = heads.kernels.width
+            shift_W = heads.head(heads.targets[0].name).kernel.shift_P[:width]
+            inputs["x"] = shift_W + torch.randn(rows, width) * shift_W.std()
         return inputs
 
     return draw

@@ -14,7 +14,6 @@ from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.progress import say
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.rows.task import loss_weights
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.measure import combine
 from deltaclip.pipeline.scoring.splits import repeat_seeds
@@ -36,7 +35,7 @@ class FinetuneResult:
     run: Path
     metrics: dict[str, Any]
     best_epoch: dict[str, int]
-    scales: tuple[float | None, float | None]
+    scales: dict[str, float]
     fit_seconds: float
     seconds: float
     is_silent: bool = False  # of a process that is not the first
@@ -64,12 +63,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         device = choose_device(config.device)
         choose_precision(config.precision, device)  # refused now if it cannot be
         rows = load_rows(config.cache, "cpu", in_memory=True)
-        weights = loss_weights(config, rows)
         seeds = repeat_seeds(config.split_seed, config.repeats)
         splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
         config, preset = apply_preset(config, num_rows=splits[0].train.size)
         with voice.joined(device) as (processes, device):
-            job = TuningJob(config, rows, splits, weights, device=device, processes=processes)
+            job = TuningJob(config, rows, splits, device=device, processes=processes)
             if processes.is_first:
                 for line in (*job.warnings, *(preset.lines() if preset else ()), *job.description):
                     say(line)
@@ -80,7 +78,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         run=run,
         metrics=combine([one.metrics for one in repeats]),
         best_epoch=done.learned.fitted.best_epoch,
-        scales=done.learned.scales,
+        scales=done.learned.heads.scales(),
         fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
         seconds=round(time.monotonic() - started, 3),
         is_silent=not processes.is_first,

@@ -77,7 +77,7 @@ class PredictResult:
             width = max(len(name) for name in shown)
             lines.append("  ".join([f"{'image':{width}}", *self.labels]))
             for row, name in enumerate(shown):
-                cells = [f"{_shown(self.columns[label[0]][row]):>{len(label)}}" for label in self.labels]
+                cells = [f"{_shown(self.columns[label][row]):>{len(label)}}" for label in self.labels]
                 lines.append("  ".join([f"{name:{width}}", *cells]))
             if len(images) > ROWS_SHOWN:
                 lines.append(f"... {len(images) - ROWS_SHOWN:,} more: give --out FILE.csv for all")

@@ -19,12 +19,10 @@ from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import say
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.rows.task import Task, rankable_labels, trainable_labels
 from deltaclip.pipeline.runs.folder import free_run_path
-from deltaclip.pipeline.runs.measure import rankable_labels, trained_labels
 from deltaclip.pipeline.runs.save_run import judge, save_run
-from deltaclip.pipeline.settings import SWEPT
-from deltaclip.pipeline.training.sweep_grid import sweep_settings, varied
+from deltaclip.pipeline.training.sweep_grid import axis_names, axis_value, sweep_settings, varied
 from deltaclip.pipeline.training.train_heads import base_view
 from deltaclip.pipeline.training.train_stacks import Stacked
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
@@ -83,25 +81,25 @@ def sweep(config: SweepConfig) -> SweepResult:
     half = choose_precision(config.precision, device) != "fp32"
     rows = load_rows(config.cache, device, view=base_view(*settings))
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
-    found = [warnings_of(one, rows, split) for one in settings]
+    tasks = [Task(config=one, rows=rows, split=split) for one in settings]
+    found = [warnings_of(task) for task in tasks]
     for line in (line for line in found[0] if all(line in lines for lines in found)):  # what holds for all settings
         say(line)
-    if not set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, (1.0, 1.0))):
+    if not set(rankable_labels(rows, split.val)) & set(trainable_labels(rows, split.train)):
         remedy = "give --fractions with more validation rows"
         raise UserError("too few validation rows to choose a setting by", place=config.cache, remedy=remedy)
-    stacked = Stacked(settings, rows, split, half=half)
-    table = _table(settings, stacked)
-    winner = replace(next(one for one in settings if _is(one, table[0])), out=config.out)
-    weights = loss_weights(winner, rows)
-    say(*describe(winner, rows, weights))
-    done = judge(rows, split, weights, stacked.learned(winner))
-    names = varied(settings)
+    stacked = Stacked(tasks, half=half)
+    axes = axis_names(config)
+    table = _table(tasks, stacked, axes)
+    best = next(task for task in tasks if all(axis_value(task.config, axis) == table[0][axis] for axis in axes))
+    winner = replace(best, config=replace(best.config, out=config.out))
+    say(*describe(winner))
+    done = judge(winner, stacked.learned(best))
+    names = varied(settings, axes)
     maps = heatmaps(table, names)
     about = {"settings": settings_to_json(config), "products": "bf16" if half else "fp32", "varied": names}
     run = save_run(
         winner,
-        rows,
-        weights,
         done,
         name=run_name,
         stage="sweep",
@@ -120,11 +118,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     )
 
 
-def _is(config: TrainConfig, row: dict[str, Any]) -> bool:
-    return all(getattr(config, name) == row[name] for name in SWEPT)
-
-
-def _table(settings: list[TrainConfig], stacked: Stacked) -> list[dict[str, Any]]:
+def _table(tasks: list[Task[TrainConfig]], stacked: Stacked, axes: list[str]) -> list[dict[str, Any]]:
     """Return a row per setting, best first: what was swept, validation scores, and their mean over seeds.
 
     Settings that differ in the seed alone share the mean by which they are ranked, so that a lucky seed does not choose
@@ -132,25 +126,25 @@ def _table(settings: list[TrainConfig], stacked: Stacked) -> list[dict[str, Any]
     compared on the labels of all: with a weight of 0 a label counts as 0, and one that diverged as -1, the lowest.
     """
     rows = []
-    for one in settings:
-        found = stacked.val_scores(one)
+    for task in tasks:
+        found = stacked.val_scores(task)
         scores = {label: found.get(label, math.nan) for label in stacked.ranked}
         counted = [np.nan_to_num(found[label], nan=-1.0) if label in found else 0.0 for label in scores]
-        best = stacked.best_epochs(one)
+        best = stacked.best_epochs(task)
         rows.append(
-            {name: getattr(one, name) for name in SWEPT}
+            {axis: axis_value(task.config, axis) for axis in axes}
             | {f"val_{label}": score for label, score in scores.items()}
             | {f"best_epoch_{label}": best[label] for label in scores}
             | {"val_score": float(np.mean(counted))}
         )
     of_kind = defaultdict(list)
     for row in rows:
-        of_kind[_without_seed(row)].append(row["val_score"])
+        of_kind[_without_seed(row, axes)].append(row["val_score"])
     for row in rows:
-        of_seeds = of_kind[_without_seed(row)]
+        of_seeds = of_kind[_without_seed(row, axes)]
         row |= {"val_score_mean": float(np.mean(of_seeds)), "num_seeds": len(of_seeds)}
     return sorted(rows, key=lambda row: (-row["val_score_mean"], -row["val_score"]))
 
 
-def _without_seed(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in SWEPT if name != "seed")
+def _without_seed(row: dict[str, Any], axes: list[str]) -> tuple[Any, ...]:
+    return tuple(row[axis] for axis in axes if axis != "seed")

@@ -15,7 +15,7 @@ from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.rows.task import Task, loss_weights
 from deltaclip.pipeline.runs.curves import EpochLog, live_events, require_tensorboard
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.measure import combine, repeat_configs
@@ -39,7 +39,7 @@ class TrainResult:
     run: Path
     metrics: dict[str, Any]
     best_epoch: dict[str, int]
-    scales: tuple[float | None, float | None]
+    scales: dict[str, float]
     fit_seconds: float
     seconds: float
 
@@ -64,30 +64,32 @@ def train(config: TrainConfig) -> TrainResult:
     if config.tensorboard:
         require_tensorboard()
     rows = load_rows(config.cache, choose_device(config.device), view=base_view(config))
-    weights = loss_weights(config, rows)
+    loss_weights(config, rows)  # refused before anything is split
     seeds = repeat_seeds(config.split_seed, config.repeats)
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
     config, preset = apply_preset(config, num_rows=splits[0].train.size)
-    configs = repeat_configs(config)
-    warnings = dict.fromkeys(line for split in splits for line in warnings_of(config, rows, split))
-    for line in (*warnings, *(preset.lines() if preset else ()), *describe(config, rows, weights)):
-        say(line)
+    tasks = [
+        Task(config=one, rows=rows, split=split) for one, split in zip(repeat_configs(config), splits, strict=True)
+    ]
+    whole = Task(config=config, rows=rows, split=splits[0])
+    warnings = dict.fromkeys(line for task in tasks for line in warnings_of(task))
+    say(*warnings, *(preset.lines() if preset else ()), *describe(whole))
     with live_events(path) if config.tensorboard else nullcontext() as events:
         repeats = []
-        for number, (one, split) in enumerate(zip(configs, splits, strict=True), start=1):
-            what = f"training {number} of {len(configs)}" if len(configs) > 1 else "training"
-            sub = f"seed-{split.seeds[0]}" if len(configs) > 1 else ""
+        for number, task in enumerate(tasks, start=1):
+            what = f"training {number} of {len(tasks)}" if len(tasks) > 1 else "training"
+            sub = f"seed-{task.split.seeds[0]}" if len(tasks) > 1 else ""
             with EpochLog(events / sub) if events else nullcontext() as log:
-                learned = learn(one, rows, split, weights, what=what, log=log)
-            repeats.append(judge(rows, split, weights, learned))
+                learned = learn(task, what=what, log=log)
+            repeats.append(judge(task, learned))
         done, *others = repeats
         about = {"preset": preset.to_json() if preset else None}
-        run = save_run(config, rows, weights, replace(done, events=events), name=run_name, others=others, **about)
+        run = save_run(whole, replace(done, events=events), name=run_name, others=others, **about)
     return TrainResult(
         run=run,
         metrics=combine([one.metrics for one in repeats]),
         best_epoch=done.learned.fitted.best_epoch,
-        scales=done.learned.scales,
+        scales=done.learned.heads.scales(),
         fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
         seconds=round(time.monotonic() - started, 3),
     )

@@ -50,7 +50,7 @@ def parsed(monkeypatch, nothing_is_there):
         return TrainResult(
             run=config.cache,
             metrics={},
-            scales=(0.2, 0.2),
+            scales={"quality": 0.2, "consistency": 0.2},
             best_epoch={"quality": 1, "consistency": 1},
             fit_seconds=0.0,
             seconds=0.0,
@@ -104,6 +104,8 @@ PUBLISHED = [
     "w-c=0.6",
     "residual-scale-q=0.1",
     "residual_scale_c=0.3",
+    "scale=0.25",
+    "weight=0.7",
     "weight-decay=1e-3",
     "warmup-ratio=0.1",
     "max_grad_norm=0.5",
@@ -165,7 +167,7 @@ def test_every_example_is_understood(name, monkeypatch, capsys, *, nothing_is_th
         return TrainResult(
             run=None,
             metrics={},
-            scales=(0.2, 0.2),
+            scales={"quality": 0.2, "consistency": 0.2},
             best_epoch={"quality": 1, "consistency": 1},
             fit_seconds=0.0,
             seconds=0.0,
@@ -193,8 +195,8 @@ def test_without_options_the_settings_are_the_defaults(parsed):
 
 def test_only_what_was_given_counts_as_given(parsed):
     assert parsed().given == {"cache"}
-    config = parsed("--preset", "small", "--epochs", "20", "--residual_scale_q=0.2", "--residual-learning")
-    assert config.given == {"cache", "preset", "epochs", "residual_scale_q", "residual_learning"}
+    config = parsed("--preset", "small", "--epochs", "20", "--scale=0.2", "--residual-learning")
+    assert config.given == {"cache", "preset", "epochs", "scale", "residual_learning"}
     assert config == TrainConfig(cache=config.cache, preset="small")  # all given their defaults
 
 
@@ -206,7 +208,7 @@ def test_values_with_underscores_arrive_as_they_are(monkeypatch, nothing_is_ther
         return TrainResult(
             run=config.data,
             metrics={},
-            scales=(0.2, 0.2),
+            scales={"quality": 0.2, "consistency": 0.2},
             best_epoch={"quality": 1, "consistency": 1},
             fit_seconds=0.0,
             seconds=0.0,

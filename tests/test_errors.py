@@ -237,6 +237,56 @@ TABLE = [
     ("train {at}/demo.h5 --epochs 0", "--epochs: 0 is out of range; give a value at least 1"),
     ("train {at}/demo.h5 --dropout 1", "--dropout: 1.0 is out of range; give a value below 1"),
     ("train {at}/demo.h5 --residual-scale-q 2", "--residual-scale-q: 2.0 is out of range; give a value at most 1"),
+    ("train {at}/demo.h5 --scale 2", "--scale: 2 is out of range; give a value from 0 to 1"),
+    ("train {at}/demo.h5 --scale nan", "--scale: nan is out of range; give a value from 0 to 1"),
+    ("train {at}/demo.h5 --scale quality=fast", "--scale: 'fast' is no number; give 0.2, or quality=0.2"),
+    ("train {at}/demo.h5 --scale quality=", "--scale: '' is no number; give 0.2, or quality=0.2"),
+    ("train {at}/demo.h5 --scale 0.1,0.2", "--scale: 2 values for all targets; give 0.2, or quality=0.2"),
+    ("train {at}/demo.h5 --scale quality=0.1,0.2", "--scale: 2 values for quality; give 0.2, or quality=0.2"),
+    ("train {at}/demo.h5 --scale qualty=0.1", "--scale: the cache has no target 'qualty'; did you mean 'quality'?"),
+    (
+        "train {at}/demo.h5 --scale quality=0.1 --residual-scale-q 0.1",
+        "--scale: quality is given twice; give one of --scale and the option for it",
+    ),
+    ("train {at}/demo.h5 --weight -1", "--weight: -1 is out of range; give a value from 0 to 3e+38"),
+    ("train {at}/demo.h5 --weight inf", "--weight: inf is out of range; give a value from 0 to 3e+38"),
+    ("train {at}/demo.h5 --weight 1e300", "--weight: 1e300 is out of range; give a value from 0 to 3e+38"),
+    ("train {at}/demo.h5 --weight quality:1", "--weight: 'quality:1' is no number; give 0.5, or quality=0.5"),
+    (
+        "train {at}/demo.h5 --weight colour=1",
+        "--weight: the cache has no target 'colour'; known: quality, consistency",
+    ),
+    (
+        "train {at}/demo.h5 --weight quality=0,consistency=0",
+        "--weight: is 0 for every target that the cache has labels of; give one above 0",
+    ),
+    ("sweep {at}/demo.h5 --scale qualty=0.1,0.2", "--scale: the cache has no target 'qualty'; did you mean 'quality'?"),
+    ("sweep {at}/demo.h5 --scale quality=0.1,fast", "--scale: 'fast' is no number; give values such as 0.1,0.2"),
+    ("sweep {at}/demo.h5 --weight 0.5,-1", "--weight: -1.0 is out of range; give a value from 0 to 3e+38"),
+    (
+        "sweep {at}/demo.h5 --residual-scale-q 0.1,x",
+        "--residual-scale-q: 'x' is no number; give values such as 0.1,0.2",
+    ),
+    (
+        "sweep {at}/demo.h5 --residual-scale-q 0.1..0.3",
+        "--residual-scale-q: a range has no grid; give --samples, or values",
+    ),
+    (
+        "sweep {at}/demo.h5 --scale quality=0.1..0.3",
+        "--scale: a range has no grid; give --samples, or values",
+    ),
+    (
+        "sweep {at}/demo.h5 --scale quality=0.1 --residual-scale-q 0.1,0.2",
+        "--residual-scale-q: quality is given twice; give one of --scale and --residual-scale-q",
+    ),
+    ("sweep {at}/demo.h5 --residual-scale-c 2", "--residual-scale-c: 2.0 is out of range; give a value at most 1"),
+    (
+        "sweep {at}/demo.h5 --weight decay=1,2",
+        "--weight: weight_decay is a setting of its own; sweep that of all targets, or give the target another name",
+    ),
+    ("ablate {at}/demo.h5 --scale qualty=0.1", "--scale: the cache has no target 'qualty'; did you mean 'quality'?"),
+    ("ablate {at}/demo.h5 --weight fast", "--weight: 'fast' is no number; give 0.5, or quality=0.5"),
+    ("finetune {at}/demo.h5 --scale qualty=0.1", "--scale: the cache has no target 'qualty'; did you mean 'quality'?"),
     ("train {at}/demo.h5 --seed -1", "--seed: -1 is out of range; give a value at least 0"),
     (
         "train {at}/demo.h5 --seed 4294967296",
@@ -248,11 +298,11 @@ TABLE = [
     ),
     (
         "train {at}/demo.h5 --w-q 0 --w-c 0",
-        "--w-q, --w-c: every loss weight is 0 for the labels that the cache has; give one above 0",
+        "--weight: is 0 for every target that the cache has labels of; give one above 0",
     ),
     (
         "train {at}/one_group.h5 --w-q 0",
-        "--w-q, --w-c: every loss weight is 0 for the labels that the cache has; give one above 0",
+        "--weight: is 0 for every target that the cache has labels of; give one above 0",
     ),
     ("train {at}/demo.h5 --device gpu", "--device: 'gpu' is no device; give auto, cpu, cuda or cuda:N"),
     ("ablate {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
@@ -453,6 +503,7 @@ data check {at}/good.csv --image-root {at}/gone | data check {at}/good.csv --lab
 train {at}/demo.h5 --out {at}/run | train {at}/demo.h5 --out {at}/good.csv/run | train {at}
 train {at}/demo.h5 --fractions 1,1,1 | train {at}/demo.h5 --device gpu | train {at}/demo.h5 --lr inf
 train {at}/demo.h5 --zzz | sweep {at}/gone.h5 | sweep {at}/demo.h5 --out {at}/run | sweep {at}/demo.h5 --lr fast
+train {at}/demo.h5 --scale fast | sweep {at}/demo.h5 --weight fast | extract {at}/good.csv --target colour
 sweep {at}/demo.h5 --loss x | finetune {at}/gone.h5 | finetune {at}/demo.h5 --out {at}/run
 finetune {at}/demo.h5 --init-heads {at}/gone | finetune {at}/demo.h5 --image-root {at}/gone
 finetune {at}/demo.h5 --backbone local-dir:{at}/gone | ablate {at}/gone.h5 | ablate {at}/demo.h5 --out {at}/run

@@ -14,7 +14,7 @@ import pytest
 from deltaclip.base.errors import MachineError
 from deltaclip.base.files import check_place, keep_result, publish_new, whole_folder
 
-LIMIT_BYTES = 1 << 12  # of any file that a command writes: less than a run or a cache has
+LIMIT_BYTES = 1 << 10  # of any file that a command writes: less than a run, a cache or a comparison has
 # A full disk, for one process: every write beyond the limit fails as it would there.
 limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES))
 
@@ -110,6 +110,7 @@ def test_what_took_a_name_keeps_it(tmp_path, capsys, *, name, kind):
         assert said == ("" if expected else line)
 
 
+@pytest.mark.slow
 def test_two_trainings_of_one_name_both_stay(made, tmp_path):
     """Both find the name free, and train; whoever ends last takes the next one, and says so."""
     line = [sys.executable, "-m", "deltaclip", "train", str(made["cache"]), "--epochs", "2", "--out", "r", "--json"]

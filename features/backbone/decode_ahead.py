@@ -1,13 +1,8 @@
-"""Images decoded ahead of the model, dealt to lanes.
+"""Images decoded ahead of the model, and work dealt to lanes whose results come in the order of the work.
 
-Images, files or in memory, to batches of pixels: parallel decoding with back-pressure.
-
-Threads, since Pillow releases the interpreter's lock while it decodes and resizes. Knows files and a transform.
-Must not know models or caches.
-
-Work dealt to lanes, results in the order of the work: how a device is kept busy while others read and write.
-
-A lane is one thread with a replica of a model. Knows neither models nor images.
+Images, files or in memory, become batches of pixels in threads, since Pillow releases the interpreter's lock while it
+decodes and resizes. A lane is one thread with a replica of a model: so a device is kept busy while others read and
+write. Knows files and a transform. Must not know models or caches.
 """
 
 from __future__ import annotations

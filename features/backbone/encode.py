@@ -1,28 +1,13 @@
-"""Images and prompts to vectors.
+"""Pixels and prompts to embeddings.
 
-Pixels to image embeddings.
+A prompt is run to its last token in use, where the tower's attention is causal: what stands behind the token that is
+pooled changes nothing, so the padding of a short prompt need not be computed; exact, and most of the work of prompts of
+10 tokens at 77 places. Towers that look at padding, pool elsewhere or append a token of their own run whole. Parts of a
+batch run at the same time, each on processors of its own: a product that two share is done when the slower one is.
 
-Knows a loaded backbone. Must not know files or caches.
+Knows a loaded backbone, its tokenizer and open_clip's towers. Must not know files or caches.
 
-Prompts to text embeddings, each run to its last token in use, with a count of those that were cut.
-
-Knows a loaded backbone and its tokenizer. Must not know files or caches.
-
-Shapes: B texts, L tokens, D width.
-
-The text tower of a backbone, run no further than the last token that its output depends on.
-
-In a tower whose attention is causal nothing behind the token that is pooled changes the result, so the padding of a
-short prompt need not be computed: exact, and most of the work of prompts of 10 tokens at 77 places. Towers that look at
-padding, pool elsewhere or append a token of their own run whole. Knows open_clip's towers. Must not know tokenizers or
-caches.
-
-Shapes: B texts, L tokens, D width.
-
-Parts of a batch at the same time, each on processors of its own: less waiting than all of them in every product.
-
-A product that two processors share is done when the slower one is, and the one that has just been given to a decoding
-thread is the slower one. Knows tensors and threads. Must not know models.
+Shapes: B images or texts, L tokens, D width.
 """
 
 from __future__ import annotations

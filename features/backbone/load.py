@@ -1,10 +1,7 @@
-"""Load and save a backbone.
+"""A backbone loaded and saved: model, preprocessing, tokenizer and the facts that change an embedding.
 
-Load a backbone: model, preprocessing, tokenizer and the facts that change an embedding.
-
-Knows open_clip. Must not know caches, manifests or heads.
-
-A whole model in a folder, as open_clip loads it by name and path or as `local-dir:`.
+Saved is a whole model in a folder, as open_clip loads it by name and path or as `local-dir:`. Knows open_clip. Must not
+know caches, manifests or heads.
 """
 
 from __future__ import annotations

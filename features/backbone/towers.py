@@ -1,14 +1,9 @@
-"""Cut a tower; its anatomy.
-
-Cut a backbone's towers after N blocks: what is frozen runs once, what trains runs every epoch.
+"""The towers of a model: where their blocks are, and cut after N of them: what is frozen runs once.
 
 The model's own code runs on both sides of the cut: before it, the pass ends where block N has given its output; after
 it, the first N blocks give what they are told. So masks, pools and projections are not written a second time, and every
-tower whose blocks `find_blocks` knows can be cut. Knows towers. Must not know files, caches or heads.
-
-Where a model has its two towers, their blocks and their parameters.
-
-Knows the forms of open_clip's models. Must not know files or caches, nor what is frozen.
+tower whose blocks `find_blocks` knows can be cut. Knows the forms of open_clip's models. Must not know files, caches or
+heads, nor what is frozen.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
-"""Where weights lie, what they are, what is known of them.
+"""Where a backbone's weights lie, their fingerprint, and what open_clip knows of published ones; never a pickle.
 
-Where a backbone's weights lie, what they are, and their fingerprint; never a pickle.
-
-Knows names, tags, paths and weight formats. Importing open_clip costs seconds, so what is local is resolved
-without it. Must not know images or prompts.
-
-What open_clip knows of published weights, held against a file that is to be loaded: preprocessing and activation.
-
-A wrong one of either gives embeddings that look right. Knows open_clip's tables. Must not know how a model is loaded.
+Importing open_clip costs seconds, so what is local is resolved without it. What is known of published weights is held
+against a file that is to be loaded: another preprocessing or activation gives embeddings that look right. Knows names,
+tags, paths and weight formats. Must not know images, prompts or how a model is loaded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Columns, groups, split column.
+"""Checks of columns, prompts and labels, of rows that stand twice, and of groups, sources and a split column.
 
-Checks of columns, prompts and labels: cells by themselves, and rows that stand twice.
-
-Checks of groups, sources and a split column: what makes figures look better than they are.
+Knows cells and what makes figures look better than they are. Must not know image files.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.vocabulary import LABELS, side_of
+from deltaclip.base.vocabulary import CONSISTENCY, KNOWN_TARGETS, QUALITY, side_of
 from deltaclip.features.data.manifest import (
     LabelRange,
     field_like,
@@ -33,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from deltaclip.features.checking.findings import Findings
+    from deltaclip.base.vocabulary import Sees
+    from deltaclip.features.checking.findings import Findings, Rows
     from deltaclip.features.data.table import Table
+    from deltaclip.features.data.targets import AskedTarget
 
 
 # ---- Checks of columns, prompts and labels: cells by themselves, and rows that stand twice
@@ -56,7 +56,7 @@ def check_columns(findings: Findings, tables: list[Table], *, of_set: bool) -> l
         tables: with the names of columns as they were written.
         of_set: of a public set, whose other columns are known and of no use.
     """
-    unused = list(dict.fromkeys(name for table in tables for name in _unused(table)))
+    unused = list(dict.fromkeys(name for table in tables for name in _unused(table, findings.rows.asked)))
     if "image" not in findings.rows.columns:
         message, remedy = missing_image(tables[0])
         findings.error("missing_column", message.replace("missing column", "there is no column"), remedy=remedy)
@@ -73,21 +73,23 @@ def check_columns(findings: Findings, tables: list[Table], *, of_set: bool) -> l
     return unused
 
 
-def _unused(table: Table) -> list[str]:
-    used = find_columns(table).values()
+def _unused(table: Table, asked: Sequence[AskedTarget]) -> list[str]:
+    used = find_columns(table, asked).values()
     return [name for name in table.columns if name not in used]
 
 
 def _call(name: str, field: str) -> str:
     """Say what to call a column; one of numbers is called like one label, and may as well be another."""
-    if field in LABELS:
-        return f"if it has ratings, call it {' or '.join(LABELS)}, whichever people were asked for"
+    names = [target.name for target in KNOWN_TARGETS]
+    if field in names:
+        several = f"{', '.join(names[:-1])} or {names[-1]}"
+        return f"if it has ratings, call it {several}, whichever people were asked for"
     return f"if it is the {field}, call it {field!r}"
 
 
 def _check_types(findings: Findings, table: Table) -> None:
     """Report what `extract` would stop at: cells that are neither text nor number, and numbers in place of texts."""
-    for field, name in find_columns(table).items():
+    for field, name in find_columns(table, findings.rows.asked).items():
         read = table.texts if field in TEXTS else table.values
         try:
             read(name)
@@ -110,8 +112,8 @@ def check_cells(findings: Findings, root: Path | None) -> None:
         message = f"{len(empty['image']):,} rows have no image"
         findings.error("empty_image", message, at=empty["image"], remedy="fill it in")
     if "prompt" in rows.columns and empty["prompt"]:
-        message = f"{len(empty['prompt']):,} rows have no prompt: they serve quality alone"
-        remedy = "fill it in where there was one; labels of consistency are not used without"
+        message = f"{len(empty['prompt']):,} rows have no prompt: they serve {_seeing(rows, 'image')} alone"
+        remedy = f"fill it in where there was one; labels of {_seeing(rows, 'pair')} are not used without"
         findings.warn("empty_prompt", message, at=empty["prompt"], column="prompt", remedy=remedy)
     if root is not None and "image" in rows.columns:
         outside = [row for row in rows_outside(rows.cells["image"], root) if rows.cells["image"][row]]
@@ -124,6 +126,12 @@ def check_cells(findings: Findings, root: Path | None) -> None:
             )
     _check_prompts(findings)
     _check_twice(findings)
+
+
+def _seeing(rows: Rows, sees: Sees) -> str:
+    """Name the targets that are of the image, or of the pair; without any, the known one."""
+    names = [target.name for target in rows.targets if target.sees == sees]
+    return " and ".join(names) or (QUALITY if sees == "image" else CONSISTENCY).name
 
 
 def _check_prompts(findings: Findings) -> None:
@@ -145,7 +153,8 @@ def _check_prompts(findings: Findings) -> None:
             f"{len(words):,} prompts are {named}, which programs write for an empty cell",
             at=words,
             column="prompt",
-            remedy="write the prompts, or leave the cells empty: such rows then serve quality alone",
+            remedy="write the prompts, or leave the cells empty: such rows then serve "
+            f"{_seeing(findings.rows, 'image')} alone",
         )
     names = [row for row, text in enumerate(prompts) if FILE_NAME.search(text)]
     if names:
@@ -168,7 +177,8 @@ def _check_twice(findings: Findings) -> None:
     for row, pair in enumerate(zip(rows.cells["image"], rows.cells["prompt"], strict=True)):
         if pair[0]:
             seen[pair].append(row)
-    labels = list(zip(*(rows.cells[label] for label in LABELS), strict=True))
+    names = [target.name for target in rows.targets]
+    labels = [tuple(rows.cells[name][row] for name in names) for row in range(len(rows))]
     several = [group for group in seen.values() if len(group) > 1]
     more = [row for group in several for row in group[1:]]
     if not more:
@@ -199,11 +209,11 @@ def check_labels(findings: Findings, known: Mapping[str, LabelRange]) -> dict[st
     `known` are the ranges that were given or are the set's.
     """
     about: dict[str, dict[str, object]] = {}
-    for label in LABELS:
-        if label in findings.rows.columns:
-            about[label] = _check_range(findings, label, _numbers(findings, label), known.get(label))
-        elif label in known and known[label].how == "given" and len(set(known.values())) > 1:
-            findings.warn("unused_range", f"there is no column of {label} for its range", remedy="leave it out")
+    there = [target.name for target in findings.rows.targets]
+    for label in (name for name in known if name and name not in there):
+        findings.warn("unused_range", f"there is no column of {label} for its range", remedy="leave it out")
+    for label in there:
+        about[label] = _check_range(findings, label, _numbers(findings, label), known.get(label, known.get("")))
         if f"{label}_std" in findings.rows.columns:
             deviations = _numbers(findings, f"{label}_std").values
             negative = np.flatnonzero(deviations < 0).tolist()

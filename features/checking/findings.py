@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.features.data.manifest import ALIASES, RATERS, find_columns, plain_name
+from deltaclip.features.data.targets import targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deltaclip.base.vocabulary import Target
     from deltaclip.features.data.adapters.finding import DataTables
     from deltaclip.features.data.table import Table
+    from deltaclip.features.data.targets import AskedTarget
 
 Level = Literal["error", "warning"]
 
@@ -50,14 +52,16 @@ class Rows:
 
     def __init__(self, data: DataTables) -> None:
         self._at: list[tuple[Table, int]] = []
+        self.asked = data.targets  # targets beside the known ones
         self._named: list[dict[str, str]] = []
-        self.cells: dict[str, list[str]] = {name: [] for name in ALIASES}
+        own = [name for asked in data.targets for name in (asked.target.name, asked.target.std)]
+        self.cells: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*ALIASES, *own])}
         self.columns: set[str] = set()
         self.raters: list[str] = []  # columns that say who rated
         self.left_out = 0
         for table in data.tables:
-            found = find_columns(table)
-            kept = _kept(table, found) if data.labelled_only else range(len(table.lines))
+            found = find_columns(table, data.targets)
+            kept = _kept(table, found, data.targets) if data.labelled_only else range(len(table.lines))
             self.left_out += len(table.lines) - len(kept)
             self.columns |= set(found)
             self.raters += [name for name in table.columns if plain_name(name) in RATER_NAMES]
@@ -66,6 +70,11 @@ class Rows:
                 cells.extend([column[row] if column else "" for row in kept])
             self._at += [(table, row) for row in kept]
             self._named += [found] * len(kept)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets with a column of labels."""
+        return targets_of(self.columns, self.asked)
 
     def __len__(self) -> int:
         return len(self._at)
@@ -78,8 +87,8 @@ class Rows:
         return f"{table.place(at, self._named[row].get(column, column))}: {shown!r}"
 
 
-def _kept(table: Table, found: dict[str, str]) -> list[int]:
-    labels = [table.columns[found[label]] for label in LABELS if label in found]
+def _kept(table: Table, found: dict[str, str], asked: Sequence[AskedTarget]) -> list[int]:
+    labels = [table.columns[found[target.name]] for target in targets_of(found, asked)]
     return [row for row in range(len(table.lines)) if any(cells[row] for cells in labels)]
 
 

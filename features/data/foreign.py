@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.manifest import find_columns
 from deltaclip.features.data.table import Table, read_table
+from deltaclip.features.data.targets import recorded_targets
 from deltaclip.features.data.views import CENTER
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from deltaclip.base.vocabulary import Target
+    from deltaclip.features.data.targets import AskedTarget
 
 
 IMAGES_NPY, TEXTS_NPY, TENSORS, TABLE, ABOUT = (
@@ -79,9 +83,12 @@ class Source:
     images: Vectors
     texts: Vectors
     table: Table
+    targets: tuple[Target, ...] = ()  # that the folder says its table has labels of
 
 
-def read_source(path: Path, *, texts: Path | None = None, table: Path | None = None) -> Source:
+def read_source(
+    path: Path, *, texts: Path | None = None, table: Path | None = None, targets: Sequence[AskedTarget] = ()
+) -> Source:
     """Open embeddings and their table.
 
     Args:
@@ -89,13 +96,18 @@ def read_source(path: Path, *, texts: Path | None = None, table: Path | None = N
             safetensors file with the tensors `images` and `texts`.
         texts: npy file of texts, for an npy file of images.
         table: manifest whose rows are those of the embeddings; where the source has one of its own, instead of that.
+        targets: those that were asked for beside the known ones.
 
     Raises:
         UserError: unknown layout, a missing or damaged file, widths or numbers of rows that disagree.
     """
-    _refuse_other_views(path / ABOUT)
+    said = _read_about(path / ABOUT)
+    return replace(_opened(path, texts, table, targets), targets=said)
+
+
+def _opened(path: Path, texts: Path | None, table: Path | None, targets: Sequence[AskedTarget]) -> Source:
     if (path / "img_emb").is_dir():
-        return _clip_retrieval(path, texts, table)
+        return _clip_retrieval(path, texts, table, targets)
     if path.is_dir() and (path / IMAGES_NPY).is_file():
         return _npy(path / IMAGES_NPY, texts or path / TEXTS_NPY, table or path / TABLE)
     if path.is_dir() and (path / TENSORS).is_file():
@@ -108,19 +120,25 @@ def read_source(path: Path, *, texts: Path | None = None, table: Path | None = N
     raise UserError(message, place=path, remedy="give a folder with img_emb/, an .npy or a .safetensors file")
 
 
-def _refuse_other_views(about: Path) -> None:
+def _read_about(about: Path) -> tuple[Target, ...]:
+    """Return the targets that a folder of ours says it has; refuse one of another view."""
     # Only a folder that we wrote says what its vectors are: crops or mirror images must not pass for CLIP's own view.
     if not about.is_file():
-        return
+        return ()
     try:
-        view = json.loads(about.read_text(encoding="utf-8"))["view"]
+        said = json.loads(about.read_text(encoding="utf-8"))
+        view = said["view"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("does not say which view it is of", place=about, remedy="export it again") from error
     if view != CENTER:
         raise UserError(f"says that this is the view {view}", place=about, remedy=f"export the view {CENTER}")
+    try:
+        return recorded_targets(said.get("dataset", {}))
+    except (TypeError, UserError) as error:
+        raise UserError("does not say which targets it has", place=about, remedy="export it again") from error
 
 
-def _clip_retrieval(folder: Path, texts: Path | None, table: Path | None) -> Source:
+def _clip_retrieval(folder: Path, texts: Path | None, table: Path | None, targets: Sequence[AskedTarget]) -> Source:
     _refuse_texts(folder, texts)
     needed = [kind for kind in KINDS if table is None or kind != "metadata"]
     files = {kind: _numbered(folder / kind, KINDS[kind]) for kind in needed}
@@ -139,7 +157,7 @@ def _clip_retrieval(folder: Path, texts: Path | None, table: Path | None) -> Sou
             rows[tables[place].path] = len(tables[place].lines)
         _same_rows(rows)
     vectors = {kind: _joined(parts[kind], [files[kind][number] for number in numbers]) for kind in parts}
-    rows_of = read_table(table) if table else _joined_tables(folder / "metadata", tables)
+    rows_of = read_table(table) if table else _joined_tables(folder / "metadata", tables, targets)
     return _checked(Source("clip-retrieval", vectors["img_emb"], vectors["text_emb"], rows_of), folder)
 
 
@@ -158,7 +176,7 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _joined_tables(place: Path, tables: Sequence[Table]) -> Table:
+def _joined_tables(place: Path, tables: Sequence[Table], targets: Sequence[AskedTarget]) -> Table:
     names = [*tables[0].columns]
     for table in tables[1:]:
         if [*table.columns] != names:
@@ -166,7 +184,7 @@ def _joined_tables(place: Path, tables: Sequence[Table]) -> Table:
             raise UserError(message, place=table.path, remedy=AGAIN)
     for table in tables:
         for name in names:
-            if name in find_columns(table).values():
+            if name in find_columns(table, targets).values():
                 table.values(name)  # in the file that has it, rather than in a row of all
     columns = {name: [cell for table in tables for cell in table.columns[name]] for name in names}
     first = np.cumsum([0, *(len(table.lines) for table in tables)]).tolist()

@@ -1,12 +1,7 @@
-"""Open, hash, shrink an image file.
+"""Open an image file as people made it, right or refused with a reason; its content address, and a small copy.
 
-Open an image file as people made it: right, or refused with a reason.
-
-Knows Pillow's modes and limits. Must not know manifests or CLIP.
-
-Content addresses of image files: the same bytes are the same image, whatever their name.
-
-Small copies of images, to stand in a page. Knows Pillow; must not know pages.
+The same bytes are the same image, whatever their name. Knows Pillow's modes and limits. Must not know manifests, pages
+or CLIP.
 """
 
 from __future__ import annotations

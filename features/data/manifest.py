@@ -1,12 +1,7 @@
-"""Manifest and its labels.
+"""A manifest: which images, with which prompts, labels, groups and sources.
 
-A manifest: which images, with which prompts, labels, groups and sources.
-
-Knows columns and their aliases, and which paths an image may have. Must not know CLIP, caches or scores.
-
-Labels as numbers in [0, 1]: the range is given, known by the adapter, or detected and said.
-
-Knows label columns of a table. Must not know images or prompts.
+Labels become numbers in [0, 1]: their range is given, known by the adapter, or detected and said. Knows columns and
+their aliases, and which paths an image may have. Must not know CLIP, caches or scores.
 """
 
 from __future__ import annotations
@@ -22,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean, nearest
-from deltaclip.base.vocabulary import LABELS, need_prompts
+from deltaclip.base.vocabulary import KNOWN_TARGETS
 from deltaclip.features.data.cells import SHARED_TEXTS
 from deltaclip.features.data.numbers import LONGEST_WORD, PROBED, is_missing_word, is_numeric, read_numbers
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.prompts import prompt_group
+from deltaclip.features.data.targets import targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +30,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deltaclip.base.vocabulary import Target
     from deltaclip.features.data.numbers import Numbers
     from deltaclip.features.data.table import Table
+    from deltaclip.features.data.targets import AskedTarget
 
 
 # ---- A manifest: which images, with which prompts, labels, groups and sources
@@ -64,6 +62,8 @@ ALIASES = {
         *("consistency_std", "std_align", "std_alignment", "mos_align_std", "std_consistency", "alignment_std"),
         "consistency_sd",
     ),
+    "authenticity": ("authenticity", "mos_authenticity", "mos_auth", "authenticity_score"),
+    "authenticity_std": ("authenticity_std", "std_authenticity", "std_auth"),
     "explanation": ("explanation", "rationale", "reason"),
     "group": ("group", "prompt_id"),
     "source": ("source", "generator", "model"),
@@ -72,7 +72,9 @@ ALIASES = {
 # Names that may be those of another label: how they were read is said.
 UNCLEAR = frozenset({"score", "rating", "ratingmean", "meanrating", "scoremean", "meanscore", "meanopinionscore"})
 SHORTEST_GUESS = 5  # letters of a name that a misspelt one may be taken for
-NUMERIC = ("quality", "consistency", "quality_std", "consistency_std")  # fields that numbers alone can be
+NUMERIC = tuple(
+    name for target in KNOWN_TARGETS for name in (target.name, target.std)
+)  # fields that numbers alone can be
 # Names of columns that say who rated: then a row is one rating, and an image has several rows.
 RATERS = ("rater", "rater_id", "worker", "worker_id", "annotator", "annotator_id", "user_id", "subject", "observer")
 FILE_NAME = re.compile(r".*\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|jxl)", re.IGNORECASE)
@@ -88,7 +90,8 @@ class Manifest:
     image_root: Path
     images: list[str]  # relative to image_root, as `paths.understood` gives them
     prompts: list[str]
-    labels: dict[str, NDArray[np.float64]]  # quality, consistency (mapped to [0, 1]) and their _std, each (N,)
+    targets: tuple[Target, ...]  # those with a column of labels
+    labels: dict[str, NDArray[np.float64]]  # of each target (mapped to [0, 1]) and its _std, each (N,)
     explanations: list[str]
     groups: list[str]
     sources: list[str]
@@ -115,17 +118,24 @@ def joined(parts: Sequence[Manifest]) -> Manifest:
     if len(parts) == 1:
         return parts[0]
     texts: dict[str, Any] = {name: [value for part in parts for value in getattr(part, name)] for name in TEXT_FIELDS}
-    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    targets = tuple(dict.fromkeys(target for part in parts for target in part.targets))
+    names = [name for target in targets for name in (target.name, target.std)]
+    labels = {name: np.concatenate([_labels_or_none(part, name) for part in parts]) for name in names}
     ranges = {name: known for part in parts for name, known in part.label_ranges.items()}
     notes = tuple(note for part in parts for note in part.notes)
-    return replace(parts[0], labels=labels, label_ranges=ranges, notes=notes, **texts)
+    return replace(parts[0], targets=targets, labels=labels, label_ranges=ranges, notes=notes, **texts)
 
 
-def manifest_from_table(
+def _labels_or_none(part: Manifest, name: str) -> NDArray[np.float64]:
+    return part.labels[name] if name in part.labels else np.full(len(part), np.nan)
+
+
+def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     table: Table,
     *,
     name: str,
     image_root: Path,
+    targets: Sequence[AskedTarget] = (),
     label_ranges: Mapping[str, LabelRange] = MappingProxyType({}),
     source_of: Callable[[str], str] | None = None,
     allow_outside: bool = False,
@@ -137,6 +147,7 @@ def manifest_from_table(
         table: columns as read.
         name: short name of the data set, for tables and default file names.
         image_root: folder that image paths are relative to and may not leave.
+        targets: those that were asked for beside the known ones.
         label_ranges: scales of labels; one that is not among them is detected.
         source_of: gives the generator from an image name where no column does.
         allow_outside: permit image paths that leave `image_root`.
@@ -145,14 +156,16 @@ def manifest_from_table(
     Raises:
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
     """
-    found = find_columns(table)
+    found = find_columns(table, targets)
+    labelled = targets_of(found, targets) if read_labels else ()
     written = _images(table, found)
     images, read_so = understood_all(written, image_root, allow_outside=allow_outside)
     prompts = _prompts(table, found)
     if not allow_outside:
         _refuse_outside(table, found["image"], images, image_root)
-    labels, ranges, notes = _read_labels(table, found if read_labels else {}, label_ranges)
-    notes = [*table.notes, *notes, *_missing_prompts(prompts), *_mask_unprompted(table, prompts, labels)]
+    labels, ranges, notes = _read_labels(table, found, labelled, label_ranges)
+    unprompted = _mask_unprompted(table, prompts, labelled, labels)
+    notes = [*table.notes, *notes, *_missing_prompts(prompts), *unprompted]
     empty = [""] * len(images)
     sources, groups, splits = (table.names(found[f]) if f in found else empty for f in ("source", "group", "split"))
     if source_of and "source" not in found:
@@ -164,6 +177,7 @@ def manifest_from_table(
         image_root=image_root,
         images=images,
         prompts=prompts,
+        targets=labelled,
         labels=labels,
         explanations=table.texts(found["explanation"]) if "explanation" in found else empty,
         groups=[group or (prompt and group_of(prompt)) for group, prompt in zip(groups, prompts, strict=True)],
@@ -175,11 +189,30 @@ def manifest_from_table(
     )
 
 
-def find_columns(table: Table) -> dict[str, str]:
-    """Return the column of the table for each field that it has one for, the best alias of each."""
+def find_columns(table: Table, targets: Sequence[AskedTarget] = ()) -> dict[str, str]:
+    """Return the column of the table for each field that it has one for, the best alias of each.
+
+    A column that was asked for is that target's alone, whatever else its name may mean.
+
+    Raises:
+        UserError: the table lacks the column of a target that was asked for.
+    """
     by_name = {plain_name(name): name for name in reversed(table.columns)}
-    found = {field: [by_name[alias] for alias in _plain_aliases(field) if alias in by_name] for field in ALIASES}
-    return {field: columns[0] for field, columns in found.items() if columns}
+    aliases = {field: [by_name[alias] for alias in _plain_aliases(field) if alias in by_name] for field in ALIASES}
+    wanted = [plain_name(asked.column) for asked in targets]
+    own = {by_name.get(name) for column in wanted for name in (column, f"{column}std", f"std{column}")}
+    free = {field: [name for name in columns if name not in own] for field, columns in aliases.items()}
+    found = {field: columns[0] for field, columns in free.items() if columns}
+    for asked, column in zip(targets, wanted, strict=True):
+        name = asked.target.name
+        if column not in by_name:
+            remedy = did_you_mean(asked.column, table.columns)
+            raise UserError(f"has no column {asked.column!r} for {name}", place=table.path, remedy=remedy)
+        found[name] = asked.column if asked.column in table.columns else by_name[column]
+        stds = [std for std in (f"{column}std", f"std{column}", plain_name(asked.target.std)) if std in by_name]
+        if stds:
+            found[asked.target.std] = by_name[stds[0]]
+    return found
 
 
 @cache
@@ -256,7 +289,9 @@ def _missing_prompts(prompts: list[str]) -> list[str]:
     return [f"{sum(words.values()):,} prompts are {named}, as of an empty cell; `deltaclip data check` shows the rows"]
 
 
-def _mask_unprompted(table: Table, prompts: list[str], labels: dict[str, NDArray[np.float64]]) -> list[str]:
+def _mask_unprompted(
+    table: Table, prompts: list[str], targets: Sequence[Target], labels: dict[str, NDArray[np.float64]]
+) -> list[str]:
     """Take the labels that see a prompt from the rows that have none, and say what such rows are good for.
 
     Raises:
@@ -265,33 +300,34 @@ def _mask_unprompted(table: Table, prompts: list[str], labels: dict[str, NDArray
     none_N = np.array([not prompt for prompt in prompts], dtype=bool)
     if not none_N.any():
         return []
-    blind = [label for label in LABELS if need_prompts([label])]
+    blind = [target.name for target in targets if target.sees == "pair"]
+    of_image = [target.name for target in targets if target.sees == "image"]
     lost = {label: int((~np.isnan(labels[label][none_N])).sum()) for label in blind}
     for label in blind:
         labels[label][none_N] = labels[f"{label}_std"][none_N] = np.nan
     words = " and ".join(f"{count:,} labels of {label}" for label, count in lost.items() if count)
-    if words and all(np.isnan(labels[label]).all() for label in LABELS):
+    if words and all(np.isnan(labels[target.name]).all() for target in targets):
         raise UserError(f"has {words} and no prompts to go with them", place=table.path, remedy="add a column prompt")
     who = "no row has a prompt" if none_N.all() else f"{none_N.sum():,} rows have no prompt"
-    note = f"{who}: of use for {' and '.join(label for label in LABELS if label not in blind)} alone"
+    note = f"{who}: of use for {' and '.join(of_image) or 'scores of the image'} alone"
     return [f"{note}; {words} are left out" if words else note]
 
 
 def _read_labels(
-    table: Table, found: dict[str, str], given: Mapping[str, LabelRange]
+    table: Table, found: dict[str, str], targets: Sequence[Target], given: Mapping[str, LabelRange]
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, LabelRange], list[str]]:
     num_rows, notes = len(table.lines), list[str]()
-    labels = {name: np.full(num_rows, np.nan) for label in LABELS for name in (label, f"{label}_std")}
+    labels = {name: np.full(num_rows, np.nan) for target in targets for name in (target.name, target.std)}
     ranges = {}
-    for label in LABELS:
-        if label in found:
-            table.values(found[label])
-            labels[label], ranges[label], said = read_label(table, found[label], label, given.get(label))
-            notes += [f"column {found[label]!r} is read as {label}"] if plain_name(found[label]) in UNCLEAR else []
-            notes += said
-            if f"{label}_std" in found:
-                table.values(found[f"{label}_std"])
-                labels[f"{label}_std"] = read_label_std(table, found[f"{label}_std"], ranges[label])
+    for label in (target.name for target in targets):
+        table.values(found[label])
+        own = given.get(label, given.get(""))
+        labels[label], ranges[label], said = read_label(table, found[label], label, own)
+        notes += [f"column {found[label]!r} is read as {label}"] if plain_name(found[label]) in UNCLEAR else []
+        notes += said
+        if f"{label}_std" in found:
+            table.values(found[f"{label}_std"])
+            labels[f"{label}_std"] = read_label_std(table, found[f"{label}_std"], ranges[label])
     return labels, ranges, notes
 
 
@@ -343,26 +379,23 @@ class LabelRange:
         return float((np.nanmax(values_N) - np.nanmin(values_N)) / (self.hi - self.lo))
 
 
-def parse_label_ranges(given: str | Sequence[str] | None) -> dict[str, LabelRange]:
-    """Read `LO,HI` of all labels, or `LABEL=LO,HI` of one; a text may hold several, between commas.
+def parse_label_ranges(given: str | Sequence[str] | None, targets: Sequence[AskedTarget] = ()) -> dict[str, LabelRange]:
+    """Read `LO,HI` of all labels, which is that of "", or `LABEL=LO,HI` of one; a text may hold several, with commas.
 
     Raises:
         UserError: not two numbers in rising order, no such label, or one that is given twice.
     """
-    shared: dict[str, LabelRange] = {}
-    own: dict[str, LabelRange] = {}
+    labels = [target.name for target in (*KNOWN_TARGETS, *(asked.target for asked in targets))]
+    ranges: dict[str, LabelRange] = {}
     for text in [given] if isinstance(given, str) else given or ():
         for name, found in _parsed(text):
-            if name and name not in LABELS:
-                raise UserError(f"{name!r} is no label", place=OPTION, remedy=did_you_mean(name, LABELS))
-            if name in own or (not name and shared):
+            if name and name not in labels:
+                raise UserError(f"{name!r} is no label", place=OPTION, remedy=did_you_mean(name, labels))
+            if name in ranges:
                 message = f"{text!r} gives {name or 'all labels'} a second range"
                 raise UserError(message, place=OPTION, remedy="give one range a label")
-            if name:
-                own[name] = found
-            else:
-                shared = dict.fromkeys(LABELS, found)
-    return shared | own
+            ranges[name] = found
+    return ranges
 
 
 def _parsed(text: str) -> list[tuple[str, LabelRange]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import KNOWN_TARGETS
 from deltaclip.features.data.manifest import TEXT_FIELDS
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def part_of(manifest: Manifest, shard: Shard) -> tuple[Manifest, Part]:
 
 def _digest(manifest: Manifest) -> str:
     """Return the SHA-256 of all that goes into a cache; where the files lie is not of it."""
-    state = hashlib.sha256(json.dumps([manifest.name, len(manifest)]).encode())
+    # What known targets see is said by their names: sets of shards of before there were others keep their digest.
+    named = [target.to_json() for target in manifest.targets if target not in KNOWN_TARGETS]
+    state = hashlib.sha256(json.dumps([manifest.name, len(manifest), *([named] if named else [])]).encode())
     for name in sorted({*TEXT_FIELDS} - {"places"}):
         column = getattr(manifest, name)
         for start in range(0, len(column), BLOCK_ROWS):

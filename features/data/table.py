@@ -1,12 +1,7 @@
-"""CSV, TSV, JSONL, Parquet, Excel.
+"""Read a CSV, TSV, JSONL, JSON, Parquet or Excel table as named columns of text, with the line of every row.
 
-Read a CSV, TSV, JSONL, JSON, Parquet or Excel table as named columns of text, with the line of every row.
-
-Knows file formats: what a file holds decides, not what it is called. Must not know what a column means.
-
-Rows of an Excel sheet as text, from files that nobody vouches for.
-
-Knows openpyxl, which is imported inside the function, and what a broken or hostile workbook does.
+Knows file formats, and what a broken or hostile workbook does: what a file holds decides, not what it is called. Must
+not know what a column means.
 """
 
 from __future__ import annotations

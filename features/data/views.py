@@ -1,13 +1,8 @@
-"""Every view of an image, for vectors and for activations.
-
-Views of an image: which there are, what each is made of, and the pixels of those that CLIP does not cut itself.
-
-Knows pixels and names. Must not know models or caches: how a view becomes a vector stands in `backbone/views.py`.
-
-The pictures of an image that a boundary file can hold: as it is, mirrored, or one of some crops.
+"""Views of an image: which there are, what each is made of, and the pixels of those that CLIP does not cut itself.
 
 Where activations are kept, augmentation has to be a fixed set: a crop is drawn once, from a seed and the image's own
-hash, so that it is the same in every run and for every order of the rows. Knows images. Must not know towers or caches.
+hash, so that it is the same in every run and for every order of the rows. Knows pixels and names. Must not know models
+or caches: how a view becomes a vector stands in `backbone/view_vectors.py`.
 """
 
 from __future__ import annotations

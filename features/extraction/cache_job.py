@@ -1,12 +1,7 @@
-"""Make one cache or shard (job + encoder).
+"""The making of one cache file, or of one shard after another: what is there is kept, what lacks is computed.
 
-The making of one cache file, or of one shard after another: what is there is kept, what lacks is computed.
-
-Knows manifests, the encoder and the store. Must not know settings or what is printed of it.
-
-Encode what a cache lacks: the backbone is loaded when it is first needed, batches go to the writer as they come.
-
-Knows backbones and a writer's methods. Must not know manifests, settings or where caches lie.
+The backbone is loaded when it is first needed, and batches go to the writer as they come. Knows manifests, backbones
+and the store. Must not know settings or what is printed of it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import require_space, reserve, whole_folder
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.foreign import ABOUT, IMAGES_NPY, TABLE, TENSORS, TEXTS_NPY
-from deltaclip.features.store.schema import CODE_COLUMNS, NUMBER_COLUMNS
+from deltaclip.features.store.schema import CODE_COLUMNS
 from deltaclip.features.store.shards import open_cache
 
 if TYPE_CHECKING:
@@ -113,13 +113,13 @@ def _rows_of(vectors: NDArray[np.floating], entries: NDArray[np.int64]) -> NDArr
 
 
 def _says_something(name: str, column: NDArray[Any]) -> bool:
-    return bool(np.isfinite(column).any()) if name in NUMBER_COLUMNS else any(column)
+    return bool(np.isfinite(column).any()) if column.dtype.kind == "f" else any(column)
 
 
 def _write_table(folder: Path, layout: Layout, columns: Mapping[str, NDArray[Any]]) -> None:
     cells = {
         name: [value if np.isfinite(value) else None for value in column.astype(float).tolist()]
-        if name in NUMBER_COLUMNS
+        if column.dtype.kind == "f"
         else column.tolist()
         for name, column in columns.items()
     }

@@ -1,15 +1,10 @@
-"""Seal and checksums.
+"""What proves a cache undamaged: checksums of its vectors, one a row, and a seal over everything else.
 
-A seal on a finished cache: one digest of everything but the vectors, in a block that HDF5 leaves to its users.
-
-The vectors have checksums of their own (`checksums.py`), so that nobody must read all views to trust one. The seal is
-looked at before HDF5 sees the file: damaged metadata never reaches its parser. Knows bytes. Must not know HDF5's
-structure or what the datasets mean. `docs/cache.md` has the layout of the block.
-
-Checksums of vectors, one a row, from the moment that a vector is computed: a copy keeps the checksum of its origin.
-
-One a row, since rows are what is computed, taken over and read: no block must be complete before it has a checksum, and
-no second pass over a file is ever needed. Knows arrays only. `docs/cache.md` has the reasons.
+A row has a checksum from the moment that its vector is computed, and a copy keeps that of its origin; so no block must
+be complete before it has one, and nobody must read all views to trust one. The seal is one digest of the rest, in a
+block that HDF5 leaves to its users, looked at before HDF5 sees the file: damaged metadata never reaches its parser.
+Knows bytes and arrays. Must not know HDF5's structure or what the datasets mean. `docs/cache.md` has layout and
+reasons.
 """
 
 from __future__ import annotations

@@ -1,21 +1,7 @@
-"""FeatureStore and its rows.
+"""Read a feature cache: what made it, its rows with labels and texts, its embeddings; or what is wrong with its layout.
 
-Read a feature cache: what made it, its rows, its embeddings.
-
-Knows h5py and the schema. Must not know how embeddings are computed or what is trained on them.
-
-The rows of a cache: which embeddings they have, their labels, their texts.
-
-Knows the groups `rows`, `texts` and `names` of the file. Must not know vectors.
-
-Which parts of a dataset to read for some of its rows: few calls, each of bounded size.
-
-Datasets of vectors are contiguous, so every range of rows is aligned; what a call costs beside the bytes is about
-0.1 ms. Knows row numbers only.
-
-What is wrong with the layout of a file that is said to be a feature cache, in one phrase.
-
-Knows names, lengths and ranges (`schema.py`). Must not know what the values mean to a reader.
+Vectors of chosen rows are read in few calls of bounded size: datasets are contiguous, and what a call costs beside the
+bytes is about 0.1 ms. Knows h5py and the schema. Must not know how embeddings are computed or what is trained on them.
 """
 
 from __future__ import annotations
@@ -31,6 +17,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.places import no_such_cache
+from deltaclip.features.data.targets import recorded_targets
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.integrity import damage_words, damaged_rows, find_damage, has_seal
 from deltaclip.features.store.near import near_copies
@@ -39,11 +26,11 @@ from deltaclip.features.store.schema import (
     DONE,
     FAILED,
     FORMAT,
-    NUMBER_COLUMNS,
     PENDING,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     ViewLayout,
+    number_columns,
 )
 from deltaclip.features.store.texts import TextColumn, Texts
 
@@ -54,6 +41,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+    from deltaclip.base.vocabulary import Target
 
 
 # ---- Read a feature cache: what made it, its rows, its embeddings
@@ -133,6 +122,11 @@ class FeatureStore:
     def dataset(self) -> dict[str, Any]:
         """Name and label ranges of the data set."""
         return dict(json.loads(self._file.attrs["dataset"]))
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that rows have labels of."""
+        return recorded_targets(self.dataset)
 
     @property
     def num_rows(self) -> int:
@@ -380,9 +374,13 @@ def read_rows(file: h5py.File, usable_N: NDArray[np.bool_] | None) -> Rows:
         image=np.asarray(column("image"), dtype=np.int64),
         prompt=prompt,
         explanation=np.asarray(column("explanation"), dtype=np.int64),
-        numbers={name: np.asarray(column(name), dtype=np.float32) for name in NUMBER_COLUMNS},
+        numbers={name: np.asarray(column(name), dtype=np.float32) for name in _numbers_of(file)},
         text=text,
     )
+
+
+def _numbers_of(file: h5py.File) -> list[str]:
+    return number_columns(recorded_targets(json.loads(file.attrs["dataset"])))
 
 
 # ---- Which parts of a dataset to read for some of its rows: few calls, each of bounded size
@@ -407,7 +405,7 @@ def pieces(entries_K: NDArray[np.int64], row_bytes: int) -> Iterator[tuple[slice
 # ---- What is wrong with the layout of a file that is said to be a feature cache, in one phrase
 
 
-_ROW_COLUMNS = ("image", "prompt", "explanation", "file", *NUMBER_COLUMNS, *CODE_COLUMNS)
+_ROW_COLUMNS = ("image", "prompt", "explanation", "file", *CODE_COLUMNS)
 
 
 def find_problem(file: h5py.File, *, unfinished: bool, has_seal: bool) -> str | None:
@@ -422,7 +420,8 @@ def find_problem(file: h5py.File, *, unfinished: bool, has_seal: bool) -> str | 
         return "is no deltaclip cache"
     version = file.attrs.get("schema_version", 0)
     if version not in READABLE_VERSIONS:
-        return f"has schema version {version}, this release reads {' and '.join(map(str, READABLE_VERSIONS))}"
+        *others, last = map(str, READABLE_VERSIONS)
+        return f"has schema version {version}, this release reads {', '.join(others)} and {last}"
     is_finished = file.attrs.get("complete") and (has_seal or version == 1)
     if "header" not in file.attrs or not (unfinished or is_finished):
         return "is not complete"
@@ -438,6 +437,10 @@ def _broken_words(file: h5py.File) -> str | None:
             found = None
         if not isinstance(found, dict) or not parts <= found.keys():
             return f"is damaged ({name})"
+    try:
+        recorded_targets(json.loads(file.attrs["dataset"]))
+    except (TypeError, UserError):
+        return "is damaged (targets)"
     return None
 
 
@@ -446,7 +449,7 @@ def _broken_lengths(file: h5py.File, version: int) -> str | None:
     views = [name for name in file["views"] if name != CENTER] if isinstance(file.get("views"), h5py.Group) else []
     same_length = {
         "rows": [
-            *(f"rows/{name}" for name in _ROW_COLUMNS),
+            *(f"rows/{name}" for name in (*_ROW_COLUMNS, *_numbers_of(file))),
             *(["rows/position"] if "shard" in json.loads(file.attrs["header"]) else []),
         ],
         "images": [

@@ -1,21 +1,10 @@
-"""Names, plan, layout of a cache.
+"""Names, types and versions of the feature cache (`docs/cache.md` as code), its plan, and its layout on disk.
 
-Names, types and versions of the feature cache: `docs/cache.md` as code.
+A plan is made of a manifest and the content of its files: distinct images, distinct texts, rows. Everything has its
+full size from the start and is contiguous: a killed writer then leaves a readable file, and the status bytes say what
+in it counts. Knows manifests and h5py. Must not know backbones or how embeddings are computed.
 
-N rows, I distinct images, T distinct texts, D width. Everything has its full size from the start and is
-contiguous: a killed writer then leaves a readable file, and the status bytes say what in it counts.
-
-From a manifest and the content of its files to the plan of a cache: distinct images, distinct texts, rows.
-
-Knows manifests and the schema. Must not know h5py or backbones.
-
-Lay out an unfinished cache in its full size: every dataset, its attributes, and the space that they will take.
-
-Knows h5py, the schema and a plan. Must not know files on a disk or embeddings.
-
-How HDF5 files are written here: datasets in their full size from the start, and nothing counts before it is on disk.
-
-Knows h5py. Must not know what the datasets mean.
+Shapes: N rows, I distinct images, T distinct texts, D width.
 """
 
 from __future__ import annotations
@@ -32,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from deltaclip.features.data.targets import recorded_targets
 from deltaclip.features.data.views import CENTER
 
 if TYPE_CHECKING:
@@ -40,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deltaclip.base.vocabulary import Target
     from deltaclip.features.data.images import ImageContent
     from deltaclip.features.data.manifest import Manifest
     from deltaclip.features.data.sharding import Part
@@ -49,8 +40,8 @@ if TYPE_CHECKING:
 
 
 FORMAT = "deltaclip-features"
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 had one view and no recipe
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)  # 1 had one view and no recipe; before 3, the targets were two
 KEY_BYTES = 32  # SHA-256
 REASON_BYTES = 96  # fixed, so that a failure is recorded without touching HDF5's heap
 
@@ -58,10 +49,14 @@ BLOCK_TEXTS = 65_536  # texts whose bytes are in memory at a time
 
 PENDING, DONE, FAILED = 0, 1, 2
 
-NUMBER_COLUMNS = ("quality", "consistency", "quality_std", "consistency_std")
 CODE_COLUMNS = ("group", "source", "split")
 NO_TEXT = -1  # the text of a row that has none
 MISSING_KEY = bytes(KEY_BYTES)  # of an image file that could not be read at all
+
+
+def number_columns(targets: Sequence[Target]) -> list[str]:
+    """Return the columns of numbers that rows have: the label of each target, and the SD of its ratings."""
+    return [*(target.name for target in targets), *(target.std for target in targets)]
 
 
 def text_key(text: str) -> bytes:
@@ -104,8 +99,13 @@ class Plan:
     numbers: dict[str, NDArray[np.float32]]
     codes: dict[str, NDArray[np.int32]]
     names: dict[str, list[str]]
-    dataset: dict[str, Any]  # name, label ranges
+    dataset: dict[str, Any]  # name, targets, label ranges
     part: Part | None = None  # of a shard: what it has of the table
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that rows have labels of."""
+        return recorded_targets(self.dataset)
 
     @property
     def num_images(self) -> int:
@@ -182,11 +182,12 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Par
         row_image=row_image,
         row_prompt=np.array([text_index[text] for text in manifest.prompts], dtype=np.int64),
         row_explanation=np.array([text_index[text] for text in manifest.explanations], dtype=np.int64),
-        numbers={column: manifest.labels[column].astype(np.float32) for column in NUMBER_COLUMNS},
+        numbers={name: manifest.labels[name].astype(np.float32) for name in number_columns(manifest.targets)},
         codes=codes,
         names=names,
         dataset={
             "name": manifest.name,
+            "targets": [target.to_json() for target in manifest.targets],
             "label_ranges": {k: str(v) for k, v in manifest.label_ranges.items()},
             "image_root": str(manifest.image_root.absolute()),
         },
@@ -277,7 +278,7 @@ def _write_plan(file: h5py.File, plan: Plan) -> None:
     if plan.part:
         rows["position"] = plan.part.position
     rows["image"], rows["prompt"], rows["explanation"] = plan.row_image, plan.row_prompt, plan.row_explanation
-    for column in NUMBER_COLUMNS:
+    for column in number_columns(plan.targets):
         rows[column] = plan.numbers[column]
     for column in CODE_COLUMNS:
         rows[column] = plan.codes[column]

@@ -1,17 +1,9 @@
-"""Find, join, merge shards.
+"""Shards of a table: found, read as one cache without copying a vector, or merged into one.
 
-Several caches of one backbone as one: rows one after another, every image and text once.
-
-Knows readers and the writer. Must not know backbones or how the shards came to be.
-
-Which shards make a table, and whether all are there: missing and foreign ones are refused by name.
-
-Knows headers of caches and how shards are named. Must not know embeddings.
-
-The shards of a table read as one cache, without copying a vector.
-
-Knows shards and the reader. Must not know who reads. Names, labels and the index of what lies where are put together in
-memory, 0.7 KB a row; vectors stay in the shards and are read, and checked, from there.
+Which shards make a table is told by their names and headers: missing and foreign ones are refused by name. Names,
+labels and the index of what lies where are put together in memory, 0.7 KB a row; vectors stay in the shards and are
+read, and checked, from there. Merged caches are rows one after another, every image and text once. Knows readers and
+the writer. Must not know backbones or how the shards came to be.
 """
 
 from __future__ import annotations
@@ -38,10 +30,10 @@ from deltaclip.features.store.schema import (
     CODE_COLUMNS,
     DONE,
     MISSING_KEY,
-    NUMBER_COLUMNS,
     ViewLayout,
     lay_out,
     make_plan,
+    number_columns,
     write_attributes,
 )
 from deltaclip.features.store.writer import (
@@ -59,6 +51,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deltaclip.base.vocabulary import Target
     from deltaclip.features.store.reader import Kind
     from deltaclip.features.store.schema import Plan
 
@@ -120,14 +113,17 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
     contents: list[ImageContent] = []
     places: list[NDArray[np.int64]] = []
     rows: dict[str, list[str]] = {name: [] for name in ("file", "prompt", "explanation", *CODE_COLUMNS)}
-    numbers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in NUMBER_COLUMNS}
+    targets = _common_targets(stores)
+    numbers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in number_columns(targets)}
     readable = {key for store in stores for key in _keys(store)[store.status() == DONE].tolist()}
     seen: set[bytes] = set()
     for number, store in zip(sets, stores, strict=True):
         found, keys, reasons, frames = store.rows(usable=False), _keys(store), store.reasons(), store.more_frames()
         texts = np.append(store.texts(), "")  # -1, no explanation, is the last one
         text = {name: column[:] for name, column in found.text.items()} | {"explanation": texts[found.explanation]}
-        digests = _digests(keys[found.image], [*found.numbers.values()], [text[name] for name in rows])
+        nothing = np.full(len(found), np.nan, dtype=np.float32)
+        labels = {name: found.numbers.get(name, nothing) for name in numbers}
+        digests = _digests(keys[found.image], [*labels.values()], [text[name] for name in rows])
         new = [row for row, digest in enumerate(digests) if digest not in seen]
         seen.update(digests)
         position = store.positions()[new]
@@ -135,7 +131,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
         for name, column in rows.items():
             column.extend(text[name][new])
         for name, parts in numbers.items():
-            parts.append(found.numbers[name][new])
+            parts.append(labels[name][new])
         for entry in found.image[new]:
             key = keys[entry]
             contents.append(
@@ -154,6 +150,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
             image_root=stores[0].path.parent,
             images=rows["file"],
             prompts=rows["prompt"],
+            targets=targets,
             labels={name: np.concatenate(parts).astype(np.float64)[order] for name, parts in numbers.items()},
             explanations=rows["explanation"],
             groups=rows["group"],
@@ -166,6 +163,18 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
     )
     about = {name: words for name, words in plan.dataset.items() if name != "image_root"}
     return replace(plan, dataset=about | _common_root(datasets))
+
+
+def _common_targets(stores: Sequence[FeatureStore]) -> tuple[Target, ...]:
+    """Return the targets that any of the caches has, each once; refuse one that raters saw differently."""
+    found: dict[str, tuple[Target, FeatureStore]] = {}
+    for store in stores:
+        for target in store.targets:
+            first, other = found.setdefault(target.name, (target, store))
+            if target != first:
+                message = f"{target.name} sees the {target.sees}, in {other.path.name} the {first.sees}"
+                raise UserError(message, place=store.path, remedy="extract one of them again with another --target")
+    return tuple(target for target, _ in found.values())
 
 
 def _common_root(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -186,7 +195,8 @@ def _digests(
 ) -> list[bytes]:
     """Return 16 bytes that stand for all columns of each row: 20 million rows as tuples would not fit in memory."""
     found = []
-    for key, numbers, cells in zip(keys, np.stack(arrays, axis=1), zip(*texts, strict=True), strict=True):
+    numbers_N = np.stack(arrays, axis=1) if arrays else np.empty((len(keys), 0), dtype=np.float32)
+    for key, numbers, cells in zip(keys, numbers_N, zip(*texts, strict=True), strict=True):
         state = hashlib.blake2b(key + numbers.tobytes(), digest_size=16)
         for cell in cells:
             content = cell.encode()

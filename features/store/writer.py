@@ -1,13 +1,10 @@
-"""Write and take over.
-
-Write a feature cache so that a crash at any byte loses at most the batch in flight.
+"""Write a feature cache so that a crash at any byte loses at most the batch in flight.
 
 The work happens in `<cache>.part`, preallocated; the finished file appears under its own name by a rename. Within
 a batch: values, flush, fsync, then the status bytes that declare them valid. `docs/cache.md` says why this holds.
 
-Start or go on writing a cache, taking over all that is already there: a finished cache, an interrupted run.
-
-Extracting again computes only what is new; another backbone is another cache, never a silent mix.
+All that is already there is taken over, from a finished cache or an interrupted run: extracting again computes only
+what is new; another backbone is another cache, never a silent mix.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, column
 from deltaclip.pipeline.loop.batches import MemoryBatches, memory_batches
 from deltaclip.pipeline.loop.epochs import FitPlan, Validation, fit, seeded
 from deltaclip.pipeline.model.calibrate import calibrate
-from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, TargetSpec
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import score_rows
 from deltaclip.pipeline.scoring.agreement import pearson, srocc
@@ -122,9 +122,10 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
         low, high = self.label_range_
         share_N = (y_N - low) / (high - low)
         plan = FitPlan(epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay)
-        objective = weighted_loss("mse", w_q=float(self.head == "quality"), w_c=float(self.head == "consistency"))
+        objective = weighted_loss("mse", weights={self.head: 1.0})
         with seeded(seed):
-            heads = ResidualHeads(dim, scale_q=self.scale, scale_c=self.scale, dropout=self.dropout)
+            targets = (TargetSpec(self.head, "image" if self.head == "quality" else "pair", self.scale),)
+            heads = ResidualHeads(HeadSpec(dim=dim, targets=targets, dropout=self.dropout))
             batches = self._batches(x_NF[train], share_N[train], seed)
             calibrate(heads, batches.in_order)
             validate = self._validator(heads, x_NF[val], share_N[val], seed) if len(val) else None
@@ -142,7 +143,7 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
         with torch.no_grad():
             found = self.heads_(v_ND, t_ND)
         low, high = self.label_range_
-        share_N = (found.q if self.head == "quality" else found.c).numpy()
+        share_N = found.of(self.head).numpy()
         return np.asarray(low + (high - low) * share_N)
 
     def _dim(self, x_NF: FloatArray) -> int:
@@ -169,10 +170,8 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
 
     def _batches(self, x_NF: FloatArray, share_N: FloatArray, seed: int) -> MemoryBatches:
         v_ND, t_ND = self._embeddings(x_NF)
-        label_N = torch.from_numpy(share_N).float()
-        nothing_N = torch.full_like(label_N, torch.nan)
-        labels = (label_N, nothing_N) if self.head == "quality" else (nothing_N, label_N)
-        return memory_batches(v_ND.float(), t_ND.float(), *labels, batch_size=self.batch_size, seed=seed)
+        labels = {str(self.head): torch.from_numpy(share_N).float()}
+        return memory_batches(v_ND.float(), t_ND.float(), labels, batch_size=self.batch_size, seed=seed)
 
     def _validator(
         self, heads: ResidualHeads, x_NF: FloatArray, share_N: FloatArray, seed: int
@@ -181,7 +180,7 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
 
         def validate() -> Validation:
             found = score_rows(heads, batches.in_order())
-            said_N = (found.q if self.head == "quality" else found.c).numpy()
+            said_N = found.of(self.head).numpy()
             return Validation({self.head: (srocc(said_N, share_N) + pearson(said_N, share_N)) / 2})
 
         return validate

@@ -1,4 +1,4 @@
-"""A torchmetrics metric: mean quality and consistency of images against their prompts.
+"""A torchmetrics metric: mean scores of images, against their prompts where a target sees them.
 
 Knows torchmetrics, which comes with the extra `metrics`, and the scorer.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deltaclip.pipeline.api.scorer import Scorer
+from deltaclip.pipeline.runs.prediction_table import SHORT_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ except ModuleNotFoundError as missing:
 
 
 class DeltaclipMetric(Metric):
-    """Mean `q` and `c` over all images of all updates; over processes sums and counts are added up.
+    """Mean of every target of the run over all images of all updates; over processes sums and counts are added up.
 
     Copies, pickles and `torch.save` hold the whole scorer, its weights included; `state_dict` holds sums alone.
 
@@ -36,31 +37,35 @@ class DeltaclipMetric(Metric):
     higher_is_better = True
     full_state_update = False
 
-    q_sum: torch.Tensor
-    q_count: torch.Tensor
-    c_sum: torch.Tensor
-    c_count: torch.Tensor
     failed: torch.Tensor
 
     def __init__(self, scorer: Scorer | Path | str, *, batch_size: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.scorer = scorer if isinstance(scorer, Scorer) else Scorer.load(scorer)
         self.batch_size = batch_size
-        for letter in ("q", "c"):
-            self.add_state(f"{letter}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{letter}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for target in self._targets:
+            self.add_state(f"{target}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"{target}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("failed", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def _targets(self) -> list[str]:
+        return [target.name for target in self.scorer.heads.targets]
 
     def update(self, images: Any, prompts: Any = None) -> None:
         """Add pairs, as `Scorer.score` takes them; what cannot be read is counted in `failed`, not in the means."""
         found = self.scorer.score(images, prompts, batch_size=self.batch_size)
-        for letter, values in (("q", found.q), ("c", found.c)):
-            value_N = torch.from_numpy(values).to(self.failed.device, torch.float64)
+        for target in self._targets:
+            value_N = torch.from_numpy(found.scores.of(target)).to(self.failed.device, torch.float64)
             there_N = ~torch.isnan(value_N)
-            setattr(self, f"{letter}_sum", getattr(self, f"{letter}_sum") + value_N[there_N].sum())
-            setattr(self, f"{letter}_count", getattr(self, f"{letter}_count") + there_N.sum())
+            setattr(self, f"{target}_sum", getattr(self, f"{target}_sum") + value_N[there_N].sum())
+            setattr(self, f"{target}_count", getattr(self, f"{target}_count") + there_N.sum())
         self.failed = self.failed + len(found.failed)
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """Return `{"q", "c"}`, scalar float64; NaN where nothing was scored or the run has no such label."""
-        return {"q": self.q_sum / self.q_count, "c": self.c_sum / self.c_count}
+        """Return the mean by target, scalar float64, those of quality and consistency as `q` and `c` too.
+
+        NaN where nothing was scored, or the target was not learned.
+        """
+        means = {each: getattr(self, f"{each}_sum") / getattr(self, f"{each}_count") for each in self._targets}
+        return means | {short: means[target] for target, short in SHORT_NAMES.items() if target in means}

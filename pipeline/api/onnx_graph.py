@@ -1,16 +1,9 @@
-"""Run as an ONNX file.
+"""A run as one module from tensors to named scores, and as an ONNX file that is held against torch.
 
-A module as an ONNX file, and how it fares under onnxruntime beside torch.
+Knows heads, a backbone's two towers, torch's exporter, onnx and onnxruntime, which come with the extra `onnx`. Must not
+know run directories.
 
-Knows torch's exporter, onnx and onnxruntime, which come with the extra `onnx`. Must not know runs.
-
-Shapes: N rows, the first axis of every input and output.
-
-A run as one module from tensors to named scores, which is what an exported file holds.
-
-Knows heads and a backbone's two towers. Must not know files or ONNX.
-
-Shapes: N rows, D width, F width of a view, L tokens, H and W pixels.
+Shapes: N rows, the first axis of every input and output, D width, F width of a view, L tokens, H and W pixels.
 """
 
 from __future__ import annotations
@@ -27,11 +20,12 @@ from torch import Tensor, nn
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
-from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch, HeadScores, run_heads
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from deltaclip.pipeline.model.heads import Heads
 
 
 # ---- A module as an ONNX file, and how it fares under onnxruntime beside torch
@@ -164,19 +158,16 @@ class HeadGraph(nn.Module):
     Where no label sees the prompt, t is left out.
     """
 
-    def __init__(self, heads: nn.Module, labels: Collection[str]) -> None:
+    def __init__(self, heads: Heads, labels: Collection[str]) -> None:
         super().__init__()
         self.heads = heads.eval()
         self.outputs = _outputs(heads, labels)
 
     def forward(self, v: Tensor, t: Tensor | None = None, x: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the scores and their parts in the order of `outputs`."""
-        terms = {}
         t = torch.zeros_like(v) if t is None else t
-        if isinstance(self.heads, ResidualHeads) and x is not None:
-            terms = self.heads.kernel_terms(x, t)
-        unlabelled = torch.full((v.shape[0],), torch.nan)
-        columns = _columns(run_heads(self.heads, Batch(v, t, unlabelled, unlabelled, **terms)))
+        kernels = {} if x is None else self.heads.kernel_terms(x, t)
+        columns = _columns(run_heads(self.heads, Batch(v, t, {}, kernel_B=kernels)))
         return tuple(columns[name] for name in self.outputs)
 
 
@@ -197,24 +188,18 @@ class ScorerGraph(nn.Module):
         return scores
 
 
-def _outputs(heads: nn.Module, labels: Collection[str]) -> tuple[str, ...]:
-    """Return the names of what these heads say of the labels that they learned."""
-    found = []
-    for label, letter in (("quality", "q"), ("consistency", "c")):
-        has_parts = isinstance(heads, ResidualHeads) or (
-            letter == "c" and getattr(heads, "refinement", None) is not None
-        )
-        if label in labels:
-            found += [letter, *([f"{letter}_base", f"{letter}_delta"] if has_parts else [])]
-    return tuple(found)
+def _outputs(heads: Heads, labels: Collection[str]) -> tuple[str, ...]:
+    """Return the names of what these heads say of the targets that they learned."""
+    with torch.no_grad():  # which parts a head has, it says itself
+        nothing = {each.name: torch.zeros(1) for each in heads.targets} if heads.kernels else {}
+        found = run_heads(heads, Batch(torch.zeros(1, heads.dim), torch.zeros(1, heads.dim), {}, kernel_B=nothing))
+    return tuple(name for target in labels for name in _columns(HeadScores({target: found.targets[target]})))
 
 
 def _columns(found: HeadScores) -> dict[str, Tensor]:
-    columns = {"q": found.q, "c": found.c}
-    for letter, base, delta, scale in (
-        ("q", found.q_base_N, found.dq_N, found.scale_q),
-        ("c", found.c_base_N, found.dc_N, found.scale_c),
-    ):
+    columns = {}
+    for target, (_, base, delta, scale) in found.targets.items():
+        columns[target] = found.of(target)
         if base is not None and delta is not None and scale is not None:
-            columns |= {f"{letter}_base": base, f"{letter}_delta": scale * delta}
+            columns |= {f"{target}_base": base, f"{target}_delta": scale * delta}
     return columns

@@ -1,20 +1,10 @@
-"""Scorer, pairing, scores of tuned runs.
+"""A trained run as a scorer of new images: backbone and heads together.
 
-A trained run as a scorer of new images: backbone and heads together.
+Images and prompts of a caller become pairs: what goes with what. Of a run that changed its backbone, the rows of its
+own cache keep the scores that it recorded where these are right, all others are scored from their image files. Knows
+runs, caches and backbones. Must not know metrics.
 
 Shapes: N pairs of image and prompt, B images of a batch, D width.
-
-Images and prompts of a caller as pairs to score: what goes with what.
-
-Knows lists, columns and batches. Must not know heads or backbones.
-
-Shapes: N pairs of image and prompt.
-
-Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know.
-
-The rows of its own cache keep the scores that it recorded where these are right, all others are scored from their image
-files. Knows runs,
-caches and the scorer. Must not know metrics.
 """
 
 from __future__ import annotations
@@ -32,7 +22,6 @@ import torch
 from deltaclip.base.device import choose_device
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
-from deltaclip.base.vocabulary import LABELS, need_prompts
 from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
 from deltaclip.features.backbone.encode import text_batches
 from deltaclip.features.backbone.view_vectors import file_opener, make_views
@@ -50,11 +39,10 @@ from deltaclip.pipeline.api.pictures import (
     named,
     plain,
 )
-from deltaclip.pipeline.model.heads import ResidualHeads
 from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.rows.cached_rows import image_files
 from deltaclip.pipeline.runs.folder import open_run
-from deltaclip.pipeline.runs.prediction_table import Scores, blank_untrained, read_predictions, score
+from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, blank_untrained, read_predictions, score
 from deltaclip.pipeline.runs.run_backbone import Recorded, load_recorded, put_tuned
 
 if TYPE_CHECKING:
@@ -62,11 +50,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.view_vectors import View
+    from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.rows.cached_rows import CacheRows, ImageFiles
     from deltaclip.pipeline.runs.folder import RunFolder
 
@@ -81,7 +70,7 @@ VIEW_BATCH = 64  # tiles of a view that go through the backbone at a time
 class ScoredPairs:
     """Scores of N pairs; NaN in the rows of `failed`, which maps a row to the reason.
 
-    `scores` has quality and consistency with their bases and corrections; `q` and `c` are the first two of it.
+    `scores` has every target of the run with its base and correction; `q` and `c` are quality and consistency of it.
     """
 
     scores: Scores
@@ -90,13 +79,13 @@ class ScoredPairs:
 
     @property
     def q(self) -> NDArray[np.float32]:
-        """Quality, (N,) float32 in [0, 1]."""
-        return self.scores.q
+        """Quality, (N,) float32 in [0, 1]; NaN where the run has no such target."""
+        return self.scores.of("quality")
 
     @property
     def c(self) -> NDArray[np.float32]:
-        """Consistency, (N,) float32 in [0, 1]."""
-        return self.scores.c
+        """Consistency, (N,) float32 in [0, 1]; NaN where the run has no such target."""
+        return self.scores.of("consistency")
 
 
 class Scorer:
@@ -105,13 +94,22 @@ class Scorer:
     It can be copied and pickled, whole: a copy holds the weights once more, and needs neither run nor checkpoint.
     """
 
-    def __init__(self, heads: nn.Module, backbone: Backbone, labels: Sequence[str]) -> None:
+    def __init__(self, heads: Heads, backbone: Backbone, labels: Sequence[str]) -> None:
         self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
-        self.needs_prompts = need_prompts(self.labels)
         self._views = self._make_views()
 
+    @property
+    def of_image(self) -> tuple[str, ...]:
+        """The trained targets that see the image alone: they can be scored without a prompt."""
+        return tuple(each.name for each in self.heads.targets if each.sees == "image" and each.name in self.labels)
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether any score sees the prompt."""
+        return len(self.of_image) < len(self.labels)
+
     def _make_views(self) -> list[View]:
-        kernels = self.heads.kernels if isinstance(self.heads, ResidualHeads) else None
+        kernels = self.heads.kernels
         names = dict.fromkeys([CENTER, *([kernels.view] if kernels else [])])
         return make_views(self.backbone, list(names), batch_size=VIEW_BATCH)
 
@@ -174,12 +172,12 @@ class Scorer:
                 dropped.
             prompts: a text, or a list or column of texts; longer ones are cut at the context length and counted. Lists
                 go pair by pair and must be of equal length; a single image or text goes with all of the others. None
-                scores quality alone: consistency is NaN.
+                scores what sees the image alone: the other targets, such as consistency, are NaN.
             root: folder that files may not leave through links; None permits every place.
             batch_size: images per forward pass, at least 1.
 
         Raises:
-            ValueError: lengths differ, a prompt is empty, there is none for a run that learned consistency alone, or
+            ValueError: lengths differ, a prompt is empty, there is none for a run all of whose targets see it, or
                 pixels have another shape, type or range.
             TypeError: something is neither image nor text.
         """
@@ -189,15 +187,16 @@ class Scorer:
 
     def score_pairs(self, pairs: Pairs, *, root: Path | None, batch_size: int) -> ScoredPairs:
         """Score pairs, of which some may have no prompt: see `score`."""
-        if pairs.prompts is None and all(need_prompts([label]) for label in self.labels):
-            raise ValueError("this run has learned consistency alone, which needs prompts: give one an image")
+        if pairs.prompts is None and not self.of_image:
+            what = " and ".join(self.labels)
+            raise ValueError(f"this run has learned {what} alone, which needs prompts: give one an image")
         texts = list(dict.fromkeys(pairs.prompts or []))
         t_TD, truncated_T = self.embed_prompts(texts)
         text_entry = {text: entry for entry, text in enumerate(texts)}
         rows_of: list[list[int]] = [[] for _ in pairs.sources]
         for row, entry in enumerate(pairs.image_N):
             rows_of[entry].append(row)
-        columns = {name: np.full(len(pairs.image_N), np.nan, dtype=np.float32) for name in Scores.__dataclass_fields__}
+        scores = Scores.nothing(len(pairs.image_N), [target.name for target in self.heads.targets])
         failed: dict[int, str] = {}
         batches = image_batches(
             pairs.sources,
@@ -215,10 +214,9 @@ class Scorer:
                     place_of = [place for place, entry in enumerate(batch.entries) for _ in rows_of[entry]]
                     prompts = pairs.prompts
                     t_BD = None if prompts is None else t_TD[[text_entry[prompts[row]] for row in rows]]
-                    for name, values in self.score_crops(batch.prepared, t_BD, place_of).columns().items():
-                        columns[name][rows] = values
+                    scores.put(rows, self.score_crops(batch.prepared, t_BD, place_of))
                 progress.advance(len(batch.entries) + len(batch.failed))
-        return ScoredPairs(scores=Scores(**columns), failed=failed, truncated_prompts=int(truncated_T.sum()))
+        return ScoredPairs(scores=scores, failed=failed, truncated_prompts=int(truncated_T.sum()))
 
     def crops(self, image: Image) -> dict[str, Tensor]:
         """Return what the backbone needs of an RGB image, by source of the views; may be called in any thread."""
@@ -229,20 +227,18 @@ class Scorer:
         return crops
 
     def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor | None, image_B: Sequence[int]) -> Scores:
-        """Score B pairs: image `image_B[b]` of the `crops` with the embedding `t_BD[b]`; without prompts, quality."""
+        """Score B pairs: image `image_B[b]` of the `crops` with the embedding `t_BD[b]`; None: no prompts."""
         vectors = {}
         for view in self._views:
             vector_IW = self._as_cached(view.encode([image[view.source] for image in crops])[0], view)
             vectors[view.name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
-        v_BD, terms, labels = vectors[CENTER], {}, self.labels
+        v_BD, labels = vectors[CENTER], self.labels
         if t_BD is None:
-            # No score of quality looks at it.
-            t_BD, labels = torch.zeros_like(v_BD), tuple(label for label in labels if not need_prompts([label]))
-        if isinstance(self.heads, ResidualHeads) and self.heads.kernels:
-            terms = self.heads.kernel_terms(vectors[self.heads.kernels.view], t_BD)
-        unlabelled = torch.full((len(v_BD),), torch.nan, device=v_BD.device)
-        batch = Batch(v_BD, t_BD, unlabelled, unlabelled, **terms)
-        return blank_untrained(score(self.heads, [batch]), labels)
+            # No score of the image alone looks at it.
+            t_BD, labels = torch.zeros_like(v_BD), self.of_image
+        kernels = self.heads.kernels
+        terms = self.heads.kernel_terms(vectors[kernels.view], t_BD) if kernels else {}
+        return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, {}, kernel_B=terms)]), labels)
 
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.
@@ -367,7 +363,6 @@ def _source(entry: int, image: Any, place: str) -> ImageFile | MemoryImage:
 # ---- Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know
 
 
-COLUMNS = tuple(Scores.__dataclass_fields__)
 CLOSE = 2e-3  # how far a recorded score may be from what the run gives now
 RECORDED, ANEW = "the scores that the run recorded", "scored from the images with the run's own tower"
 
@@ -437,7 +432,7 @@ def score_images(scorer: Scorer, rows: CacheRows, found: ImageFiles, chosen: NDA
 
 def _apart(stored: Scores, anew: Scores, chosen: NDArray[np.int64]) -> float:
     """Return the largest difference of a score; heads that were not trained have none."""
-    differences = [np.abs(stored.of(label)[chosen] - anew.of(label)) for label in LABELS]
+    differences = [np.abs(stored.of(label)[chosen] - anew.of(label)) for label in stored.targets]
     return float(np.nan_to_num(np.concatenate(differences)).max())
 
 
@@ -445,10 +440,11 @@ def _stored(run: RunFolder, rows: CacheRows) -> Scores | None:
     """Return what the run recorded, if the cache has the very rows and images that it trained on."""
     if any(run.config["cache"][name] != rows.header[name] for name in ("request", "plan")):
         return None
-    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", *COLUMNS))
+    names = [target.name for target in run.spec.targets]
+    parts = [f"{name}{part}" for name in names for part in ("", "_base", "_delta")]
+    recorded = read_predictions(run.path / "predictions.csv", ("image", "prompt", *parts))
     pairs = list(zip(rows.rows.text["file"], rows.rows.text["prompt"], strict=True))
     if [(row["image"], row["prompt"]) for row in recorded] != pairs:
         return None  # the same plan, but images that could not be read at the time can be read now
-    return Scores(
-        **{name: np.array([float(row[name] or "nan") for row in recorded], dtype=np.float32) for name in COLUMNS}
-    )
+    found = {name: np.array([float(row[name] or "nan") for row in recorded], dtype=np.float32) for name in parts}
+    return Scores({name: ScoreColumns(found[name], found[f"{name}_base"], found[f"{name}_delta"]) for name in names})

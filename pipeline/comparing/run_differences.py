@@ -1,13 +1,7 @@
-"""Finished runs, paired.
-
-Figures of several runs on the same rows, and how far their differences can be trusted.
-
-Knows recorded rows and the judges of differences. Must not know run directories or what is printed.
-
-What runs recorded of their rows, read again and paired: the rows that are test in every run.
+"""Figures of several runs on the rows that are test in all, and how far their differences can be trusted.
 
 Rows are the same where image and prompt are, by content, and by name where a run says no more. Knows the tables of
-predictions. Must not know caches, heads or metrics.
+predictions and the judges of differences. Must not know caches, heads or what is printed.
 """
 
 from __future__ import annotations
@@ -18,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.pipeline.rows.cached_rows import FILE, Codes, common_codes, keys_of_names, read_keys
 from deltaclip.pipeline.runs.measure import spread
-from deltaclip.pipeline.runs.prediction_table import read_predictions
+from deltaclip.pipeline.runs.prediction_table import read_predictions, recorded_targets
 from deltaclip.pipeline.scoring.agreement import agreement, json_number
 from deltaclip.pipeline.scoring.intervals import (
     difference_over_splits,
@@ -78,8 +71,10 @@ def read_round(paths: Sequence[Path]) -> Round:
             place=paths[0],
             remedy="train on the same data with the same --seed, --split and --fractions",
         )
-    missing = [[label for label in LABELS if np.isnan(table.scores[label]).all()] for table in tables]
-    shared = [label for label in LABELS if not any(label in lacking for lacking in missing)]
+    every = list(dict.fromkeys(label for table in tables for label in table.scores))
+    nothing = np.full(1, np.nan)
+    missing = [[label for label in every if np.isnan(table.scores.get(label, nothing)).all()] for table in tables]
+    shared = [label for label in every if not any(label in lacking for lacking in missing)]
     for label in shared:
         check_labels(tables, rows, label)
     first = tables[0]
@@ -156,7 +151,7 @@ def _over_rounds(rounds: Sequence[Round], differences: Sequence[float], label: s
 # ---- What runs recorded of their rows, read again and paired: the rows that are test in every run
 
 
-COLUMNS = ("image", "prompt", "group", "split", *LABELS, "q", "c")
+COLUMNS = ("image", "prompt", "group", "split")
 # Tables have six digits.
 LABEL_TOLERANCE = 1e-5
 
@@ -198,8 +193,10 @@ def read_tables(paths: Sequence[Path]) -> tuple[list[Recorded], bool]:
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
-    rows = read_predictions(path, COLUMNS)
-    return {name: [row[name] for row in rows] for name in COLUMNS}
+    targets = recorded_targets(path)
+    names = (*COLUMNS, *targets, *(f"{target}_label" for target in targets))
+    rows = read_predictions(path, names)
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Recorded:
@@ -209,6 +206,7 @@ def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Record
         except ValueError as error:
             raise UserError(f"column {name}: {error}", place=path, remedy="train again") from error
 
+    targets = [name.removesuffix("_label") for name in columns if name.endswith("_label")]
     return Recorded(
         path=path,
         images=columns["image"],
@@ -217,8 +215,8 @@ def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Record
         group_N=np.array(columns["group"], dtype=str),
         is_test_N=np.array([side == "test" for side in columns["split"]], dtype=bool),
         is_train_N=np.array([side == "train" for side in columns["split"]], dtype=bool),
-        labels={label: numbers(label) for label in LABELS},
-        scores={label: numbers(label[0]) for label in LABELS},
+        labels={target: numbers(f"{target}_label") for target in targets},
+        scores={target: numbers(target) for target in targets},
     )
 
 

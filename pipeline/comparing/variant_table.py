@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltaclip.pipeline.runs.measure import rankable_labels, spread, trained_labels
+from deltaclip.pipeline.rows.task import rankable_labels
+from deltaclip.pipeline.runs.measure import spread
 from deltaclip.pipeline.scoring.agreement import agreement, json_number, srocc
 from deltaclip.pipeline.scoring.intervals import difference_over_splits, paired_difference
 from deltaclip.pipeline.words.result_words import COLUMNS, KIND_WORDS
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.comparing.variants import Predicted
     from deltaclip.pipeline.rows.cached_rows import CacheRows
+    from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.scoring.intervals import MeanDifference, PairedDifference
     from deltaclip.pipeline.scoring.splits import Split
 
@@ -31,15 +33,15 @@ CSV_FIGURES = ("srocc", "plcc", "main", "rmse")
 CSV_PARTS = (("", "mean"), ("_sd", "sd"))
 
 
-def comparable_labels(rows: CacheRows, splits: Sequence[Split], weights: tuple[float, float]) -> list[str]:
-    """Return the labels with three different rows or more on each side of every split, so that they can be ranked."""
+def comparable_labels(tasks: Sequence[Task[Any]]) -> list[str]:
+    """Return the targets with three different rows or more on each side of every split, so that they can be ranked."""
     found = [
-        set(trained_labels(rows, split.train, weights)).intersection(
-            *(rankable_labels(rows, getattr(split, side)) for side in ("train", "val", "test"))
+        set(task.trained).intersection(
+            *(rankable_labels(task.rows, getattr(task.split, side)) for side in ("train", "val", "test"))
         )
-        for split in splits
+        for task in tasks
     ]
-    return [label for label in ("quality", "consistency") if all(label in each for each in found)]
+    return [target.name for target in tasks[0].rows.targets if all(target.name in each for each in found)]
 
 
 def interval_kind(splits: Sequence[Split]) -> str:

@@ -1,20 +1,11 @@
-"""Variants, floors, baselines, tuned variants.
+"""The variants that an ablation compares, and their predictions of the test rows of one split.
 
-The variants that an ablation compares, and their predictions of the test rows of one split.
-
-Knows one table: a further variant is one line of it. Must not know figures, intervals or run directories. The two heads
-share no parameter, so a variant may turn a part of both off: each label's column shows its own.
-
-Predictions of test rows that no heads made: floors and baselines, one label at a time.
-
-Knows which features of a cache a baseline gets, and which rows it fits and chooses on: never the test rows. Must not
-know run directories or what the predictions are compared with.
+Heads with parts off, floors and baselines, and trainings of CLIP too, with the defaults of `finetune`. Knows one table:
+a further variant is one line of it; and which rows a baseline fits and chooses on: never the test rows. Heads share no
+parameter, so a variant may turn a part of all of them off: each target's column shows its own. Must not know figures,
+intervals or run directories.
 
 Shapes: N rows, F features, M test rows.
-
-The variants of an ablation that train CLIP too, and their predictions of the test rows of every split.
-
-As `variants`, but each is a fine-tuning with the defaults of `finetune`.
 """
 
 from __future__ import annotations
@@ -30,13 +21,13 @@ from deltaclip.pipeline.comparing.baselines import fit_ridge_regression, fit_svr
 from deltaclip.pipeline.model.scores import cosine
 from deltaclip.pipeline.rows.cached_rows import load_rows, row_keys
 from deltaclip.pipeline.rows.split_rows import joined_groups
-from deltaclip.pipeline.rows.task import loss_weights
+from deltaclip.pipeline.rows.task import Task, of_rows, validation
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
 from deltaclip.pipeline.scoring.agreement import no_image_floor
-from deltaclip.pipeline.settings import SWEPT, FinetuneConfig
+from deltaclip.pipeline.settings import BY_TARGET, PLAIN, FinetuneConfig
 from deltaclip.pipeline.training.finetune_job import TuningJob
 from deltaclip.pipeline.training.processes import Processes
-from deltaclip.pipeline.training.train_heads import learn, of_rows, validation
+from deltaclip.pipeline.training.train_heads import learn
 from deltaclip.pipeline.training.train_stacks import Stacked
 
 if TYPE_CHECKING:
@@ -118,7 +109,7 @@ def predict_svr(rows: CacheRows, split: Split, label: str) -> Predicted:
 
 
 def features(rows: CacheRows, chosen: NDArray[np.int64], label: str, *, of_view: bool = False) -> FloatArray:
-    """Return what the head of a label sees, (N, F) float64: v for quality, [v, t, s] for consistency.
+    """Return what the head of a target sees, (N, F) float64: v of the image, [v, t, s] of a pair.
 
     With `of_view`, the vectors of the further view stand in place of v.
     """
@@ -130,7 +121,8 @@ def features(rows: CacheRows, chosen: NDArray[np.int64], label: str, *, of_view:
         parts.append([v_BD, t_BD, s_B[:, None]])
     v_ND, t_ND, s_N1 = (np.concatenate(column) for column in zip(*parts, strict=True))
     first = v_ND if x_NF is None else x_NF
-    return first if label == "quality" else np.concatenate([first, t_ND, s_N1], axis=1)
+    sees = {target.name: target.sees for target in rows.targets}[label]
+    return first if sees == "image" else np.concatenate([first, t_ND, s_N1], axis=1)
 
 
 def _predicted(baseline: Baseline, test_MF: FloatArray, split: Split, truth_N: NDArray[np.floating]) -> Predicted:
@@ -156,23 +148,25 @@ class Variant:
     on_view: bool = False
 
 
+# The older options for one target win over --scale, so that they are taken back too.
+NO_CORRECTION: Mapping[str, Any] = {"scale": "0", "residual_scale_q": None, "residual_scale_c": None}
 VARIANTS = (
     Variant("no-image", "floor: means of source and prompt", predict=predict_no_image),
     Variant("cosine", "floor: zero-shot cosine", predict=predict_cosine),
-    Variant("ridge", "ridge on v (c: [v, t, s])", predict=predict_ridge),
+    Variant("ridge", "ridge on v (pair: [v, t, s])", predict=predict_ridge),
     Variant("svr", "RBF SVR on the same", predict=predict_svr),
     Variant("direct", "direct heads", {"residual_learning": False}),
     Variant("direct-two-branch", "direct, with cosine branch", {"residual_learning": False, "two_branch": True}),
     Variant("residual", "residual heads", {}),
     Variant("identity-base", "residual, base not calibrated", {"base_init": "identity"}),
-    Variant("no-correction", "residual, scales 0: base alone", {"residual_scale_q": 0.0, "residual_scale_c": 0.0}),
+    Variant("no-correction", "residual, scales 0: base alone", NO_CORRECTION),
     Variant("no-dropout", "residual, dropout 0", {"dropout": 0.0}),
-    Variant("ridge-view", "ridge on the view (c: [view, t, s])", predict=predict_ridge_on_view, on_view=True),
+    Variant("ridge-view", "ridge on the view (pair: [view, t, s])", predict=predict_ridge_on_view, on_view=True),
     Variant("kernel", "residual on a kernel base", {"base_init": "kernel"}, on_view=True),
     Variant(
         "kernel-only",
         "kernel base alone: scales 0",
-        {"base_init": "kernel", "residual_scale_q": 0.0, "residual_scale_c": 0.0},
+        {"base_init": "kernel", **NO_CORRECTION},
         on_view=True,
     ),
 )
@@ -204,26 +198,28 @@ def predict_variants(
         UserError: a training loss that is not finite.
     """
     variants = variants_of(rows)
-    configs = {one.name: replace(config, **one.overrides) for one in variants if one.overrides is not None}
-    together = [configs[one.name] for one in variants if one.overrides is not None and _stacks(one)]
-    stacked = Stacked(together, rows, split, half=False) if together else None
+    tasks = {
+        one.name: Task(config=replace(config, **one.overrides), rows=rows, split=split)
+        for one in variants
+        if one.overrides is not None
+    }
+    together = [tasks[one.name] for one in variants if one.overrides is not None and _stacks(one)]
+    stacked = Stacked(together, half=False) if together else None
     found = {}
     for one in variants:
         if one.predict is not None:
             found[one.name] = {label: one.predict(rows, split, label) for label in labels}
         elif stacked is not None and _stacks(one):
-            found[one.name] = _of_heads(stacked.learned(configs[one.name]), rows, split, labels)
+            found[one.name] = _of_heads(stacked.learned(tasks[one.name]), rows, split, labels)
         else:
-            own = configs[one.name]
-            learned = learn(own, rows, split, loss_weights(own, rows), what=one.name)
-            found[one.name] = _of_heads(learned, rows, split, labels)
+            found[one.name] = _of_heads(learn(tasks[one.name], what=one.name), rows, split, labels)
         on_variant()
     return found
 
 
 def _stacks(variant: Variant) -> bool:
     """Tell whether a variant differs from the others only in what heads of one stack may differ in."""
-    return variant.overrides is not None and set(variant.overrides) <= set(SWEPT)
+    return variant.overrides is not None and set(variant.overrides) <= {*PLAIN, *BY_TARGET}
 
 
 def _of_heads(learned: Learned, rows: CacheRows, split: Split, labels: Sequence[str]) -> dict[str, Predicted]:
@@ -271,7 +267,6 @@ def predict_tuned(
             tuning,
             rows,
             splits,
-            loss_weights(tuning, rows),
             device=device,
             processes=Processes(),
         )

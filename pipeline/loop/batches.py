@@ -1,25 +1,18 @@
-"""Rows in memory or streamed: ONE Batches.
+"""Batches of rows, shuffled once per epoch from a seed: of rows in memory, or of vectors that stay in a file.
 
-Batches of rows that lie in memory.
+Both give the same seam, a callable from the epoch (counted from 1) to its batches, with the number of steps. Streamed,
+an epoch takes blocks of rows in random order, a window of them at a time, and the rows of a window in random order:
+reading stays in long stretches, and a batch mixes rows from many places. Must not know files: two callables read
+vectors.
 
-Knows how rows are shuffled, once per epoch, from a seed. Must not know files: a streaming source gives the
-same seam, a callable from the epoch (counted from 1) to its batches, with the number of steps.
-
-Shapes: N rows, I distinct images, M distinct texts, D embedding width, B rows of a batch.
-
-Batches of rows whose vectors stay in a file: read in blocks, shuffled within large windows.
-
-Knows how rows are cut into blocks and in which order they come, from (seed, epoch). Must not know files: two callables
-read vectors.
-
-An epoch takes the blocks in random order, a window of them at a time, and the rows of a window in random order: reading
-stays in long stretches, and a batch mixes rows from many places. Shapes: N rows, W rows of a window, K distinct
-images or texts, D embedding width, B rows of a batch.
+Shapes: N rows, W rows of a window, I distinct images, M distinct texts, K of either, D embedding width, B rows of a
+batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,12 +22,19 @@ import torch
 from deltaclip.pipeline.model.scores import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    Read = Callable[[NDArray[np.int64]], Tensor]  # rising, distinct entries (K,) -> their vectors (K, D)
 
 
 # ---- Batches of rows that lie in memory
+
+
+# Further fields of a batch, each by target, with one value for each row.
+Columns = Mapping[str, Mapping[str, "Tensor"]]
 
 
 class TrainBatches(Protocol):
@@ -48,25 +48,33 @@ class TrainBatches(Protocol):
         """Return the batches of one epoch; the same epoch gives the same batches again."""
 
 
+def _of_rows(columns: Mapping[str, Tensor], rows_B: Tensor) -> dict[str, Tensor]:
+    return {target: column_N.index_select(0, rows_B) for target, column_N in columns.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryBatches:
     """Rows in memory: see `memory_batches`."""
 
     v_ID: Tensor
     t_MD: Tensor
-    q_N: Tensor
-    c_N: Tensor
+    label_N: Mapping[str, Tensor]
     image_index_N: Tensor | None
     text_index_N: Tensor | None
     batch_size: int
     seed: int
-    columns_N: Mapping[str, Tensor] = field(default_factory=dict)
+    columns_N: Columns = field(default_factory=dict)
     explanation_index_N: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.v_ID if self.image_index_N is None else self.image_index_N)
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches of an epoch; the last rows are used too."""
-        return math.ceil(len(self.q_N) / self.batch_size)
+        return math.ceil(self.num_rows / self.batch_size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Return every row once, in an order drawn from (seed, epoch)."""
@@ -75,15 +83,15 @@ class MemoryBatches:
 
     def order(self, epoch: int) -> tuple[Tensor, ...]:
         """Return the numbers of the rows of each batch of an epoch."""
-        order_N = np.random.default_rng((self.seed, epoch)).permutation(len(self.q_N))
+        order_N = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         # Equal parts: a last batch of one row would have the weight of a full one.
-        return torch.from_numpy(order_N).to(self.q_N.device).tensor_split(self.steps_per_epoch)
+        return torch.from_numpy(order_N).to(self.v_ID.device).tensor_split(self.steps_per_epoch)
 
     def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
         """Return every row once as it lies, in blocks: for calibration and for scoring."""
-        num_rows = len(self.q_N)
+        num_rows = self.num_rows
         for start in range(0, num_rows, batch_size):
-            yield self.take(torch.arange(start, min(start + batch_size, num_rows), device=self.q_N.device))
+            yield self.take(torch.arange(start, min(start + batch_size, num_rows), device=self.v_ID.device))
 
     def take(self, rows_B: Tensor) -> Batch:
         """Return some rows as a batch."""
@@ -91,9 +99,8 @@ class MemoryBatches:
         return Batch(
             v_BD=self.v_ID.index_select(0, images_B).float(),
             t_BD=self._texts(rows_B),
-            q_B=self.q_N.index_select(0, rows_B),
-            c_B=self.c_N.index_select(0, rows_B),
-            **{name: column_N.index_select(0, rows_B) for name, column_N in self.columns_N.items()},
+            label_B=_of_rows(self.label_N, rows_B),
+            **{name: _of_rows(column, rows_B) for name, column in self.columns_N.items()},
             e_BD=None if self.explanation_index_N is None else self._explanations(self.explanation_index_N[rows_B]),
         )
 
@@ -115,37 +122,41 @@ def taken(t_MD: Tensor, entry_B: Tensor, *, missing: float) -> Tensor:
     return t_BD.masked_fill(none_B.unsqueeze(-1), missing) if none_B.any() else t_BD
 
 
-def memory_batches(  # noqa: PLR0913 - four columns and what places them
+def memory_batches(  # noqa: PLR0913 - three columns and what places them
     v_ID: Tensor,
     t_MD: Tensor,
-    q_N: Tensor,
-    c_N: Tensor,
+    label_N: Mapping[str, Tensor],
     *,
     image_index_N: Tensor | None = None,
     text_index_N: Tensor | None = None,
-    columns_N: Mapping[str, Tensor] | None = None,
+    columns_N: Columns | None = None,
     explanation_index_N: Tensor | None = None,
     batch_size: int = 64,
     seed: int = 42,
 ) -> MemoryBatches:
-    """Return shuffled batches, float32 whatever the embeddings are stored in; labels in [0, 1], NaN = missing.
+    """Return shuffled batches, float32 whatever the embeddings are stored in.
+
+    `label_N` has the labels of every target, in [0, 1], NaN = missing.
 
     With an index (int64) the embeddings come deduplicated: row n has v_ID[image_index_N[n]] and
     t_MD[text_index_N[n]]; without, they have one row per row. `columns_N` are further fields of `Batch`, such as
-    q_std_B, with one value per row; explanation_index_N finds e_BD in t_MD. An entry of -1 is no text: t is 0 there,
-    e is NaN. Nothing is copied here, and only one batch at a time later.
+    std_B, by target, with one value per row; explanation_index_N finds e_BD in t_MD. An entry of -1 is no text: t is 0
+    there, e is NaN. Nothing is copied here, and only one batch at a time later.
     """
-    num_rows = len(q_N)
+    num_rows = len(v_ID) if image_index_N is None else len(image_index_N)
     lengths = {
-        "image rows": len(v_ID) if image_index_N is None else len(image_index_N),
         "text rows": len(t_MD) if text_index_N is None else len(text_index_N),
-        "consistency labels": len(c_N),
+        **{f"labels of {target}": len(column_N) for target, column_N in label_N.items()},
         "explanations": num_rows if explanation_index_N is None else len(explanation_index_N),
-        **{f"values of {name}": len(column_N) for name, column_N in (columns_N or {}).items()},
+        **{
+            f"values of {name} of {target}": len(column_N)
+            for name, by_target in (columns_N or {}).items()
+            for target, column_N in by_target.items()
+        },
     }
     for what, length in lengths.items():
         if length != num_rows:
-            raise ValueError(f"{num_rows} quality labels but {length} {what}")
+            raise ValueError(f"{num_rows} image rows but {length} {what}")
     if num_rows == 0:
         raise ValueError("there is no row to train on")
     if v_ID.shape[1] != t_MD.shape[1]:
@@ -155,8 +166,7 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
     return MemoryBatches(
         v_ID=v_ID.contiguous(),
         t_MD=t_MD.contiguous(),
-        q_N=q_N,
-        c_N=c_N,
+        label_N=label_N,
         image_index_N=image_index_N,
         text_index_N=text_index_N,
         batch_size=batch_size,
@@ -168,14 +178,6 @@ def memory_batches(  # noqa: PLR0913 - four columns and what places them
 
 # ---- Batches of rows whose vectors stay in a file: read in blocks, shuffled within large windows
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    Read = Callable[[NDArray[np.int64]], Tensor]  # rising, distinct entries (K,) -> their vectors (K, D)
 
 BLOCKS_PER_WINDOW = 32
 
@@ -190,28 +192,33 @@ class StreamBatches:
 
     read_images: Read
     read_texts: Read
-    q_N: Tensor
-    c_N: Tensor
+    device: torch.device
+    label_N: Mapping[str, Tensor]
     image_index_N: NDArray[np.int64]
     text_index_N: NDArray[np.int64]
     batch_size: int
     seed: int
     window_rows: int
-    columns_N: Mapping[str, Tensor] = field(default_factory=dict)
+    columns_N: Columns = field(default_factory=dict)
     explanation_index_N: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.q_N):
+        if not self.num_rows:
             raise ValueError("there is no row to train on")
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.image_index_N)
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches of an epoch; the last rows are used too."""
-        return math.ceil(len(self.q_N) / self.batch_size)
+        return math.ceil(self.num_rows / self.batch_size)
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Return every row once, in an order drawn from (seed, epoch), in equal parts as `MemoryBatches` has them."""
-        num_rows, num_steps = len(self.q_N), self.steps_per_epoch
+        num_rows, num_steps = self.num_rows, self.steps_per_epoch
         short, num_long = divmod(num_rows, num_steps)
         done, held, missing = 0, list[Batch](), short + (num_long > 0)
         for window, order_W in self._shuffled(epoch):
@@ -221,15 +228,15 @@ class StreamBatches:
                 held.append(window.take(rows_B))
                 first, missing = first + len(rows_B), missing - len(rows_B)
                 if not missing:
-                    yield held[0] if len(held) == 1 else _joined(held)
+                    yield held[0] if len(held) == 1 else Batch.joined(held)
                     done, held = done + 1, []
                     missing = short + (done < num_long)
 
     def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
         """Return every row once as it lies, in the blocks that `MemoryBatches.in_order` gives."""
         step = max(1, self.window_rows // batch_size) * batch_size
-        for start in range(0, len(self.q_N), step):
-            yield from self._read(np.arange(start, min(start + step, len(self.q_N)))).in_order(batch_size)
+        for start in range(0, self.num_rows, step):
+            yield from self._read(np.arange(start, min(start + step, self.num_rows))).in_order(batch_size)
 
     def _shuffled(self, epoch: int) -> Iterator[tuple[MemoryBatches, Tensor]]:
         """Yield the windows of an epoch, each with the order of its rows, (W,) int64."""
@@ -242,7 +249,7 @@ class StreamBatches:
         for blocks in np.array_split(starts, math.ceil(len(starts) / BLOCKS_PER_WINDOW)):
             rows_W = np.concatenate([rows_N[start : start + block_rows] for start in blocks])
             order_W = torch.from_numpy(generator.permutation(len(rows_W)))
-            yield self._read(rows_W), order_W.to(self.q_N.device)
+            yield self._read(rows_W), order_W.to(self.device)
 
     def _read(self, rows_W: NDArray[np.int64]) -> MemoryBatches:
         """Return some rows with their vectors in memory."""
@@ -252,7 +259,7 @@ class StreamBatches:
         if explanation_W is not None:
             wanted = np.concatenate([wanted, explanation_W])
         texts_K = np.unique(wanted[wanted >= 0])  # -1 is no text
-        device = self.q_N.device
+        device = self.device
         rows = torch.from_numpy(rows_W).to(device)
 
         def places(entries: NDArray[np.int64]) -> Tensor:
@@ -262,18 +269,11 @@ class StreamBatches:
         return memory_batches(
             self.read_images(images_K),
             self.read_texts(texts_K),
-            self.q_N.index_select(0, rows),
-            self.c_N.index_select(0, rows),
+            _of_rows(self.label_N, rows),
             image_index_N=torch.from_numpy(image_W).to(device),
             text_index_N=places(self.text_index_N[rows_W]),
-            columns_N={name: column_N.index_select(0, rows) for name, column_N in self.columns_N.items()},
+            columns_N={name: _of_rows(column, rows) for name, column in self.columns_N.items()},
             explanation_index_N=None if explanation_W is None else places(explanation_W),
             batch_size=self.batch_size,
             seed=self.seed,
         )
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    """Return the rows of several batches as one."""
-    columns = {name: [getattr(part, name) for part in parts] for name in Batch._fields}
-    return Batch(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})

@@ -1,21 +1,7 @@
-"""THE loop: Loop, Learner, FitPlan, EpochRow, best epoch, schedule, resume.
+"""The training loop: steps, learning rate, validation, the epoch of each head that is kept, early stopping.
 
-The one training loop.
-
-Knows steps, validation, choice of the best epoch, early stopping and the check for non-finite losses. Must
-not know files, splits or metrics: it gets batches and asks `validate`.
-
-Which epoch of a head is kept, and when to stop waiting for a better one. Knows scores only.
-
-Learning rate and curriculum scale as functions of progress.
-
-Knows formulas only. Must not know heads, optimizers or data.
-
-Losses of the steps of one epoch, read from the device together. Knows numbers only.
-
-State of a training in one file, written whole, from which it goes on exactly.
-
-Knows tensors, JSON values and generators of random numbers. Must not know what they mean to a training loop.
+A training can be interrupted anywhere: its state is one file, written whole, from which it goes on exactly. Losses that
+are not finite end it. Must not know files but that one, splits or metrics: it gets batches and asks `validate`.
 """
 
 from __future__ import annotations
@@ -33,16 +19,16 @@ import torch
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
 from deltaclip.pipeline.loop.optimizer import AdamW
-from deltaclip.pipeline.model.heads import ResidualHeads
-from deltaclip.pipeline.model.scores import HEADS, head_of, run_heads
+from deltaclip.pipeline.model.scores import head_of, run_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from deltaclip.pipeline.loop.batches import TrainBatches
+    from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.model.losses import Objective
 
 
@@ -87,14 +73,13 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch, counted from 1; val_score, a mean over heads, is NaN without validation; scales may be None."""
+    """One epoch, counted from 1; val_score, a mean over heads, is NaN without validation; scales by target, if any."""
 
     epoch: int
     train_loss: float
     val_score: float
     lr: float
-    scale_q: float | None
-    scale_c: float | None
+    scales: Mapping[str, float]
     seconds: float
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -113,7 +98,7 @@ class FitResult:
 
 
 def fit(
-    heads: nn.Module,
+    heads: Heads,
     train_batches: TrainBatches,
     *,
     objective: Objective,
@@ -125,27 +110,25 @@ def fit(
 
     `validate` is called at the start and after each epoch, in evaluation mode and without gradients; how an epoch is
     chosen says `BestEpoch`. A head without a score, and all without `validate`, keep the last epoch.
-    Quality and consistency are chosen, and their gradients clipped, apart: they share no parameter. The only
+    Each target is chosen for, and its gradients clipped, by itself: heads share no parameter. The only
     randomness is dropout, from torch's global generator: call inside `seeded`. Raises UserError at the first loss that
     is not finite.
     """
     loop = _Loop(heads, train_batches, objective, plan)
     history: list[EpochRow] = []
-    best = {head: BestEpoch(plan.patience) for head in HEADS}
+    best = {target.name: BestEpoch(plan.patience) for target in heads.targets}
     kept = {name: tensor.detach().clone() for name, tensor in heads.state_dict().items()}
     _choose(best, 0, _validated(heads, validate), heads=heads, kept=kept)
     for epoch in range(1, plan.epochs + 1):
         started = time.perf_counter()
         train_loss = loop.run_epoch(epoch)
         found = _validated(heads, validate)
-        scale_q, scale_c = loop.scales()
         row = EpochRow(
             epoch=epoch,
             train_loss=train_loss,
             val_score=found.mean,
             lr=loop.lr,
-            scale_q=scale_q,
-            scale_c=scale_c,
+            scales=heads.scales(),
             seconds=time.perf_counter() - started,
             figures=found.figures,
         )
@@ -153,7 +136,7 @@ def fit(
         _choose(best, epoch, found, heads=heads, kept=kept)
         if on_epoch is not None:
             on_epoch(row)
-        if all(best[head].stopped for head in found.scores or HEADS):
+        if all(best[head].stopped for head in found.scores or best):
             break
     heads.load_state_dict(kept)
     heads.eval()
@@ -166,7 +149,7 @@ def fit(
 
 
 def _choose(
-    best: dict[str, BestEpoch], epoch: int, found: Validation, *, heads: nn.Module, kept: dict[str, Tensor]
+    best: dict[str, BestEpoch], epoch: int, found: Validation, *, heads: Heads, kept: dict[str, Tensor]
 ) -> None:
     """Judge an epoch for each head, and keep its weights where it is the best so far."""
     better = [head for head, each in best.items() if each.take(epoch, found.scores.get(head))]
@@ -191,23 +174,18 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 class _Loop:
     """The state that lives between the epochs of one fit."""
 
-    def __init__(self, heads: nn.Module, train_batches: TrainBatches, objective: Objective, plan: FitPlan) -> None:
+    def __init__(self, heads: Heads, train_batches: TrainBatches, objective: Objective, plan: FitPlan) -> None:
         self.heads, self.train_batches, self.objective, self.plan = heads, train_batches, objective, plan
         self.optimizer = AdamW(heads, weight_decay=plan.weight_decay)
         named = [(head_of(name), parameter) for name, parameter in heads.named_parameters()]
-        self.clipped = [[parameter for head, parameter in named if head == each] for each in HEADS]
+        self.clipped = [[parameter for head, parameter in named if head == each.name] for each in heads.targets]
         self.num_steps = plan.epochs * train_batches.steps_per_epoch
         self.step = 0
         self.lr = 0.0
 
-    def scales(self) -> tuple[float, float] | tuple[None, None]:
-        """Return the scales in force, None for heads without."""
-        return self.heads.scales() if isinstance(self.heads, ResidualHeads) else (None, None)
-
     def run_epoch(self, epoch: int) -> float:
         """Take one step per batch and return the mean loss."""
-        if isinstance(self.heads, ResidualHeads) and self.heads.scale_mode == "curriculum":
-            self.heads.set_scale_fraction(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
+        self.heads.start_epoch(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
         self.heads.train()
         losses = StepLosses()
         for batch in self.train_batches(epoch):
@@ -246,7 +224,7 @@ class _Loop:
         return UserError(message, remedy=f"lower --lr, which is {self.plan.lr:g}")
 
 
-def _validated(heads: nn.Module, validate: Callable[[], Validation] | None) -> Validation:
+def _validated(heads: Heads, validate: Callable[[], Validation] | None) -> Validation:
     if validate is None:
         return Validation()
     heads.eval()

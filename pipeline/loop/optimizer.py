@@ -27,7 +27,7 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r"(^|\.)bias$", False),
     (r"(^|\.)norm\w*\.weight$", False),
     (r"(^|\.)theta$", False),
-    (r"(^|\.)(c|cosine)_(slope|offset)$", False),
+    (r"(^|[._])(slope|offset)$", False),
     (r"(^|\.)in_proj_bias$", False),
     (r"(^|\.)(in_proj_)?weight$", True),
 )

@@ -1,17 +1,9 @@
-"""K heads: a Learner, with its AdamW.
-
-Training of stacks of heads: one pass over the batches for all of them.
+"""Training of stacks of heads: one pass over the batches for all of them, AdamW and clipping for every head by itself.
 
 Each head ends where `fit` would leave it alone with the same seeds, up to rounding: batches, dropout masks, clipping,
 schedule, best epoch and early stopping are those that it would have. Must not know grids or files.
 
-Shapes: K heads of a stack, B rows, H width of the wide layer.
-
-AdamW and clipping for every head of a stack by itself.
-
-Knows a stack's parameters and the tape of its wide layer. Must not know the training loop.
-
-Shapes: K heads, P heads of a part, H and F outputs and inputs of the wide layer.
+Shapes: K heads of a stack, P heads of a part, B rows, H and F outputs and inputs of the wide layer.
 """
 
 from __future__ import annotations
@@ -88,7 +80,7 @@ def fit_stacks(
     """Train stacks of heads together, in place, and return the seconds of the epochs.
 
     Args:
-        jobs: the quality stack and the consistency stack.
+        jobs: one stack for each target.
         train_batches: shared by all heads.
         plan: what all heads share; its lr and weight_decay are not read.
         generators: dropout of each seed, in the state in which `fit` would find torch's own.
@@ -96,7 +88,7 @@ def fit_stacks(
         on_epoch: called with the number of each finished epoch.
 
     A head whose loss is not finite keeps an earlier epoch, and stops no one. With a patience, a head that validation
-    cannot rank goes on to the last epoch, while `fit` ends with the other head.
+    cannot rank goes on to the last epoch, while `fit` ends with the other heads.
     """
     for job in jobs:
         job.choice = [BestEpoch(plan.patience) for _ in range(len(job.stack))]
@@ -112,7 +104,7 @@ def fit_stacks(
                 StackEpoch(
                     lr_factor=loop.lr_factor,
                     train_loss=loss_K,
-                    val_score=[seen.scores.get(job.stack.label, math.nan) for seen in found],
+                    val_score=[seen.scores.get(job.stack.target, math.nan) for seen in found],
                     scale=job.stack.scales().detach().tolist(),
                     figures=[seen.figures for seen in found],
                 )
@@ -131,13 +123,13 @@ def _judge(
     validate: Callable[[HeadStack], list[Validation]] | None,
 ) -> list[Validation]:
     """Validate a stack, keep the weights of the heads that are better than ever; epoch 0 has no loss."""
-    stack, label = job.stack, job.stack.label
+    stack, target = job.stack, job.stack.target
     with torch.no_grad():
         found = validate(stack) if validate is not None else [Validation()] * len(stack)
     for k, (choice, seen) in enumerate(zip(job.choice, found, strict=True)):
         if loss_K is not None and not math.isfinite(loss_K[k]):
             continue  # a diverged head keeps what it was before
-        if choice.take(epoch, seen.scores.get(label)):
+        if choice.take(epoch, seen.scores.get(target)):
             for name, stacked in stack.parameters.items():
                 job.best[name][k].copy_(stacked.detach()[k])
     return found
@@ -176,7 +168,7 @@ class _StackLoop:
                 warmup_ratio=self.plan.warmup_ratio,
                 schedule=self.plan.schedule,
             )
-            uniform = self._draw(len(batch.q_B))
+            uniform = self._draw(batch.num_rows)
             for index in range(len(self.jobs)):
                 losses[index].append(self._step(index, batch, uniform[index]))
             self.step += 1
@@ -194,10 +186,10 @@ class _StackLoop:
 
     def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor]) -> Tensor:
         job, stack = self.jobs[index], self.jobs[index].stack
-        mask_KHB = self.masks[index].of(uniform, (stack.width, len(batch.q_B)))
+        mask_KHB = self.masks[index].of(uniform, (stack.width, batch.num_rows))
         scores, tape = stack.forward(batch, mask_KHB)
         loss_K = stacked_loss(
-            scores.q_sum_N, batch, label=stack.label, names=job.own.loss, weight_K=self.weights[index]
+            scores.sum_N, batch, target=stack.target, names=job.own.loss, weight_K=self.weights[index]
         )
         torch.autograd.backward(loss_K.sum())
         self.optimizers[index].step(tape, self.lr_factor)

@@ -1,13 +1,7 @@
-"""Heads and towers: a Learner.
+"""The training loop of heads and towers together: as `fit`, and it can be interrupted anywhere.
 
-The training loop of heads and towers together: as `fit`, and it can be interrupted anywhere.
-
-Knows steps, validation, choice of the best epoch, early stopping, the check for non-finite losses and its own state.
-Must not know files, splits, metrics or how a batch is made: it gets batches and asks `validate`.
-
-Parameter groups of heads and towers that train together: learning rates by depth, decay by rule.
-
-Knows names and shapes of parameters. Must not know the training loop.
+Learning rates go by depth, decay by rule, both by names and shapes of parameters. Must not know files, splits, metrics
+or how a batch is made: it gets batches and asks `validate`.
 """
 
 from __future__ import annotations
@@ -32,7 +26,6 @@ from deltaclip.pipeline.loop.epochs import (
 )
 from deltaclip.pipeline.loop.layout import laid_out_like
 from deltaclip.pipeline.loop.optimizer import check_layouts, decays
-from deltaclip.pipeline.model.heads import ResidualHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deltaclip.pipeline.loop.epochs import StateFile
+    from deltaclip.pipeline.model.heads import Heads
 
 
 # ---- The training loop of heads and towers together: as `fit`, and it can be interrupted anywhere
@@ -79,7 +73,7 @@ class TuneBatches(Protocol):
 class Tunable(Protocol):
     """Heads and towers that train together."""
 
-    heads: nn.Module
+    heads: Heads
 
     @property
     def towers(self) -> Sequence[Tower]:
@@ -125,7 +119,7 @@ def tune(
         if on_epoch is not None:
             on_epoch(row)
     tuning.take_best()
-    chosen = dict.fromkeys(("quality", "consistency"), tuning.best.epoch)
+    chosen = {target.name: tuning.best.epoch for target in model.heads.targets}
     return FitResult(
         history=tuple(tuning.history),
         best_epoch=chosen,
@@ -195,8 +189,7 @@ class _Tuning:
     def run_epoch(self, on_steps: Callable[[int], None] | None) -> float:
         """Take the steps of the epoch that are left and return its mean loss."""
         heads, plan, epoch = self.model.heads, self.plan, self.epoch + 1
-        if isinstance(heads, ResidualHeads) and heads.scale_mode == "curriculum":
-            heads.set_scale_fraction(curriculum_fraction(epoch, num_epochs=plan.epochs))
+        heads.start_epoch(curriculum_fraction(epoch, num_epochs=plan.epochs))
         heads.train()
         self.started = time.perf_counter()
         for parts in self.batches(epoch, first=self.step - self.epoch * self.batches.steps_per_epoch):
@@ -241,15 +234,13 @@ class _Tuning:
     def finish_epoch(self, train_loss: float, found: Validation) -> EpochRow:
         """Record an epoch, judge it and save the state behind it."""
         heads = self.model.heads
-        scale_q, scale_c = heads.scales() if isinstance(heads, ResidualHeads) else (None, None)
         self.epoch += 1
         row = EpochRow(
             epoch=self.epoch,
             train_loss=train_loss,
             val_score=found.mean,
             lr=self.plan.lr * self._lr_factor(self.step - 1),
-            scale_q=scale_q,
-            scale_c=scale_c,
+            scales=heads.scales(),
             seconds=self.seconds + time.perf_counter() - self.started,
             figures=found.figures,
         )
@@ -329,7 +320,7 @@ class Tower(Protocol):
 
 
 def tuning_groups(
-    heads: nn.Module,
+    heads: Heads,
     towers: Sequence[Tower],
     *,
     lr: float,

@@ -9,12 +9,13 @@ Shapes: N rows, D embedding width, K candidate strengths.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from deltaclip.base.errors import UserError
+from deltaclip.pipeline.model.heads import DirectPairHead, ImageHead
 from deltaclip.pipeline.model.level import clamp_shift, sigmoid_shift
 from deltaclip.pipeline.model.scores import Batch, cosine
 
@@ -35,103 +36,118 @@ LABEL_MARGIN = 0.01
 RELATIVE_STRENGTHS = tuple(10 ** (k / 4) for k in range(-16, 25))
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What was fitted; None where a label is entirely missing and the head stays at identity.
+def calibrate(heads: ResidualHeads, read: Callable[[], Iterable[Batch]]) -> dict[str, Any]:
+    """Set the bases of `heads` in place from two passes over labelled rows; labels in [0, 1], NaN = missing.
 
-    `level_q`, `level_c` are what stands in b0 and `offset` beyond least squares, so that the mean of the base is that
-    of the labels.
-    """
-
-    num_rows_q: int
-    num_rows_c: int
-    slope: float | None
-    offset: float | None
-    ridge_strength: float | None  # None also where the labels or the embeddings do not vary: w = 0
-    level_q: float | None = None
-    level_c: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-
-def calibrate(heads: ResidualHeads, read: Callable[[], Iterable[Batch]]) -> Calibration:
-    """Set w, b0, a, b of `heads` in place from two passes over labelled rows; labels in [0, 1], NaN = missing.
-
-    a, b: least squares of consistency on (s + 1)/2. w, b0: ridge (intercept free) on the logit of quality,
-    labels pulled into [LABEL_MARGIN, 1 - LABEL_MARGIN], strength by generalised cross-validation. Sums are in
-    float64. Then b0 and b are moved until the mean of each base, as it is reported, is the mean of its labels; every
-    row counts alike in all of this, also with `--std-weighting`.
+    a, b of a pair target: least squares of the label on (s + 1)/2. w, b0 of an image target: ridge (intercept free) on
+    the logit of the label, pulled into [LABEL_MARGIN, 1 - LABEL_MARGIN], strength by generalised cross-validation. Sums
+    are in float64. Then b0 and b are moved until the mean of each base, as it is reported, is the mean of its labels;
+    every row counts alike in all of this, also with `--std-weighting`.
 
     Args:
         heads: of a new model.
         read: called for each pass; the same rows in the same order.
+
+    Returns:
+        of each target, as plain JSON values: `num_rows`, and `strength` of the ridge (None: w = 0, as labels or
+        embeddings do not vary) or `slope` and `offset`; and `level`, what stands in b0 or b beyond least squares. None
+        where no row has a label: the base stays at identity.
     """
-    device = heads.q_base.weight.device
-    quality, consistency = Sums.zeros(heads.dim, device), Sums.zeros(1, device)
+    device = next(heads.parameters()).device
+    sees_image = {target.name: target.sees == "image" for target in heads.targets}
+    sums = {name: Sums.zeros(heads.dim if is_image else 1, device) for name, is_image in sees_image.items()}
     for batch in read():
         v_ND = batch.v_BD.double()
-        quality.add(v_ND, pulled_logit(batch.q_B))
-        consistency.add((cosine(v_ND, batch.t_BD.double())[:, None] + 1) / 2, batch.c_B.double())
-
-    slope = offset = strength = level_q = level_c = None
+        z_N1 = (cosine(v_ND, batch.t_BD.double())[:, None] + 1) / 2
+        for name, is_image in sees_image.items():
+            label_N = batch.label_B[name]
+            sums[name].add(v_ND if is_image else z_N1, pulled_logit(label_N) if is_image else label_N.double())
+    about = {name: _least_squares(heads, name, found) for name, found in sums.items()}
     with torch.no_grad():
-        if quality.num_rows:
-            ridge = fit_ridge(quality)
-            strength = ridge.strength
-            heads.q_base.weight.copy_(ridge.w_D[None, :])
-            heads.q_base.bias.fill_(ridge.intercept)
-        if consistency.num_rows:
-            slope, offset = fit_line(consistency)
-            heads.c_slope.fill_(slope)
-            heads.c_offset.fill_(offset)
-        (logit_N, q_N), (line_N, c_N) = _said(heads, read())
-        if len(q_N):
-            level_q = sigmoid_shift(logit_N, q_N)
-            heads.q_base.bias.add_(level_q)
-        if offset is not None:
-            level_c = clamp_shift(line_N, c_N)
-            offset += level_c
-            heads.c_offset.fill_(offset)
-    return Calibration(quality.num_rows, consistency.num_rows, slope, offset, strength, level_q, level_c)
+        for name, (said_N, label_N) in _said(heads, read()).items():
+            if not len(label_N):
+                continue
+            head = heads.head(name)
+            if isinstance(head, ImageHead):
+                level = sigmoid_shift(said_N, label_N)
+                assert head.base is not None, "new heads have no kernels"
+                head.base.bias.add_(level)
+            else:
+                level = clamp_shift(said_N, label_N)
+                about[name]["offset"] += level
+                head.offset.fill_(about[name]["offset"])
+            about[name]["level"] = level
+    return about
 
 
-def _said(heads: ResidualHeads, batches: Iterable[Batch]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return (w . v + b0, label) and (a (s + 1)/2 + b, label) of the rows with that label, float64 and float32."""
-    found: list[tuple[Tensor, ...]] = []
-    parameters = (heads.q_base.weight[0], heads.q_base.bias[0], heads.c_slope, heads.c_offset)
-    w_D, b0, a, b = (parameter.double() for parameter in parameters)
+def _least_squares(heads: ResidualHeads, target: str, sums: Sums) -> dict[str, Any]:
+    """Put the fit to some sums into the base of a target and return it."""
+    head, has_rows = heads.head(target), sums.num_rows > 0
+    about: dict[str, Any] = {"num_rows": sums.num_rows}
+    with torch.no_grad():
+        if isinstance(head, ImageHead):
+            ridge = fit_ridge(sums) if has_rows else None
+            if ridge:
+                assert head.base is not None, "new heads have no kernels"
+                head.base.weight.copy_(ridge.w_D[None, :])
+                head.base.bias.fill_(ridge.intercept)
+            return about | {"strength": ridge.strength if ridge else None, "level": None}
+        slope, offset = fit_line(sums) if has_rows else (None, None)
+        if slope is not None and offset is not None:
+            head.slope.fill_(slope)
+            head.offset.fill_(offset)
+        return about | {"slope": slope, "offset": offset, "level": None}
+
+
+def _said(heads: ResidualHeads, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return by target what goes into the sigmoid or clamp of its base, float64, and the label, of labelled rows."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in heads.targets}
     for batch in batches:
         v_BD = batch.v_BD.double()
-        logit_B, line_B = v_BD @ w_D + b0, a * ((cosine(v_BD, batch.t_BD.double()) + 1) / 2) + b
-        has_q_B, has_c_B = ~torch.isnan(batch.q_B), ~torch.isnan(batch.c_B)
-        found.append((logit_B[has_q_B], batch.q_B[has_q_B], line_B[has_c_B], batch.c_B[has_c_B]))
-    logit_N, q_N, line_N, c_N = (torch.cat(column) for column in zip(*found, strict=True))
-    return (logit_N, q_N), (line_N, c_N)
+        z_B = (cosine(v_BD, batch.t_BD.double()) + 1) / 2
+        for name, parts in found.items():
+            head, label_B = heads.head(name), batch.label_B[name]
+            if isinstance(head, ImageHead):
+                assert head.base is not None, "new heads have no kernels"
+                said_B = v_BD @ head.base.weight[0].double() + head.base.bias[0].double()
+            else:
+                said_B = head.slope.double() * z_B + head.offset.double()
+            has_B = ~torch.isnan(label_B)
+            parts.append((said_B[has_B], label_B[has_B]))
+    columns = {name: list(zip(*parts, strict=True)) for name, parts in found.items()}
+    return {name: (torch.cat(said), torch.cat(labels)) for name, (said, labels) in columns.items()}
 
 
-def calibrate_branch(heads: DirectHeads, read: Callable[[], Iterable[Batch]]) -> Calibration:
-    """Set k, m of two-branch heads in place: least squares of the logit of consistency on s, over labelled rows.
+def calibrate_branch(heads: DirectHeads, read: Callable[[], Iterable[Batch]]) -> dict[str, Any]:
+    """Set k, m of two-branch heads in place: least squares of the logit of a pair's label on s, over labelled rows.
 
-    Labels are pulled in, and m is moved to their mean, as for w, b0. In the calibration `slope` is k, `offset` is m.
+    Labels are pulled in, and m is moved to their mean, as for w, b0. What is returned is that of `calibrate`:
+    `slope` is k, `offset` is m.
     """
-    sums = Sums.zeros(1, heads.cosine_slope.device)
-    s_N, c_N = [], []
+    device = next(heads.parameters()).device
+    pairs = {target.name: heads.head(target.name) for target in heads.targets if target.sees == "pair"}
+    sums = {name: Sums.zeros(1, device) for name in pairs}
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in pairs}
     for batch in read():
-        has_c_B = ~torch.isnan(batch.c_B)
-        s_N.append(cosine(batch.v_BD.double(), batch.t_BD.double())[has_c_B])
-        c_N.append(batch.c_B[has_c_B])
-        sums.add(s_N[-1][:, None], pulled_logit(c_N[-1]))
-    slope = offset = level = None
-    if sums.num_rows:
-        slope, offset = fit_line(sums)
-        level = sigmoid_shift(slope * torch.cat(s_N) + offset, torch.cat(c_N))
-        offset += level
-        with torch.no_grad():
-            heads.cosine_slope.fill_(slope)
-            heads.cosine_offset.fill_(offset)
-    return Calibration(0, sums.num_rows, slope, offset, None, None, level)
+        s_B = cosine(batch.v_BD.double(), batch.t_BD.double())
+        for name in pairs:
+            has_B = ~torch.isnan(batch.label_B[name])
+            rows[name].append((s_B[has_B], batch.label_B[name][has_B]))
+            sums[name].add(s_B[has_B][:, None], pulled_logit(batch.label_B[name][has_B]))
+    about: dict[str, Any] = {}
+    for name, head in pairs.items():
+        slope = offset = level = None
+        if sums[name].num_rows:
+            s_N, label_N = (torch.cat(column) for column in zip(*rows[name], strict=True))
+            slope, offset = fit_line(sums[name])
+            level = sigmoid_shift(slope * s_N + offset, label_N)
+            offset += level
+            assert isinstance(head, DirectPairHead), "it sees the prompt"
+            with torch.no_grad():
+                head.cosine_slope.fill_(slope)
+                head.cosine_offset.fill_(offset)
+        about[name] = {"num_rows": sums[name].num_rows, "slope": slope, "offset": offset, "level": level}
+    return about
 
 
 def pulled_logit(label_N: Tensor) -> Tensor:

@@ -1,49 +1,26 @@
-"""Residual, direct, refinement, rationale heads and HeadSpec: the paper in one file.
+"""The heads: residual (a base from CLIP plus a bounded learned correction) and direct, each a head for every target.
 
-Residual heads: a base from CLIP plus a bounded learned correction.
+Knows the formulas and the description from which heads are built again, which is the JSON header of a checkpoint. Must
+not know data, files, settings or the training loop.
 
-Knows the formulas of residual heads and the three ways a scale may behave. Must not know data, files or the
-training loop.
-
-Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and t_ND prompt embedding
-(L2-normalised), s_N their cosine, q quality, c consistency, dq and dc the corrections in [-1, 1].
-
-Direct heads: scores straight from the embeddings, the ablation of the residual design.
-
-Knows the direct formulas. Must not know data, files or the training loop.
-
-Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s].
-
-The second stage of direct heads: a small transformer that corrects a coarse consistency within a bound.
-
-Knows the three tokens and the bound. Must not know which head gave the coarse score.
-
-Shapes: N rows, D embedding width, W width of a token.
-
-The explanation head: what it predicts, and its loss. Training only; no score reads it.
-
-Knows the hidden layer that it shares with the consistency head. Must not know where explanations come from.
-
-Shapes: N rows, H width of the shared layer, D embedding width.
-
-The description from which heads are built again, exactly.
-
-Knows which heads exist and what shapes them; it is the JSON header of a checkpoint. Must not know files or
-training settings.
+Shapes: N rows, D embedding width, M = 2D + 1 width of [v, t, s]; v_ND image and t_ND prompt embedding (L2-normalised),
+s_N their cosine; W width of a token, H of a hidden layer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from deltaclip.base.errors import did_you_mean
+from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Sees
+from deltaclip.pipeline.model.earlier import of_two_targets
 from deltaclip.pipeline.model.kernel import Kernel
-from deltaclip.pipeline.model.scores import HeadScores, cosine
+from deltaclip.pipeline.model.scores import HeadScores, TargetScores, cosine, head_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,107 +67,151 @@ class Scale(nn.Module):
 
 
 class KernelShape(NamedTuple):
-    """What shapes the kernels of the bases: the view's name and width, and the landmarks of each."""
+    """What shapes the kernels of the bases: the view's name and width, and the landmarks of each target's kernel."""
 
     view: str
     width: int
-    points_q: int
-    points_c: int
+    points: Mapping[str, int]
+
+
+class ImageHead(nn.Module):
+    """y = clamp(base + scale * tanh(MLP(v)), 0, 1), base = sigmoid(w . v + b0), or clamp(f(x), 0, 1) of a kernel f.
+
+    The head of a target that sees the image alone; MLP: D -> H, GELU, dropout, -> 1.
+    """
+
+    def __init__(self, dim: int, *, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.base: nn.Linear | None = nn.Linear(dim, 1)
+        self.mlp = image_mlp(dim, hidden, dropout)
+        self.scale: Scale
+        _start_at_zero(self.base, self.mlp[-1])
+
+    def forward(self, v_ND: Tensor, kernel_N: Tensor | None = None) -> TargetScores:
+        """Return the unclamped sums with their parts; `kernel_N` is what the kernel says of the rows."""
+        if kernel_N is not None:
+            base_N = kernel_N.clamp(0, 1)
+        else:
+            assert self.base is not None, "the base is a kernel"
+            base_N = torch.sigmoid(self.base(v_ND).squeeze(-1))
+        delta_N, scale = torch.tanh(self.mlp(v_ND).squeeze(-1)), self.scale()
+        return TargetScores(base_N + scale * delta_N, base_N, delta_N, scale)
+
+
+class PairHead(nn.Module):
+    """y = clamp(base + scale * tanh(Fusion([v, t, s])), 0, 1), base = clamp(a (s + 1)/2 + b + f, 0, 1).
+
+    The head of a target that sees image and prompt; f is a kernel or 0, a and b start at 1 and 0. `rationale`, where
+    there is one, predicts the embedding of an explanation from the first layer of the Fusion.
+    """
+
+    def __init__(self, dim: int, *, hidden: tuple[int, int], dropout: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.0))
+        self.offset = nn.Parameter(torch.tensor(0.0))
+        self.fusion = fusion_mlp(dim, hidden, dropout)
+        self.scale: Scale
+        self.rationale: RationaleHead | None = None
+        _start_at_zero(self.fusion[-1])
+
+    def forward(
+        self, v_ND: Tensor, t_ND: Tensor, s_N: Tensor, kernel_N: Tensor | None = None
+    ) -> tuple[TargetScores, Tensor | None]:
+        """Return the unclamped sums with their parts, and what the rationale predicts."""
+        line_N = self.slope * ((s_N + 1) / 2) + self.offset
+        base_N = clamp_straight(line_N if kernel_N is None else line_N + kernel_N)
+        vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
+        logit_N, e_ND = fuse(self.fusion, self.rationale, vts_NM)
+        delta_N, scale = torch.tanh(logit_N), self.scale()
+        return TargetScores(base_N + scale * delta_N, base_N, delta_N, scale), e_ND
+
+
+def _start_at_zero(*layers: nn.Module) -> None:
+    # The last layers of corrections start at zero, so that training starts exactly at the (calibrated) base and the
+    # first steps only improve on it; a random correction would first have to be unlearned. The base itself is a
+    # logistic regression: convex, no symmetry to break, so it starts at zero as well.
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
 
 
 class ResidualHeads(nn.Module):
-    """q = clamp(q_base + scale_q * dq, 0, 1) and c = clamp(c_base + scale_c * dc, 0, 1).
+    """A head for each target, whose score is base + scale * delta, clamped; |score - base| <= scale always holds.
 
-    |q - q_base| <= scale_q and |c - c_base| <= scale_c hold for every input and every state of the weights.
-    A new module is the `identity` start: q_base = 0.5, c_base = (s + 1)/2, no correction. After `use_kernels`,
-    q_base = clamp(f_q(x), 0, 1) and c_base = clamp(a (s + 1)/2 + b + f_c(x, t, f_q), 0, 1), f a `Kernel` on a further
-    view x of the image: closed form, not trained here.
+    A new module is the `identity` start: 0.5 of the image, (s + 1)/2 of a pair, no correction. After `use_kernels` the
+    bases add a `Kernel` on a further view of the image: closed form, not trained here.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        scale_q: float = 0.2,
-        scale_c: float = 0.2,
-        scale_mode: ScaleMode = "fixed",
-        dropout: float = 0.1,
-        hidden_q: int = 128,
-        hidden_c: tuple[int, int] = (256, 64),
-    ) -> None:
+    def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
-        self.dim, self.scale_mode = dim, scale_mode
+        self.dim, self.scale_mode, self.targets = spec.dim, spec.scale_mode, spec.targets
         self.kernels: KernelShape | None = None
-        self.q_base = nn.Linear(dim, 1)
-        self.q_mlp = quality_mlp(dim, hidden_q, dropout)
-        self.c_slope = nn.Parameter(torch.tensor(1.0))
-        self.c_offset = nn.Parameter(torch.tensor(0.0))
-        self.c_fusion = fusion_mlp(dim, hidden_c, dropout)
-        self.scale_q = Scale(scale_q, scale_mode)
-        self.scale_c = Scale(scale_c, scale_mode)
-        self.rationale: RationaleHead | None = None
-        # The last layers of both corrections start at zero, so that training starts exactly at the
-        # (calibrated) base and the first steps only improve on it; a random correction would first have to be
-        # unlearned. The base itself is a logistic regression: convex, no symmetry to break, so it starts at
-        # zero as well.
-        for module in (self.q_base, self.q_mlp[-1], self.c_fusion[-1]):
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
+        for target in spec.targets:
+            head = (
+                ImageHead(spec.dim, hidden=spec.hidden_image, dropout=spec.dropout)
+                if target.sees == "image"
+                else PairHead(spec.dim, hidden=spec.hidden_pair, dropout=spec.dropout)
+            )
+            head.scale = Scale(target.scale, spec.scale_mode)
+            self.add_module(head_name(target.name), head)
+
+    def head(self, target: str) -> ImageHead | PairHead:
+        """Return the head of a target."""
+        found = self.get_submodule(head_name(target))
+        assert isinstance(found, (ImageHead, PairHead))
+        return found
 
     def use_kernels(self, shape: KernelShape) -> None:
-        """Give the bases kernels, zero until they are fitted, in place of w and b0."""
+        """Give the bases kernels, zero until they are fitted; an image head's takes the place of w and b0."""
         self.kernels = shape
-        self.q_kernel = Kernel(shape.width, shape.points_q)
-        self.c_kernel = Kernel(shape.width + self.dim + 1, shape.points_c)
-        del self.q_base
+        for target in self.targets:
+            head = self.head(target.name)
+            # A pair's kernel sees the view, the prompt and what the kernel of the first image target says.
+            width = shape.width if target.sees == "image" else shape.width + self.dim + 1
+            head.kernel = Kernel(width, shape.points[target.name])
+            if isinstance(head, ImageHead):
+                head.base = None
 
-    def forward(
-        self, v_ND: Tensor, t_ND: Tensor, q_kernel_N: Tensor | None = None, c_kernel_N: Tensor | None = None
-    ) -> HeadScores:
+    def forward(self, v_ND: Tensor, t_ND: Tensor, kernel_N: Mapping[str, Tensor] | None = None) -> HeadScores:
         """Score rows of embeddings; returns the unclamped sums with their parts.
 
         Heads with kernels need what these say of the rows (`kernel_terms`), which does not change while they train.
         """
-        if self.kernels is not None and (q_kernel_N is None or c_kernel_N is None):
-            raise ValueError("heads with kernels need q_kernel_N and c_kernel_N, see kernel_terms")
+        if self.kernels is not None and not kernel_N:
+            raise ValueError("heads with kernels need kernel_N, see kernel_terms")
         s_N = cosine(v_ND, t_ND)
-        scale_q, scale_c = self.scale_q(), self.scale_c()
-
-        # q_base = sigmoid(w . v + b0);  q_sum = q_base + scale_q * tanh(MLP(v))
-        q_base_N = self._quality_base(v_ND) if q_kernel_N is None else q_kernel_N.clamp(0, 1)
-        dq_N = torch.tanh(self.q_mlp(v_ND).squeeze(-1))
-
-        # c_base = clamp(a (s + 1)/2 + b, 0, 1);  c_sum = c_base + scale_c * tanh(Fusion([v, t, s]))
-        line_N = self.c_slope * ((s_N + 1) / 2) + self.c_offset
-        c_base_N = clamp_straight(line_N if c_kernel_N is None else line_N + c_kernel_N)
-        vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
-        c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
-        dc_N = torch.tanh(c_logit_N)
-
-        return HeadScores(
-            q_sum_N=q_base_N + scale_q * dq_N,
-            c_sum_N=c_base_N + scale_c * dc_N,
-            q_base_N=q_base_N,
-            c_base_N=c_base_N,
-            dq_N=dq_N,
-            dc_N=dc_N,
-            scale_q=scale_q,
-            scale_c=scale_c,
-            e_ND=e_ND,
-        )
-
-    def _quality_base(self, v_ND: Tensor) -> Tensor:
-        return torch.sigmoid(self.q_base(v_ND).squeeze(-1))
+        found, e_ND = dict[str, TargetScores](), None
+        for target in self.targets:
+            head, term_N = self.head(target.name), (kernel_N or {}).get(target.name)
+            if isinstance(head, ImageHead):
+                found[target.name] = head(v_ND, term_N)
+            else:
+                found[target.name], said_ND = head(v_ND, t_ND, s_N, term_N)
+                e_ND = said_ND if e_ND is None else e_ND
+        return HeadScores(found, e_ND)
 
     def kernel_terms(self, x_NF: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
-        """Return what the kernels say of rows, by the field of `Batch`: x_NF vectors of their view, t_ND prompts."""
+        """Return what the kernels say of rows, by target: x_NF vectors of their view, t_ND prompts."""
         with torch.no_grad():
-            q_N = self.q_kernel(x_NF)
-            return {"q_kernel_B": q_N, "c_kernel_B": self.c_kernel(torch.cat((x_NF, t_ND, q_N[:, None]), dim=1))}
+            said = {each.name: self._kernel(each.name)(x_NF) for each in self.targets if each.sees == "image"}
+            first_N = next(iter(said.values()), torch.zeros_like(x_NF[:, 0]))
+            point_NP = torch.cat((x_NF, t_ND, first_N[:, None]), dim=1)
+            pairs = {each.name: self._kernel(each.name)(point_NP) for each in self.targets if each.sees == "pair"}
+            return said | pairs
 
-    def scales(self) -> tuple[float, float]:
-        """Return (scale_q, scale_c) in force."""
-        return float(self.scale_q().detach()), float(self.scale_c().detach())
+    def _kernel(self, target: str) -> Kernel:
+        kernel = self.head(target).kernel
+        assert isinstance(kernel, Kernel)
+        return kernel
+
+    def scales(self) -> dict[str, float]:
+        """Return the scale in force by target."""
+        return {target.name: float(self.head(target.name).scale().detach()) for target in self.targets}
+
+    def start_epoch(self, fraction: float) -> None:
+        """Put `fraction` in [0, 1] of the given scales in force, where these follow a curriculum."""
+        if self.scale_mode == "curriculum":
+            self.set_scale_fraction(fraction)
 
     def set_scale_fraction(self, fraction: float) -> None:
         """Put `fraction` in [0, 1] of the given scales in force; only curriculum heads may be told."""
@@ -198,7 +219,8 @@ class ResidualHeads(nn.Module):
             raise ValueError(f"only curriculum scales follow the epochs, these are {self.scale_mode}")
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must lie in [0, 1], not {fraction}")
-        for scale in (self.scale_q, self.scale_c):
+        for target in self.targets:
+            scale = self.head(target.name).scale
             scale.value.fill_(fraction * scale.given)
 
 
@@ -225,7 +247,7 @@ def dropout_factor(uniform: Tensor, p: float) -> Tensor:
     return (uniform >= p) * (1 / (1 - p))
 
 
-def quality_mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+def image_mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     """Return D -> hidden, GELU, dropout, -> 1."""
     wide = nn.Linear(dim, hidden)
     return nn.Sequential(OrderedDict(wide=wide, gelu=nn.GELU(), dropout=Dropout(dropout), out=nn.Linear(hidden, 1)))
@@ -262,10 +284,9 @@ def fuse(fusion: nn.Sequential, rationale: RationaleHead | None, vts_NM: Tensor)
 
 def clamp_straight(x_N: Tensor) -> Tensor:
     """Return clamp(x, 0, 1) to the last bit, with the gradient of x."""
-    # The value is clamp(x, 0, 1) to the last bit (x - x is exactly 0), the gradient is that of x. With the
-    # plain clamp, rows whose base lies outside [0, 1] would never move a and b, and with scale_c = 0 not
-    # learn at all. Leaving the clamp out of the loss instead would train dc against a base other than the
-    # reported one.
+    # The value is clamp(x, 0, 1) to the last bit (x - x is exactly 0), the gradient is that of x. With the plain clamp,
+    # rows whose base lies outside [0, 1] would never move a and b, and with a scale of 0 not learn at all. Leaving the
+    # clamp out of the loss instead would train the correction against a base other than the reported one.
     return x_N.detach().clamp(0, 1) + (x_N - x_N.detach())
 
 
@@ -327,56 +348,102 @@ class Refinement(nn.Module):
 # ---- Direct heads: scores straight from the embeddings, the ablation of the residual design
 
 
-class DirectHeads(nn.Module):
-    """q = sigmoid(Linear(v)), c = sigmoid(MLP([v, t, s])).
+class DirectImageHead(nn.Module):
+    """y = sigmoid(Linear(v))."""
 
-    The MLP is the Fusion of the residual heads, so that the ablation changes the design and not the capacity.
-    Two branches: c = (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2. Refinement: c + bound * d, see `Refinement`.
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+
+    def forward(self, v_ND: Tensor) -> TargetScores:
+        """Return the scores."""
+        return TargetScores(torch.sigmoid(self.linear(v_ND).squeeze(-1)))
+
+
+class DirectPairHead(nn.Module):
+    """y = sigmoid(MLP([v, t, s])), the MLP being the Fusion of the residual heads: only the design is another.
+
+    Two branches: y = (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2. Refinement: y + bound * d, see `Refinement`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        dropout: float = 0.1,
-        hidden_c: tuple[int, int] = (256, 64),
-        two_branch: bool = False,
-        refinement: bool = False,
-        refine_bound: float = BOUND,
-    ) -> None:
+    def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
-        self.dim, self.two_branch = dim, two_branch
-        self.q_linear = nn.Linear(dim, 1)
-        self.c_fusion = fusion_mlp(dim, hidden_c, dropout)
-        if two_branch:
+        self.two_branch = spec.two_branch
+        self.fusion = fusion_mlp(spec.dim, spec.hidden_pair, spec.dropout)
+        if spec.two_branch:
             # A start for uncalibrated use: 0.5 at a cosine of 0.25, the middle of what CLIP gives to prompts and
             # images, and 0.27 to 0.73 between 0.15 and 0.35, its usual range.
             self.cosine_slope = nn.Parameter(torch.tensor(10.0))
             self.cosine_offset = nn.Parameter(torch.tensor(-2.5))
-        self.refinement = Refinement(dim, bound=refine_bound, dropout=dropout) if refinement else None
+        self.refinement = (
+            Refinement(spec.dim, bound=spec.refine_bound, dropout=spec.dropout) if spec.refinement else None
+        )
         self.rationale: RationaleHead | None = None
 
-    def forward(self, v_ND: Tensor, t_ND: Tensor) -> HeadScores:
-        """Score rows of embeddings; with refinement the coarse c is the base of the correction."""
-        s_N = cosine(v_ND, t_ND)
-        q_N = torch.sigmoid(self.q_linear(v_ND).squeeze(-1))
+    def forward(self, v_ND: Tensor, t_ND: Tensor, s_N: Tensor) -> tuple[TargetScores, Tensor | None]:
+        """Return the scores, with refinement those of the coarse stage as the base, and what the rationale predicts."""
         vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
-        c_logit_N, e_ND = fuse(self.c_fusion, self.rationale, vts_NM)
-        c_N = torch.sigmoid(c_logit_N)
+        logit_N, e_ND = fuse(self.fusion, self.rationale, vts_NM)
+        score_N = torch.sigmoid(logit_N)
         if self.two_branch:
-            c_N = (c_N + torch.sigmoid(self.cosine_slope * s_N + self.cosine_offset)) / 2
+            score_N = (score_N + torch.sigmoid(self.cosine_slope * s_N + self.cosine_offset)) / 2
         if self.refinement is None:
-            return HeadScores(q_sum_N=q_N, c_sum_N=c_N, e_ND=e_ND)
-        d_N, bound = self.refinement(v_ND, t_ND, c_N), self.refinement.bound
-        c_sum_N = c_N + bound * d_N
-        return HeadScores(q_sum_N=q_N, c_sum_N=c_sum_N, c_base_N=c_N, dc_N=d_N, scale_c=bound, e_ND=e_ND)
+            return TargetScores(score_N), e_ND
+        delta_N, bound = self.refinement(v_ND, t_ND, score_N), self.refinement.bound
+        return TargetScores(score_N + bound * delta_N, score_N, delta_N, bound), e_ND
+
+
+class DirectHeads(nn.Module):
+    """A head for each target that scores straight from the embeddings, without a base."""
+
+    def __init__(self, spec: HeadSpec) -> None:
+        super().__init__()
+        self.dim, self.targets, self.two_branch = spec.dim, spec.targets, spec.two_branch
+        self.kernels: KernelShape | None = None
+        for target in spec.targets:
+            head = DirectImageHead(spec.dim) if target.sees == "image" else DirectPairHead(spec)
+            self.add_module(head_name(target.name), head)
+
+    def head(self, target: str) -> DirectImageHead | DirectPairHead:
+        """Return the head of a target."""
+        found = self.get_submodule(head_name(target))
+        assert isinstance(found, (DirectImageHead, DirectPairHead))
+        return found
+
+    def forward(self, v_ND: Tensor, t_ND: Tensor) -> HeadScores:
+        """Score rows of embeddings."""
+        s_N = cosine(v_ND, t_ND)
+        found, e_ND = dict[str, TargetScores](), None
+        for target in self.targets:
+            head = self.head(target.name)
+            if isinstance(head, DirectImageHead):
+                found[target.name] = head(v_ND)
+            else:
+                found[target.name], said_ND = head(v_ND, t_ND, s_N)
+                e_ND = said_ND if e_ND is None else e_ND
+        return HeadScores(found, e_ND)
+
+    def scales(self) -> dict[str, float]:
+        """Return nothing: direct heads have no correction of a base, hence no scales."""
+        return {}
+
+    def start_epoch(self, fraction: float) -> None:
+        """Do nothing: there are no scales to follow the epochs."""
+
+    def kernel_terms(self, x_NF: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
+        """Return nothing: direct heads have no bases."""
+        del x_NF, t_ND
+        return {}
+
+
+Heads = ResidualHeads | DirectHeads
 
 
 # ---- The explanation head: what it predicts, and its loss
 
 
 class RationaleHead(nn.Module):
-    """[v, t, s] -> R^D through the first layer of the consistency head: e = Linear(GELU(Linear(LayerNorm([v, t, s])))).
+    """[v, t, s] -> R^D through the first layer of a pair head: e = Linear(GELU(Linear(LayerNorm([v, t, s])))).
 
     The layer is shared because v and t are frozen: a head with layers of its own would learn beside the scores and
     change none of them.
@@ -408,6 +475,17 @@ def rationale_loss(predicted_ND: Tensor, target_ND: Tensor) -> Tensor:
 HeadKind = Literal["residual", "direct"]
 
 
+class TargetSpec(NamedTuple):
+    """A target as heads need it: its name, what it sees, and the scale of its correction in [0, 1], if residual."""
+
+    name: str
+    sees: Sees
+    scale: float = 0.2
+
+
+QUALITY_AND_CONSISTENCY = tuple(TargetSpec(target.name, target.sees) for target in (QUALITY, CONSISTENCY))
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """Everything that shapes heads.
@@ -416,13 +494,12 @@ class HeadSpec:
     """
 
     dim: int
+    targets: tuple[TargetSpec, ...] = QUALITY_AND_CONSISTENCY
     kind: HeadKind = "residual"
-    scale_q: float = 0.2
-    scale_c: float = 0.2
     scale_mode: ScaleMode = "fixed"
     dropout: float = 0.1
-    hidden_q: int = 128
-    hidden_c: tuple[int, int] = (256, 64)
+    hidden_image: int = 128
+    hidden_pair: tuple[int, int] = (256, 64)
     two_branch: bool = False
     refinement: bool = False
     refine_bound: float = BOUND
@@ -437,62 +514,65 @@ class HeadSpec:
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown; {did_you_mean(value, known)}")
-        for name in ("scale_q", "scale_c", "refine_bound"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"heads need targets, each once, not {self.names}")
+        shares = {f"scale of {target.name}": target.scale for target in self.targets}
+        for name, share in (shares | {"refine_bound": self.refine_bound}).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {share}")
         for name, kind in (("two_branch", "direct"), ("refinement", "direct"), ("kernels", "residual")):
             if self.kind != kind and getattr(self, name):
                 raise ValueError(f"{name} needs {kind} heads, these are {self.kind}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
-        for width in (self.dim, self.hidden_q, *self.hidden_c):
-            if width < 1:
-                raise ValueError(f"dim and hidden widths must be at least 1, not {width}")
+        if min(self.dim, self.hidden_image, *self.hidden_pair) < 1:
+            raise ValueError("dim and hidden widths must be at least 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the targets, in their order."""
+        return tuple(target.name for target in self.targets)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """Names of the targets that see the prompt."""
+        return tuple(target.name for target in self.targets if target.sees == "pair")
+
+    def with_scales(self, scales: Mapping[str, float]) -> HeadSpec:
+        """Return the spec with other scales, by target."""
+        return replace(self, targets=tuple(t._replace(scale=scales.get(t.name, t.scale)) for t in self.targets))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; floats survive exactly."""
-        kernels = None if self.kernels is None else self.kernels._asdict()
-        return asdict(self) | {"hidden_c": list(self.hidden_c), "kernels": kernels}
+        kernels = None if self.kernels is None else {**self.kernels._asdict(), "points": dict(self.kernels.points)}
+        targets = [target._asdict() for target in self.targets]
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"targets": targets, "hidden_pair": list(self.hidden_pair), "kernels": kernels}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> HeadSpec:
         """Return the spec that `to_json` wrote; unknown names are an error: they would change the heads."""
+        values = of_two_targets(values) if "targets" not in values else values
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
                 raise ValueError(f"unknown head setting {name!r}; {did_you_mean(name, known)}")
-        wide, narrow = values.get("hidden_c", cls.hidden_c)
+        wide, narrow = values.get("hidden_pair", cls.hidden_pair)
         kernels = values.get("kernels")
         shape = None if kernels is None else KernelShape(**kernels)
-        return cls(**{**values, "hidden_c": (wide, narrow), "kernels": shape})
+        targets = tuple(TargetSpec(**target) for target in values["targets"])
+        return cls(**{**values, "targets": targets, "hidden_pair": (wide, narrow), "kernels": shape})
 
 
-def build_heads(spec: HeadSpec) -> ResidualHeads | DirectHeads:
+def build_heads(spec: HeadSpec) -> Heads:
     """Return new heads; their random weights come from torch's global generator."""
-    heads = _build_scores(spec)
+    heads = DirectHeads(spec) if spec.kind == "direct" else ResidualHeads(spec)
     if spec.rationale:  # after the rest, whose random start is the same without
-        heads.rationale = RationaleHead(spec.hidden_c[0], spec.dim)
+        if not spec.pairs:
+            raise ValueError("a rationale needs a target that sees the prompt")
+        first = heads.head(spec.pairs[0])
+        assert isinstance(first, (PairHead, DirectPairHead))
+        first.rationale = RationaleHead(spec.hidden_pair[0], spec.dim)
     if spec.kernels and isinstance(heads, ResidualHeads):
         heads.use_kernels(spec.kernels)
     return heads
-
-
-def _build_scores(spec: HeadSpec) -> ResidualHeads | DirectHeads:
-    if spec.kind == "direct":
-        return DirectHeads(
-            spec.dim,
-            dropout=spec.dropout,
-            hidden_c=spec.hidden_c,
-            two_branch=spec.two_branch,
-            refinement=spec.refinement,
-            refine_bound=spec.refine_bound,
-        )
-    return ResidualHeads(
-        spec.dim,
-        scale_q=spec.scale_q,
-        scale_c=spec.scale_c,
-        scale_mode=spec.scale_mode,
-        dropout=spec.dropout,
-        hidden_q=spec.hidden_q,
-        hidden_c=spec.hidden_c,
-    )

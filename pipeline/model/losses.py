@@ -8,7 +8,7 @@ Shapes: B rows of a batch, P pairs of rows i < j, N rows of a training set.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -150,33 +150,42 @@ LOSSES: dict[str, Loss] = {
 BATCH_LOSSES = ("plcc", "rank", "fidelity")
 
 
-def weighted_loss(name: str = "mse", *, w_q: float = 0.5, w_c: float = 0.5, w_exp: float = 0.0) -> Objective:
-    """Return w_q * L(q) + w_c * L(c) + w_exp * MSE(e) on the unclamped sums; a weight of 0 leaves its part out."""
+def weighted_loss(name: str = "mse", *, weights: Mapping[str, float], w_exp: float = 0.0) -> Objective:
+    """Return the sum of weight * L over targets, plus w_exp * MSE(e), on unclamped sums; a weight of 0 leaves out.
+
+    Args:
+        name: of the loss L, the same for all targets.
+        weights: by target; none negative, one above 0.
+        w_exp: of the explanation loss.
+    """
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; {did_you_mean(name, LOSSES)}")
-    if min(w_q, w_c) < 0 or max(w_q, w_c) == 0:
-        raise ValueError(f"loss weights must not be negative nor both 0, got w_q={w_q} and w_c={w_c}")
+    if min(weights.values()) < 0 or max(weights.values()) == 0:
+        given = ", ".join(f"{target}={weight}" for target, weight in weights.items())
+        raise ValueError(f"loss weights must not be negative nor all 0, got {given}")
     if w_exp < 0:
         raise ValueError(f"w_exp must not be negative, got {w_exp}")
     loss = LOSSES[name]
-
-    def of_q(scores: HeadScores, batch: Batch) -> Tensor:
-        return w_q * loss(scores.q_sum_N, batch.q_B, weight_B=batch.q_weight_B, std_B=batch.q_std_B)
-
-    def of_c(scores: HeadScores, batch: Batch) -> Tensor:
-        return w_c * loss(scores.c_sum_N, batch.c_B, weight_B=batch.c_weight_B, std_B=batch.c_std_B)
-
-    def of_e(scores: HeadScores, batch: Batch) -> Tensor:
-        if scores.e_ND is None or batch.e_BD is None:
-            raise ValueError("w_exp needs heads with a rationale, and batches with explanations")
-        return w_exp * rationale_loss(scores.e_ND, batch.e_BD)
-
-    parts = [part for part, weight in ((of_q, w_q), (of_c, w_c), (of_e, w_exp)) if weight]
+    weighing = {target: weight for target, weight in weights.items() if weight}
 
     def objective(scores: HeadScores, batch: Batch) -> Tensor:
-        total = parts[0](scores, batch)
+        parts = [
+            weight
+            * loss(
+                scores.targets[target].sum_N,
+                batch.label_B[target],
+                weight_B=batch.weight_B.get(target),
+                std_B=batch.std_B.get(target),
+            )
+            for target, weight in weighing.items()
+        ]
+        if w_exp:
+            if scores.e_ND is None or batch.e_BD is None:
+                raise ValueError("w_exp needs heads with a rationale, and batches with explanations")
+            parts.append(w_exp * rationale_loss(scores.e_ND, batch.e_BD))
+        total = parts[0]
         for part in parts[1:]:
-            total = total + part(scores, batch)
+            total = total + part
         return total
 
     return objective

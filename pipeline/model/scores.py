@@ -1,86 +1,122 @@
 """What goes into the heads and what comes out of them.
 
-Knows the two records that heads, losses and the training loop share, and how the bound of a
-correction is kept in floating point. Must not know any particular head.
+Knows the records that heads, losses and the training loop share, and how the bound of a correction is kept in floating
+point. Must not know any particular head.
 
 Shapes: N or B rows, D embedding width; v image and t prompt embedding, s their cosine.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """Rows to learn from: L2-normalised embeddings, labels in [0, 1]; NaN is a label that the row lacks.
+    """Rows to learn from: L2-normalised embeddings, and by target a label in [0, 1], NaN where the row lacks it.
 
-    The rest is there only for what asks for it: SDs of the labels over raters (NaN where unknown), weights of the rows
-    in the loss, embeddings of explanations (NaN in rows that have none), and what the kernels of the bases say.
+    The rest is there only for what asks for it, by target too: SDs of the labels over raters (NaN where unknown),
+    weights of the rows in the loss, what the kernels of the bases say; and embeddings of explanations (NaN in rows that
+    have none).
     """
 
     v_BD: Tensor
     t_BD: Tensor
-    q_B: Tensor
-    c_B: Tensor
-    q_std_B: Tensor | None = None
-    c_std_B: Tensor | None = None
-    q_weight_B: Tensor | None = None
-    c_weight_B: Tensor | None = None
+    label_B: Mapping[str, Tensor]
+    std_B: Mapping[str, Tensor] = {}
+    weight_B: Mapping[str, Tensor] = {}
+    kernel_B: Mapping[str, Tensor] = {}
     e_BD: Tensor | None = None
-    q_kernel_B: Tensor | None = None
-    c_kernel_B: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.v_BD)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with every tensor changed by a function."""
+        return Batch(*(_mapped(part, change) for part in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """Return the rows of several batches, which have the same fields, as one."""
+        return cls(*(_cat(column) for column in zip(*parts, strict=True)))
+
+
+def _mapped(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if part is None:
+        return None
+    return {name: change(value) for name, value in part.items()} if isinstance(part, Mapping) else change(part)
+
+
+def _cat(column: Sequence[Any]) -> Any:
+    if column[0] is None:
+        return None
+    if isinstance(column[0], Mapping):
+        return {name: torch.cat([part[name] for part in column]) for name in column[0]}
+    return torch.cat(list(column))
+
+
+class TargetScores(NamedTuple):
+    """Scores of N rows for one target, with their parts.
+
+    `sum_N` is what the loss sees: base + scale * delta, not clamped, so that no row loses its gradient. Direct heads
+    have no base, delta or scale: these are None. Of a refined score, base is the coarse score and scale the bound.
+    """
+
+    sum_N: Tensor
+    base_N: Tensor | None = None
+    delta_N: Tensor | None = None
+    scale: Tensor | None = None
+
+    @property
+    def reported(self) -> Tensor:
+        """The score in [0, 1], within scale of its base."""
+        if self.base_N is None or self.scale is None:
+            return self.sum_N.clamp(0, 1)
+        # base + scale * delta may round up by half a unit in the last place, and |score - base| <= scale would fail
+        # by 3e-8. One machine epsilon of slack covers the rounding of the scale, of the sum and of a caller's
+        # difference.
+        reach = (self.scale - torch.finfo(self.sum_N.dtype).eps).clamp(min=0)
+        return self.sum_N.clamp(self.base_N - reach, self.base_N + reach).clamp(0, 1)
 
 
 class HeadScores(NamedTuple):
-    """Scores of N rows with their parts.
+    """Scores of N rows by target; `e_ND`, the predicted explanation, is there in training with a rationale head."""
 
-    `q_sum_N`, `c_sum_N` are what the loss sees: base + scale * delta, not clamped, so that no row loses its
-    gradient. `q`, `c` are what is reported. Direct heads have no base, delta or scale: these are None,
-    but for c when it is refined: base is the coarse c then, and scale the bound.
-    `e_ND`, the predicted embedding of the explanation, is there in training with a rationale head.
-    """
-
-    q_sum_N: Tensor
-    c_sum_N: Tensor
-    q_base_N: Tensor | None = None
-    c_base_N: Tensor | None = None
-    dq_N: Tensor | None = None
-    dc_N: Tensor | None = None
-    scale_q: Tensor | None = None
-    scale_c: Tensor | None = None
+    targets: Mapping[str, TargetScores]
     e_ND: Tensor | None = None
 
-    @property
-    def q(self) -> Tensor:
-        """Quality in [0, 1], within scale_q of its base."""
-        return _reported(self.q_sum_N, self.q_base_N, self.scale_q)
-
-    @property
-    def c(self) -> Tensor:
-        """Consistency in [0, 1], within scale_c of its base."""
-        return _reported(self.c_sum_N, self.c_base_N, self.scale_c)
+    def of(self, target: str) -> Tensor:
+        """Return the reported score of a target, (N,) in [0, 1]."""
+        return self.targets[target].reported
 
 
-HEADS = ("quality", "consistency")
+# A head is the submodule `<target>_head` of the heads, so that the name of a parameter says whose it is.
+_SUFFIX = "_head"
+
+
+def head_name(target: str) -> str:
+    """Return the name of the submodule that predicts a target."""
+    return target + _SUFFIX
 
 
 def head_of(name: str) -> str:
-    """Return which head a parameter or buffer belongs to, by its name.
+    """Return the target whose head a parameter or buffer belongs to, by its name.
 
-    The two heads share nothing, so gradients are clipped and the best epoch is chosen for each by itself.
+    Heads share nothing, so gradients are clipped and the best epoch is chosen for each by itself.
     """
-    if name.startswith(("q_", "scale_q")):
-        return "quality"
-    if name.startswith(("c_", "scale_c", "cosine_", "refinement.", "rationale.")):
-        return "consistency"
-    raise ValueError(f"no head is known for {name!r}; add its prefix to head_of")
+    first = name.partition(".")[0]
+    if not first.endswith(_SUFFIX):
+        raise ValueError(f"no head is known for {name!r}: a head is a submodule called TARGET{_SUFFIX}")
+    return first.removesuffix(_SUFFIX)
 
 
 def cosine(v_ND: Tensor, t_ND: Tensor) -> Tensor:
@@ -90,9 +126,8 @@ def cosine(v_ND: Tensor, t_ND: Tensor) -> Tensor:
 
 def run_heads(heads: nn.Module, batch: Batch) -> HeadScores:
     """Return what heads make of a batch, with the terms of their kernels where the batch has them."""
-    terms = {"q_kernel_N": batch.q_kernel_B, "c_kernel_N": batch.c_kernel_B}
-    scores: HeadScores = heads(
-        batch.v_BD, batch.t_BD, **{name: term for name, term in terms.items() if term is not None}
+    scores: HeadScores = (
+        heads(batch.v_BD, batch.t_BD, batch.kernel_B) if batch.kernel_B else heads(batch.v_BD, batch.t_BD)
     )
     return scores
 
@@ -108,20 +143,10 @@ def score_rows(heads: nn.Module, batches: Iterable[Batch]) -> HeadScores:
         heads.train(was_training)
     if not parts:
         raise ValueError("score_rows needs at least one batch")
-    # Scales are scalars and the same in every part; everything else has a row dimension.
-    columns = {name: [getattr(part, name) for part in parts] for name in HeadScores._fields}
-    return HeadScores(**{name: _joined(column) for name, column in columns.items() if column[0] is not None})
+    return HeadScores({target: _joined([part.targets[target] for part in parts]) for target in parts[0].targets})
 
 
-def _joined(column: list[Tensor]) -> Tensor:
-    return column[0] if column[0].ndim == 0 else torch.cat(column)
-
-
-def _reported(sum_N: Tensor, base_N: Tensor | None, scale: Tensor | None) -> Tensor:
-    if base_N is None or scale is None:
-        return sum_N.clamp(0, 1)
-    # base + scale * delta may round up by half a unit in the last place, and |q - base| <= scale would fail
-    # by 3e-8. One machine epsilon of slack covers the rounding of the scale, of the sum and of a caller's
-    # difference.
-    reach = (scale - torch.finfo(sum_N.dtype).eps).clamp(min=0)
-    return sum_N.clamp(base_N - reach, base_N + reach).clamp(0, 1)
+def _joined(parts: Sequence[TargetScores]) -> TargetScores:
+    # A scale is a scalar and the same in every part; everything else has a row dimension.
+    columns = zip(*parts, strict=True)
+    return TargetScores(*(c[0] if c[0] is None or c[0].ndim == 0 else torch.cat(c) for c in columns))

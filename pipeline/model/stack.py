@@ -1,6 +1,6 @@
 """K heads of one kind as one stack of parameters that all see the same batch.
 
-Knows how the quality or the consistency parts of `ResidualHeads` are laid side by side, so that a sweep computes what
+Knows how the heads that `ResidualHeads` have for one target are laid side by side, so that a sweep computes what
 they share once and their first layers are one matrix product. Must not know optimizers, files or grids.
 
 Shapes: K heads, B rows, D embedding width, M = 2D + 1, F width in front of the wide layer (D or M), H its width.
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaclip.pipeline.model.heads import ResidualHeads, clamp_straight, dropout_factor
+from deltaclip.pipeline.model.heads import ImageHead, ResidualHeads, clamp_straight, dropout_factor
 from deltaclip.pipeline.model.losses import LOSSES
-from deltaclip.pipeline.model.scores import Batch, HeadScores, cosine, head_of
+from deltaclip.pipeline.model.scores import Batch, TargetScores, cosine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,29 +31,25 @@ class WideTape(NamedTuple):
 
 
 class HeadStack:
-    """Heads of one label, shape and scale mode; `parameters[name][k]` is the parameter `name` of head k.
+    """Heads of one target, shape and scale mode; `parameters[name][k]` is the parameter `name` of head k.
 
     The wide layer holds 97 % of the weights (D = 768). Its gradient is left to the caller (`WideTape`), who can make
     and use it a few heads at a time. `half` makes its products in bfloat16 with float32 sums from a copy that follows
     the float32 weights (`refresh`); everything else is float32.
     """
 
-    def __init__(self, heads: Sequence[ResidualHeads], label: str, *, half: bool = False) -> None:
-        first = heads[0]
-        self.label, self.scale_mode, self.half = label, first.scale_mode, half
-        self.wide = "q_mlp.wide" if label == "quality" else "c_fusion.wide"
-        columns = [dict(each.named_parameters()) for each in heads]
-        self.parameters = {
-            name: torch.stack([column[name].detach() for column in columns])
-            for name in columns[0]
-            if head_of(name) == label
-        }
+    def __init__(self, heads: Sequence[ResidualHeads], target: str, *, half: bool = False) -> None:
+        own = [each.head(target) for each in heads]
+        self.target, self.scale_mode, self.half = target, heads[0].scale_mode, half
+        self.sees_image = isinstance(own[0], ImageHead)
+        self.wide = "mlp.wide" if self.sees_image else "fusion.wide"
+        columns = [dict(each.named_parameters()) for each in own]
+        self.parameters = {name: torch.stack([column[name].detach() for column in columns]) for name in columns[0]}
         for name, stacked in self.parameters.items():
             stacked.requires_grad_(name != self.wide_weight)
-        self._scale_name = f"scale_{label[0]}"
-        scales, device = [getattr(each, self._scale_name) for each in heads], first.c_slope.device
-        self._given_K = torch.tensor([scale.given for scale in scales], device=device)
-        self._upper_K = torch.tensor([scale.upper for scale in scales], device=device)
+        device = self.parameters[self.wide_weight].device
+        self._given_K = torch.tensor([each.scale.given for each in own], device=device)
+        self._upper_K = torch.tensor([each.scale.upper for each in own], device=device)
         self._fraction = 1.0
         weight_KHF = self.parameters[self.wide_weight]
         self._product_KHF = weight_KHF.bfloat16() if half else weight_KHF
@@ -79,43 +75,44 @@ class HeadStack:
     def scales(self) -> Tensor:
         """Return the scales in force, (K,)."""
         if self.scale_mode == "learned":
-            return self._upper_K * torch.sigmoid(self.parameters[f"{self._scale_name}.theta"])
+            return self._upper_K * torch.sigmoid(self.parameters["scale.theta"])
         return self._given_K * self._fraction
 
     def set_scale_fraction(self, fraction: float) -> None:
         """Put a share of the given scales in force; curriculum only."""
         self._fraction = fraction
 
-    def forward(self, batch: Batch, mask_KHB: Tensor | None = None) -> tuple[HeadScores, WideTape]:
-        """Score rows as `ResidualHeads.forward` does, (K, B) each, scale (K, 1); the other label's fields repeat it.
+    def forward(self, batch: Batch, mask_KHB: Tensor | None = None) -> tuple[TargetScores, WideTape]:
+        """Score rows as `ResidualHeads.forward` does, (K, B) each, scale (K, 1).
 
         `mask_KHB` is what dropout multiplies the wide layer with, None in evaluation.
         """
         scale_K1 = self.scales()[:, None]
-        score = self._quality if self.label == "quality" else self._consistency
-        base_KB, delta_KB, tape = score(batch, mask_KHB)
-        sum_KB = base_KB + scale_K1 * delta_KB
-        parts = {"sum_N": sum_KB, "base_N": base_KB}
-        both = {f"{letter}_{name}": value for letter in "qc" for name, value in parts.items()}
-        return HeadScores(**both, dq_N=delta_KB, dc_N=delta_KB, scale_q=scale_K1, scale_c=scale_K1), tape
+        score = self._of_image if self.sees_image else self._of_pair
+        base_KB, delta_KB, tape = score(batch, batch.kernel_B.get(self.target), mask_KHB)
+        return TargetScores(base_KB + scale_K1 * delta_KB, base_KB, delta_KB, scale_K1), tape
 
-    def _quality(self, batch: Batch, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+    def _of_image(
+        self, batch: Batch, kernel_B: Tensor | None, mask_KHB: Tensor | None
+    ) -> tuple[Tensor, Tensor, WideTape]:
         hidden_KHB, tape = self._hidden(batch.v_BD, mask_KHB)
-        delta_KB = torch.tanh(self._affine("q_mlp.out", hidden_KHB)[:, 0])
-        if batch.q_kernel_B is not None:
-            return batch.q_kernel_B.clamp(0, 1).expand_as(delta_KB), delta_KB, tape
-        return torch.sigmoid(self._affine("q_base", batch.v_BD.T)[:, 0]), delta_KB, tape
+        delta_KB = torch.tanh(self._affine("mlp.out", hidden_KHB)[:, 0])
+        if kernel_B is not None:
+            return kernel_B.clamp(0, 1).expand_as(delta_KB), delta_KB, tape
+        return torch.sigmoid(self._affine("base", batch.v_BD.T)[:, 0]), delta_KB, tape
 
-    def _consistency(self, batch: Batch, mask_KHB: Tensor | None) -> tuple[Tensor, Tensor, WideTape]:
+    def _of_pair(
+        self, batch: Batch, kernel_B: Tensor | None, mask_KHB: Tensor | None
+    ) -> tuple[Tensor, Tensor, WideTape]:
         v_BD, t_BD = batch.v_BD, batch.t_BD
         s_B = cosine(v_BD, t_BD)
         vts_BM = torch.cat((v_BD, t_BD, s_B.unsqueeze(-1)), dim=-1)
         hidden_KHB, tape = self._hidden(F.layer_norm(vts_BM, vts_BM.shape[-1:]), mask_KHB)
-        slope_K1, offset_K1 = (self.parameters[f"c_{name}"][:, None] for name in ("slope", "offset"))
+        slope_K1, offset_K1 = (self.parameters[name][:, None] for name in ("slope", "offset"))
         line_KB = slope_K1 * ((s_B + 1) / 2) + offset_K1
-        base_KB = clamp_straight(line_KB if batch.c_kernel_B is None else line_KB + batch.c_kernel_B)
-        narrow_KHB = F.gelu(self._affine("c_fusion.narrow", hidden_KHB))
-        return base_KB, torch.tanh(self._affine("c_fusion.out", narrow_KHB)[:, 0]), tape
+        base_KB = clamp_straight(line_KB if kernel_B is None else line_KB + kernel_B)
+        narrow_KHB = F.gelu(self._affine("fusion.narrow", hidden_KHB))
+        return base_KB, torch.tanh(self._affine("fusion.out", narrow_KHB)[:, 0]), tape
 
     def _hidden(self, x_BF: Tensor, mask_KHB: Tensor | None) -> tuple[Tensor, WideTape]:
         """Return dropout(GELU(W x + b)) of every head: one matrix product, as all heads see the same rows."""
@@ -161,10 +158,9 @@ class DropoutMasks:
         return factors[0][None] if len(factors) == 1 else torch.stack(factors)[self.kind_K]
 
 
-def stacked_loss(sum_KB: Tensor, batch: Batch, *, label: str, names: Sequence[str], weight_K: Tensor) -> Tensor:
+def stacked_loss(sum_KB: Tensor, batch: Batch, *, target: str, names: Sequence[str], weight_K: Tensor) -> Tensor:
     """Return the loss of each head, (K,): its weight times its loss by name, as `weighted_loss` gives it alone."""
-    letter = label[0]
-    label_B, weight_B, std_B = (getattr(batch, f"{letter}{what}_B") for what in ("", "_weight", "_std"))
+    label_B, weight_B, std_B = batch.label_B[target], batch.weight_B.get(target), batch.std_B.get(target)
     total_K = torch.zeros_like(weight_K)
     for name in dict.fromkeys(names):
         heads_L = torch.tensor([k for k, each in enumerate(names) if each == name], device=sum_KB.device)

@@ -1,16 +1,8 @@
-"""SVG plots.
+"""The plots of a report as SVG: epochs, predicted against human, corrections, heat map, figures with intervals.
 
-The plots of a report as SVG: epochs, predicted against human, corrections, heat map, figures with intervals.
-
-Knows values and the frame of a plot. Must not know run directories or the page around. Every mark
-carries what it shows: `data-tip` in words, or `data-row`, the number of a row whose data the page has.
-
-SVG in strings: elements with everything escaped, and the frame of a plot with axes that say what they show.
-
-Knows markup and scales. Must not know what is plotted. Colours are classes of `page.css`, so that one plot serves light
-and dark.
-
-From values to places on a plot, and the round numbers to label them with. Knows numbers alone.
+Elements with everything escaped, in a frame with axes that say what they show and round numbers. Every mark carries
+what it shows: `data-tip` in words, or `data-row`, the number of a row whose data the page has. Colours are classes of
+`page.css`, so that one plot serves light and dark. Must not know run directories or the page around.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 "use strict";
 // Everything from data enters the page as text, never as markup.
 const sections = JSON.parse(document.getElementById("data").textContent);
-const FIELDS = ["image", "prompt", "source", "quality", "consistency", "q", "c", "q_base", "c_base", "q_delta", "c_delta"];
 for (const section of sections) {
-  section.rows = section.rows.map((row) => Object.fromEntries(FIELDS.map((name, i) => [name, row[i]])));
+  section.rows = section.rows.map((row) => Object.fromEntries(section.fields.map((name, i) => [name, row[i]])));
 }
 const words = (value) => (value === null ? "\u2013" : value.toFixed(3).replace("-", "\u2212"));
 
@@ -50,14 +49,14 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     const show = form.elements.show.value;
     const source = form.elements.source ? form.elements.source.value : "";
     const wanted = form.elements.prompt.value.trim().toLowerCase();
-    const head = label[0];
-    const error = (row) => (row[head] === null || row[label] === null ? null : row[head] - row[label]);
+    const human = `${label}_label`;
+    const error = (row) => (row[label] === null || row[human] === null ? null : row[label] - row[human]);
     const key = {
       error: (row) => (error(row) === null ? null : Math.abs(error(row))),
       over: error,
-      human: (row) => row[label],
-      predicted: (row) => row[head],
-      delta: (row) => row[`${head}_delta`],
+      human: (row) => row[human],
+      predicted: (row) => row[label],
+      delta: (row) => row[`${label}_delta`],
       prompt: (row) => row.prompt,
     }[form.elements.sort.value];
     const sign = direction.getAttribute("aria-pressed") === "true" ? -1 : 1;
@@ -111,9 +110,9 @@ function fill(mark) {
   add(row.prompt.length > 200 ? `${row.prompt.slice(0, 200)}\u2026` : row.prompt);
   add(row.source ? `${row.image}, ${row.source}` : row.image);
   for (const label of section.labels) {
-    const head = label[0];
-    const parts = row[`${head}_base`] === null ? "" : ` = base ${words(row[`${head}_base`])}, correction ${words(row[`${head}_delta`])}`;
-    add(`${label}: human ${words(row[label])}, predicted ${words(row[head])}${parts}`);
+    const [base, delta] = [row[`${label}_base`], row[`${label}_delta`]];
+    const parts = base === null ? "" : ` = base ${words(base)}, correction ${words(delta)}`;
+    add(`${label}: human ${words(row[`${label}_label`])}, predicted ${words(row[label])}${parts}`);
   }
 }
 function show(chart, mark) {

@@ -1,15 +1,7 @@
-"""Page, sections, gallery.
+"""The page of runs: what each recorded, its best and worst rows with pictures, in one HTML file.
 
-A page from its parts: one HTML file with styles, script, plots, pictures and data in it, and nothing from elsewhere.
-
-Templates escape whatever comes from data, the data for the script cannot end its element, and a content policy in the
-page itself forbids every request and every other script.
-
-What a page says of one run, from what the run recorded: nothing is trained or scored again.
-
-The rows that a report shows one by one: the worst and the best of each label, with their pictures.
-
-Knows rows and where images lie. Must not know pages.
+Nothing is trained or scored again. Templates escape whatever comes from data, the data for the script cannot end its
+element, and a content policy in the page itself forbids every request and every other script.
 """
 
 from __future__ import annotations
@@ -32,7 +24,7 @@ from deltaclip.features.data.images import UnreadableImage, read_image_bytes, th
 from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.report_parts.charts import number as shown_number
-from deltaclip.pipeline.report_parts.panels import NUMBERS, TEXT, read_rows
+from deltaclip.pipeline.report_parts.panels import TEXT, read_rows
 from deltaclip.pipeline.words.result_words import KIND_WORDS
 
 if TYPE_CHECKING:
@@ -148,7 +140,7 @@ class Section:
     @property
     def labels(self) -> list[tuple[str, int]]:
         """Labels that were trained, with the number of their colour."""
-        return [(label, panels.COLOURS[label]) for label in self.run.metrics["test"]]
+        return list(panels.colours(self.run.metrics["test"]).items())
 
     @property
     def at_base(self) -> list[str]:
@@ -244,7 +236,7 @@ def make_section(
         gallery_words=missing_words(cards, image_root),
         configuration=[_topic(line) for line in run.config["description"]],
         facts=_facts(run),
-        data={"labels": labels, "rows": [_row(rows, row) for row in at]},
+        data={"labels": labels, "fields": [*TEXT, *rows.numbers], "rows": [_row(rows, row) for row in at]},
     )
 
 
@@ -257,7 +249,7 @@ def sample(count: int, most: int) -> list[int]:
 
 def _row(rows: Rows, row: int) -> list[str | float | None]:
     words = [rows.text[name][row] for name in TEXT]
-    values = [float(rows.numbers[name][row]) for name in NUMBERS]
+    values = [float(column[row]) for column in rows.numbers.values()]
     return [
         *(word[:KEPT_CHARACTERS] for word in words),
         *(round(value, 5) if math.isfinite(value) else None for value in values),
@@ -312,7 +304,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("label ranges", ", ".join(f"{label} {words}" for label, words in cache["dataset"]["label_ranges"].items())),
         ("cache", str(cache["path"])),
         ("best epoch", ", ".join(f"{label} {epoch}" for label, epoch in config["best_epoch"].items())),
-        ("scales", ", ".join(shown_number(scale) for scale in config["scales"] if scale is not None)),
+        ("scales", ", ".join(f"{label} {shown_number(scale)}" for label, scale in config["scales"].items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in config["versions"].items())),
     ]
     if git := config.get("git"):
@@ -327,7 +319,6 @@ SIDE_PIXELS = 224  # twice the size on the page, for screens with small pixels
 WORKERS = 4
 SHOWN_CHARACTERS = 300  # of a prompt, before what can be unfolded
 KEPT_CHARACTERS = 4_000  # of a prompt, on the page
-COLOURS = {"quality": 0, "consistency": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,16 +399,16 @@ def make_card(rows: Rows, row: int, at: int, *, kinds: list[str], picture: Pictu
     """
     prompt = rows.text["prompt"][row]
     cut = len(prompt) if len(prompt) <= SHOWN_CHARACTERS else SHOWN_CHARACTERS
-    scores = []
+    scores, colour = [], panels.colours(labels)
     for label in labels:
         values = {
-            "human": rows.numbers[label][row],
-            "predicted": rows.numbers[label[0]][row],
-            "base": rows.numbers[f"{label[0]}_base"][row],
-            "delta": rows.numbers[f"{label[0]}_delta"][row],
+            "human": rows.numbers[f"{label}_label"][row],
+            "predicted": rows.numbers[label][row],
+            "base": rows.numbers[f"{label}_base"][row],
+            "delta": rows.numbers[f"{label}_delta"][row],
         }
         known = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        scores.append({"label": label, "colour": COLOURS[label], "error": float(rows.error(label)[row]), **known})
+        scores.append({"label": label, "colour": colour[label], "error": float(rows.error(label)[row]), **known})
     return Card(
         at=at,
         kinds=kinds,

@@ -1,10 +1,6 @@
-"""Panels and rows of a run.
+"""The plots of a page with their headings and a sentence each, and the rows of a run that they show.
 
-The plots of a page with their headings and a sentence each, from what runs recorded.
-
-Rows of a run as a report shows them: those of one side, columns as arrays.
-
-Knows the table of predictions. Must not know pages or plots.
+Knows the table of predictions, of one side, columns as arrays. Must not know the page around.
 """
 
 from __future__ import annotations
@@ -18,10 +14,10 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report_parts import charts, page_tables
 from deltaclip.pipeline.report_parts.charts import number
-from deltaclip.pipeline.runs.prediction_table import CSV_FIELD_BYTES
+from deltaclip.pipeline.runs.prediction_table import CSV_FIELD_BYTES, recorded_targets, today_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from markupsafe import Markup
@@ -33,8 +29,8 @@ if TYPE_CHECKING:
 # ---- The plots of a page with their headings and a sentence each, from what runs recorded
 
 
-COLOURS = {"quality": 0, "consistency": 1}
 LOSS, FLOOR = 2, 7  # numbers of colours
+OF_TARGETS = (0, 1, 3, 4, 5, 6)  # numbers of colours, in the order of the targets of a run
 RUNS = 7  # colours that runs may have
 MAX_MAPS = 6
 
@@ -48,11 +44,16 @@ class Panel:
     words: str = ""
 
 
+def colours(labels: Iterable[str]) -> dict[str, int]:
+    """Return the number of the colour of each target."""
+    return {label: OF_TARGETS[place % len(OF_TARGETS)] for place, label in enumerate(labels)}
+
+
 def figure_panel(metrics: dict[str, Any]) -> Panel:
     """Return the SROCC of the test rows beside its floors."""
-    figures = []
+    figures, colour = [], colours(metrics["test"])
     for label, found in metrics["test"].items():
-        figures.append(_figure(f"{label}: heads", COLOURS[label], found))
+        figures.append(_figure(f"{label}: heads", colour[label], found))
         for floor, words in page_tables.FLOORS.items():
             if label in metrics["floors"][floor]:
                 figures.append(_figure(words, FLOOR, metrics["floors"][floor][label]))
@@ -95,12 +96,13 @@ def epoch_panels(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Panel]
     """Return validation SROCC and training loss by epoch: lines are labels of one run, or the runs."""
     histories = [read_history(run.path / "history.csv") for run in runs]
     labels = list(dict.fromkeys(label for run in runs for label in run.metrics["test"]))
+    colour = colours(labels)
 
     def lines(column: str, label: str | None = None) -> list[charts.Series]:
         return [
             charts.Series(
                 name=label if label and len(runs) == 1 else name,
-                colour=COLOURS[label] if label and len(runs) == 1 else (place % RUNS if len(runs) > 1 else LOSS),
+                colour=colour[label] if label and len(runs) == 1 else (place % RUNS if len(runs) > 1 else LOSS),
                 epochs=history["epoch"],
                 values=history[column],
                 kept=run.config["best_epoch"].get(label) if label else None,
@@ -134,17 +136,17 @@ def scatter_panels(rows: Rows, points: Sequence[int], at: dict[int, int], labels
         labels: those that were trained.
     """
     chosen = np.asarray(points, dtype=np.int64)
-    numbers = [at[row] for row in points]
+    numbers, colour = [at[row] for row in points], colours(labels)
     words = f"{len(points):,} of {len(rows):,} rows, drawn at random." if len(points) < len(rows) else ""
     return [
         Panel(
             heading=label.capitalize(),
             plot=charts.scatter_plot(
-                rows.numbers[label[0]][chosen],
                 rows.numbers[label][chosen],
+                rows.numbers[f"{label}_label"][chosen],
                 numbers,
                 label=label,
-                colour=COLOURS[label],
+                colour=colour[label],
             ),
             words=words,
         )
@@ -154,18 +156,17 @@ def scatter_panels(rows: Rows, points: Sequence[int], at: dict[int, int], labels
 
 def delta_panels(rows: Rows, run: RunFolder, labels: Sequence[str]) -> list[Panel]:
     """Return the corrections of the test rows against their scales; none for heads without a base."""
-    found = []
-    scales = dict(zip(COLOURS, run.config["scales"], strict=True))
+    found, scales, colour = [], run.config["scales"], colours(labels)
     shares = {entry["name"]: page_tables.mean_of(entry["value"]) for entry in run.metrics["diagnostics"]}
     for label in labels:
-        delta: NDArray[np.float64] = rows.numbers[f"{label[0]}_delta"]
+        delta: NDArray[np.float64] = rows.numbers[f"{label}_delta"]
         if not np.isfinite(delta).any():
             continue
         words = "" if delta.any() else "Every correction is zero: the base alone was best on validation rows. "
         saturated, small = (shares.get(f"{label}.{name}_share") for name in ("saturated", "small"))
         if saturated is not None and small is not None:
             words += f"Validation rows: {saturated:.0%} beyond 90 % of the scale (shaded), {small:.0%} under a quarter."
-        plot = charts.delta_plot(delta, scales[label], label=label, colour=COLOURS[label])
+        plot = charts.delta_plot(delta, scales.get(label), label=label, colour=colour[label])
         found.append(Panel(heading=label.capitalize(), plot=plot, words=words))
     return found
 
@@ -189,7 +190,7 @@ def _range_words(one: dict[str, Any]) -> str:
 
 
 TEXT = ("image", "prompt", "source")
-NUMBERS = ("quality", "consistency", "q", "c", "q_base", "c_base", "q_delta", "c_delta")
+PARTS = ("{}_label", "{}", "{}_base", "{}_delta")  # columns of a target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +204,8 @@ class Rows:
         return len(self.text["image"])
 
     def error(self, label: str) -> NDArray[np.float64]:
-        """Return predicted minus human score of 'quality' or 'consistency', (N,), NaN where either is missing."""
-        return self.numbers[label[0]] - self.numbers[label]
+        """Return predicted minus human score of a target, (N,), NaN where either is missing."""
+        return self.numbers[label] - self.numbers[f"{label}_label"]
 
 
 def read_rows(path: Path, *, split: str) -> Rows:
@@ -214,19 +215,21 @@ def read_rows(path: Path, *, split: str) -> Rows:
         UserError: the table cannot be read or lacks a column.
     """
     csv.field_size_limit(CSV_FIELD_BYTES)
+    columns = [part.format(target) for target in recorded_targets(path) for part in PARTS]
     text: dict[str, list[str]] = {name: [] for name in TEXT}
-    numbers: dict[str, list[float]] = {name: [] for name in NUMBERS}
+    numbers: dict[str, list[float]] = {name: [] for name in columns}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)
-            for name in ("split", *TEXT, *NUMBERS):
-                if name not in (table.fieldnames or ()):
+            table.fieldnames = today_names(list(table.fieldnames or ()))
+            for name in ("split", *TEXT, *columns):
+                if name not in table.fieldnames:
                     raise UserError(f"has no column {name!r}", place=path, remedy="train again")
             for row in table:
                 if row["split"] == split:
                     for name in TEXT:
                         text[name].append(row[name])
-                    for name in NUMBERS:
+                    for name in columns:
                         numbers[name].append(float(row[name] or "nan"))
     except (OSError, csv.Error, ValueError, TypeError) as error:  # TypeError: a row that ends early
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error

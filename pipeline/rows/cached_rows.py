@@ -1,16 +1,9 @@
-"""CacheRows, keys of texts, where the images lie.
+"""Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed; and who is who.
 
-Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed.
+Rows have 64-bit keys of what they show and ask for, the same in every cache and run, whatever things are called. Knows
+caches, tensors and where images lie. Must not know heads, splits or run directories.
 
-Knows caches and tensors. Must not know heads or run directories.
-
-Shapes: N rows, I distinct images, T distinct texts, D width.
-
-Who is who: 64-bit keys of what rows show and ask for, the same in every cache and run, whatever things are called.
-
-Knows text columns, rows of caches and how keys become codes. Must not know splits or what the keys are for.
-
-Shapes: N rows, K texts.
+Shapes: N rows, K texts, I distinct images, T distinct texts, D width.
 """
 
 from __future__ import annotations
@@ -25,7 +18,7 @@ import numpy as np
 import torch
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.vocabulary import LABELS
+from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.views import RECIPES
@@ -35,13 +28,14 @@ from deltaclip.pipeline.loop.batches import MemoryBatches, StreamBatches, memory
 from deltaclip.pipeline.scoring.groups import group_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from deltaclip.features.store.reader import FeatureStore, Kind, Rows
     from deltaclip.features.store.texts import TextColumn
+    from deltaclip.pipeline.loop.batches import Columns
     from deltaclip.pipeline.scoring.groups import KeyArray
 
 
@@ -77,6 +71,7 @@ class CacheRows:
     t_TD: Tensor | None = None
     x_IF: Tensor | None = None
     store: FeatureStore | None = None
+    targets: tuple[Target, ...] = (QUALITY, CONSISTENCY)
 
     @cached_property
     def keys(self) -> RowKeys:
@@ -127,8 +122,8 @@ class CacheRows:
         """Return s = v . t of some rows (all when None), (N,) float32 in [-1, 1]."""
         found, done = np.empty(len(self.rows) if chosen is None else len(chosen), dtype=np.float32), 0
         for batch in self.batches(chosen, batch_size=1).in_order() if len(found) else ():
-            found[done : done + len(batch.q_B)] = (batch.v_BD * batch.t_BD).sum(dim=1).cpu().numpy()
-            done += len(batch.q_B)
+            found[done : done + batch.num_rows] = (batch.v_BD * batch.t_BD).sum(dim=1).cpu().numpy()
+            done += batch.num_rows
         return found
 
     def batches(
@@ -137,24 +132,27 @@ class CacheRows:
         *,
         batch_size: int,
         seed: int = 0,
-        columns: Mapping[str, Tensor] | None = None,
+        columns: Columns | None = None,
         explanations: bool = False,
     ) -> Batches:
         """Return batches of some rows (all when None), in float32 whatever is stored; nothing is copied yet.
 
-        `columns` are further fields of a batch, one value for each of these rows; `explanations` adds e_BD.
+        `columns` are further fields of a batch by target, one value for each of these rows; `explanations` adds e_BD.
         """
         chosen = slice(None) if rows is None else rows
-        quality, consistency = (torch.from_numpy(self.label(name)[chosen]).to(self.device) for name in LABELS)
+        labels = {each.name: torch.from_numpy(self.label(each.name)[chosen]).to(self.device) for each in self.targets}
         image, prompt = self.rows.image[chosen], self.rows.prompt[chosen]
         explanation = self.rows.explanation[chosen] if explanations else None
-        columns = {name: column.to(self.device) for name, column in (columns or {}).items()}
+        columns = {
+            name: {target: column.to(self.device) for target, column in by_target.items()}
+            for name, by_target in (columns or {}).items()
+        }
         if self.v_ID is None or self.t_TD is None:
             return StreamBatches(
                 read_images=lambda entries: self._read("images", entries),
                 read_texts=lambda entries: self._read("texts", entries),
-                q_N=quality,
-                c_N=consistency,
+                device=self.device,
+                label_N=labels,
                 image_index_N=image,
                 text_index_N=prompt,
                 columns_N=columns,
@@ -166,8 +164,7 @@ class CacheRows:
         return memory_batches(
             self.v_ID,
             self.t_TD,
-            quality,
-            consistency,
+            labels,
             image_index_N=torch.from_numpy(image).to(self.device),
             text_index_N=torch.from_numpy(prompt).to(self.device),
             columns_N=columns,
@@ -232,6 +229,7 @@ def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bo
             device=torch.empty(0, device=device).device,
             image_key_I=image_keys(store),
             tokens_T=store.tokens(),
+            targets=store.targets,
             store=None if in_memory else store,
             **{name: torch.from_numpy(vectors_KW).to(device) for name, vectors_KW in vectors.items()},
         )

@@ -33,9 +33,7 @@ class Epoch(Protocol):
     @property
     def lr(self) -> float: ...  # noqa: D102
     @property
-    def scale_q(self) -> float | None: ...  # noqa: D102
-    @property
-    def scale_c(self) -> float | None: ...  # noqa: D102
+    def scales(self) -> Mapping[str, float]: ...  # noqa: D102
     @property
     def seconds(self) -> float: ...  # noqa: D102
     @property
@@ -46,8 +44,6 @@ CURVES = {
     "train_loss": "loss/train",
     "val_score": "validation/main",
     "lr": "learning rate",
-    "scale_q": "scale/quality",
-    "scale_c": "scale/consistency",
     "seconds": "seconds per epoch",
 }
 
@@ -94,6 +90,7 @@ class EpochLog:
     def __call__(self, row: Epoch) -> None:
         """Add an epoch; figures of the validation rows are curves by their own names."""
         values = {curve: getattr(row, name) for name, curve in CURVES.items()}
+        values |= {f"scale/{target}": value for target, value in row.scales.items()}
         values |= {f"validation/{name}": value for name, value in row.figures.items()}
         for curve, value in values.items():
             if value is not None and math.isfinite(value):

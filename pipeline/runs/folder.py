@@ -1,12 +1,8 @@
-"""Run directory and checkpoint.
-
-A run directory: made whole or not at all, and read again.
+"""A run directory: made whole or not at all, and read again.
 
 `config.json`, `history.csv`, `metrics.json`, `predictions.csv`, `rows.safetensors` (what its rows are, by content) and
-`<mode>_best.safetensors`; the predictions of further repeats are `predictions_<seed of the split>.csv`, the settings of
-a sweep `sweep.csv`.
-
-Heads on disk: safetensors with a JSON header from which they are built again, and what was tuned of the backbone.
+`<mode>_best.safetensors`: heads with a JSON header from which they are built again, and what was tuned of the backbone.
+The predictions of further repeats are `predictions_<seed of the split>.csv`, the settings of a sweep `sweep.csv`.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, keep_result, whole_folder
 from deltaclip.base.places import check_file, check_new, check_run
-from deltaclip.base.vocabulary import need_prompts
+from deltaclip.pipeline.model.earlier import scales_of_two_targets, today_name
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.rows.cached_rows import FILE, write_keys
 from deltaclip.pipeline.runs.prediction_table import write_table
@@ -31,8 +27,9 @@ from deltaclip.pipeline.runs.prediction_table import write_table
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.rows.cached_rows import RowKeys
 
 
@@ -52,7 +49,7 @@ class RunContents:
     """
 
     mode: str
-    heads: nn.Module
+    heads: Heads
     spec: HeadSpec
     config: dict[str, Any]
     history: dict[str, Any]
@@ -70,7 +67,7 @@ class RunFolder:
 
     path: Path
     checkpoint: Path
-    heads: nn.Module
+    heads: Heads
     spec: HeadSpec
     config: dict[str, Any]
     metrics: dict[str, Any]
@@ -83,7 +80,7 @@ class RunFolder:
     @property
     def needs_prompts(self) -> bool:
         """Whether any score of the run sees the prompt: without one it is of images alone."""
-        return need_prompts(self.labels)
+        return any(target.sees == "pair" and target.name in self.labels for target in self.spec.targets)
 
     @property
     def is_tuned(self) -> bool:
@@ -182,12 +179,15 @@ def open_run(path: Path) -> RunFolder:
     check_run(path)
     (checkpoint,) = path.glob("*_best.safetensors")
     heads, header = load_heads(checkpoint)
+    config = _read_json(path / "config.json")
+    if isinstance(config.get("scales"), list):
+        config["scales"] = scales_of_two_targets(config["scales"])
     return RunFolder(
         path=path,
         checkpoint=checkpoint,
         heads=heads,
         spec=HeadSpec.from_json(header["spec"]),
-        config=_read_json(path / "config.json"),
+        config=config,
         metrics=_read_json(path / "metrics.json"),
     )
 
@@ -240,7 +240,7 @@ class TunedBackbone:
 
 
 def save_heads(
-    path: Path, heads: nn.Module, spec: HeadSpec, about: dict[str, Any], *, tuned: TunedBackbone | None = None
+    path: Path, heads: Heads, spec: HeadSpec, about: dict[str, Any], *, tuned: TunedBackbone | None = None
 ) -> None:
     """Write heads and what was tuned below them; `about` (JSON values) goes into the header beside the spec."""
     from safetensors.torch import save_file
@@ -252,7 +252,7 @@ def save_heads(
     save_file(state, path, metadata={HEADER_KEY: json.dumps({"spec": spec.to_json(), **about})})
 
 
-def load_heads(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
     """Build heads from a checkpoint, in evaluation mode.
 
     Returns:
@@ -269,7 +269,7 @@ def load_heads(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             names = [name for name in file.keys() if not name.startswith(BACKBONE)]  # noqa: SIM118 - no dict
             state = {name: file.get_tensor(name) for name in names}
         heads = build_heads(HeadSpec.from_json(header["spec"]))
-        heads.load_state_dict(state)
+        heads.load_state_dict({today_name(name): tensor for name, tensor in state.items()})
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error

@@ -1,12 +1,6 @@
-"""Metrics.json, of one or repeats.
+"""Scores and labels to `metrics.json`: every side of the split, floors, per source, diagnostics; of repeats as one.
 
-Scores and labels to the metrics of a run: every side of the split, floors, per source, diagnostics.
-
-Knows the shape of `metrics.json`. Must not know caches, heads or files.
-
-Repeated trainings: the settings of each, and their metrics as one.
-
-Knows the shape of `metrics.json`, with and without repeats. Must not know heads, caches or files.
+Must not know heads or files.
 """
 
 from __future__ import annotations
@@ -18,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.pipeline.rows.cached_rows import row_keys
+from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.scoring.agreement import (
-    MIN_ROWS,
     agreement,
     agreement_by,
     cosine_floor,
@@ -35,7 +28,7 @@ from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.settings import LearningSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,34 +52,13 @@ class Training(NamedTuple):
     tuned: bool = False
 
 
-def present_labels(rows: CacheRows) -> list[str]:
-    """Return the labels that at least one row has."""
-    return [label for label in LABELS if not np.isnan(rows.label(label)).all()]
-
-
-def trained_labels(rows: CacheRows, train: NDArray[np.int64], weights: tuple[float, float]) -> list[str]:
-    """Return the labels that a head can learn from: their loss weighs, and some training row has them."""
-    return [
-        label
-        for label, weight in zip(LABELS, weights, strict=True)
-        if weight > 0 and not np.isnan(rows.label(label)[train]).all()
-    ]
-
-
-def rankable_labels(rows: CacheRows, chosen: NDArray[np.int64]) -> list[str]:
-    """Return the labels for which a correlation exists among the chosen rows: three of them, and two values."""
-    found = {label: rows.label(label)[chosen] for label in LABELS}
-    known = {label: truth[~np.isnan(truth)] for label, truth in found.items()}
-    return [label for label, truth in known.items() if truth.size >= MIN_ROWS and truth.min() < truth.max()]
-
-
 def measure(
     rows: CacheRows,
     scores: Scores,
     split: Split,
     *,
     labels: list[str],
-    scales: tuple[float | None, float | None],
+    scales: Mapping[str, float],
     training: Training | None = None,
 ) -> dict[str, Any]:
     """Compute everything that stands in `metrics.json`; of a side of over JUDGED_ROWS rows from that many of them.
@@ -96,7 +68,7 @@ def measure(
         scores: N scores.
         split: sides of the N rows; train may be empty (a foreign cache), and there is then no no-image floor.
         labels: those whose head was trained; the scores of another head mean nothing.
-        scales: quality and consistency scale of residual heads, None for direct ones.
+        scales: of residual heads by target, none of direct ones.
         training: what advice may be given on.
     """
     labels = [label for label in labels if label in present_labels(rows)]
@@ -112,8 +84,8 @@ def measure(
     metrics["per_source"] = {label: _per_source(rows, scores, label, judged.test) for label in labels}
     metrics["diagnostics"] = [
         entry
-        for label, scale in zip(LABELS, scales, strict=True)
-        if label in labels and scale is not None and split.val.size
+        for label, scale in scales.items()
+        if label in labels and split.val.size
         for entry in _diagnose(
             rows, scores, judged, label=label, scale=scale, training=training or Training(frozenset())
         )
@@ -175,15 +147,14 @@ def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.
 def _diagnose(
     rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float, training: Training
 ) -> list[dict[str, Any]]:
-    base, delta = (scores.q_base, scores.q_delta) if label == "quality" else (scores.c_base, scores.c_delta)
-    truth = rows.label(label)
-    train_srocc, train_base = (srocc(of[split.train], truth[split.train]) for of in (scores.of(label), base))
+    (predicted, base, delta), truth = scores.targets[label], rows.label(label)
+    train_srocc, train_base = (srocc(of[split.train], truth[split.train]) for of in (predicted, base))
     found = diagnose_residual(
         base[split.val],
         delta[split.val],
         label_N=truth[split.val],
         scale=scale,
-        head="quality" if label == "quality" else "consistency",
+        head=label,
         trained=Trained(
             train_srocc=train_srocc,
             train_base_srocc=train_base,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -16,18 +16,18 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
 from deltaclip.base.places import check_suffix
 from deltaclip.base.progress import Progress
-from deltaclip.base.vocabulary import LABELS, need_prompts
 from deltaclip.pipeline.model.scores import score_rows
 from deltaclip.pipeline.settings import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from deltaclip.pipeline.model.scores import Batch, HeadScores
+    from deltaclip.pipeline.model.heads import Heads
+    from deltaclip.pipeline.model.scores import Batch, TargetScores
 
 
 CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
@@ -35,30 +35,56 @@ BLOCK = 65_536  # rows of a table that are Python objects at a time
 SCORE_BATCH = 4096  # rows scored at a time: 50 MB of activations at D = 768
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Scores of N rows, each (N,) float32: `q`, `c` in [0, 1]; bases and corrections NaN for direct heads.
+class ScoreColumns(NamedTuple):
+    """Scores of N rows for one target, each (N,) float32: in [0, 1]; base and correction NaN for direct heads.
 
-    The base of a refined consistency is the coarse one.
+    The base of a refined score is the coarse one.
     """
 
-    q: NDArray[np.float32]
-    c: NDArray[np.float32]
-    q_base: NDArray[np.float32]
-    c_base: NDArray[np.float32]
-    q_delta: NDArray[np.float32]
-    c_delta: NDArray[np.float32]
+    score: NDArray[np.float32]
+    base: NDArray[np.float32]
+    delta: NDArray[np.float32]
 
-    def of(self, label: str) -> NDArray[np.float32]:
-        """Return the scores that predict a label, 'quality' or 'consistency'."""
-        return self.q if label == "quality" else self.c
+
+# Under these names, those of the formulas, tables had the scores before targets had columns of their own.
+SHORT_NAMES = {"quality": "q", "consistency": "c"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N rows by target."""
+
+    targets: Mapping[str, ScoreColumns]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.targets.values())).score)
+
+    @classmethod
+    def nothing(cls, num_rows: int, targets: Sequence[str]) -> Scores:
+        """Return scores that are NaN, to be filled by `put`."""
+        parts = range(len(ScoreColumns._fields))
+        return cls({each: ScoreColumns(*(np.full(num_rows, np.nan, np.float32) for _ in parts)) for each in targets})
+
+    def put(self, rows: Sequence[int], found: Scores) -> None:
+        """Set the scores of some rows."""
+        for target, columns in self.targets.items():
+            for column_N, value_B in zip(columns, found.targets[target], strict=True):
+                column_N[rows] = value_B
+
+    def of(self, target: str) -> NDArray[np.float32]:
+        """Return the scores that predict a target, (N,) float32; NaN where there is no such target."""
+        known = self.targets.get(target)
+        return np.full(len(self), np.nan, dtype=np.float32) if known is None else known.score
 
     def columns(self) -> dict[str, NDArray[np.float32]]:
-        """Return the columns of a table by name."""
-        return dict(self.__dict__)
+        """Return the columns of a table by name: TARGET, TARGET_base, TARGET_delta, and q, c for who asks by these."""
+        found = dict[str, "NDArray[np.float32]"]()
+        for target, (score_N, base_N, delta_N) in self.targets.items():
+            found |= {target: score_N, f"{target}_base": base_N, f"{target}_delta": delta_N}
+        return found | {short: self.of(name) for name, short in SHORT_NAMES.items() if name in self.targets}
 
 
-def score(heads: nn.Module, batches: Iterable[Batch], *, total: int = 0) -> Scores:
+def score(heads: Heads, batches: Iterable[Batch], *, total: int = 0) -> Scores:
     """Score batches in order; beside the scores, 24 bytes a row, one batch is in memory.
 
     Of a row without a prompt, whose t is 0, every score that sees one is NaN.
@@ -66,51 +92,42 @@ def score(heads: nn.Module, batches: Iterable[Batch], *, total: int = 0) -> Scor
     """
     # One growing buffer a column: thousands of small arrays between the activations of their batches would keep the
     # memory of these from being used again (measured: 400 bytes a row instead of 24).
-    columns: dict[str, bytearray] = {}
+    buffers: dict[str, tuple[bytearray, ...]] = {}
     with Progress(total, "scoring", unit="rows", shown=total > 0) as progress:
         for batch in batches:
-            for name, values in _seen(_columns(score_rows(heads, [batch])), batch).items():
-                columns.setdefault(name, bytearray()).extend(values.tobytes())
-            progress.advance(len(batch.v_BD))
-    return Scores(**{name: np.frombuffer(content, dtype=np.float32) for name, content in columns.items()})
+            pairs = {target.name for target in heads.targets if target.sees == "pair"}
+            blind_B = ~batch.t_BD.any(dim=1).cpu().numpy()
+            for target, found in score_rows(heads, [batch]).targets.items():
+                grown = buffers.setdefault(target, tuple(bytearray() for _ in ScoreColumns._fields))
+                for buffer, values in zip(grown, score_columns(found), strict=True):
+                    seen = np.where(blind_B, np.float32(np.nan), values) if target in pairs else values
+                    buffer.extend(seen.tobytes())
+            progress.advance(batch.num_rows)
+    return Scores(
+        {
+            target: ScoreColumns(*(np.frombuffer(buffer, dtype=np.float32) for buffer in grown))
+            for target, grown in buffers.items()
+        }
+    )
 
 
-def _columns(found: HeadScores) -> dict[str, NDArray[np.float32]]:
+def score_columns(found: TargetScores) -> ScoreColumns:
+    """Return the scores of a target as columns."""
+
     def column(value: Tensor | None, scale: Tensor | None = None) -> NDArray[np.float32]:
         if value is None:
-            return np.full(len(found.q_sum_N), np.nan, dtype=np.float32)
+            return np.full(len(found.sum_N), np.nan, dtype=np.float32)
         return np.asarray((value if scale is None else scale * value).cpu().numpy(), dtype=np.float32)
 
     with torch.no_grad():
-        return {
-            "q": column(found.q),
-            "c": column(found.c),
-            "q_base": column(found.q_base_N),
-            "c_base": column(found.c_base_N),
-            "q_delta": column(found.dq_N, found.scale_q),
-            "c_delta": column(found.dc_N, found.scale_c),
-        }
-
-
-def _seen(columns: dict[str, NDArray[np.float32]], batch: Batch) -> dict[str, NDArray[np.float32]]:
-    blind_B = ~batch.t_BD.any(dim=1).cpu().numpy()
-    if blind_B.any():
-        for name in (name for label in LABELS if need_prompts([label]) for name in score_names(label)):
-            columns[name] = np.where(blind_B, np.float32(np.nan), columns[name])
-    return columns
-
-
-def score_names(label: str) -> tuple[str, str, str]:
-    """Return the columns of `Scores` that belong to a label: score, base, correction."""
-    letter = label[0]
-    return letter, f"{letter}_base", f"{letter}_delta"
+        return ScoreColumns(column(found.reported), column(found.base_N), column(found.delta_N, found.scale))
 
 
 def blank_untrained(scores: Scores, labels: Collection[str]) -> Scores:
     """Return the scores with NaN for every head that had no labels to learn from: it says nothing."""
-    nothing = np.full(len(scores.q), np.nan, dtype=np.float32)
-    blank = [name for label in LABELS if label not in labels for name in score_names(label)]
-    return replace(scores, **dict.fromkeys(blank, nothing))
+    nothing = np.full(len(scores), np.nan, dtype=np.float32)
+    blank = ScoreColumns(nothing, nothing, nothing)
+    return Scores({target: found if target in labels else blank for target, found in scores.targets.items()})
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:
@@ -143,6 +160,38 @@ class _LineFeeds:
         return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
+def recorded_targets(path: Path) -> list[str]:
+    """Return the targets that the predictions of a run have, in their order.
+
+    Raises:
+        UserError: cannot be read, or has no labels.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header = today_names(next(csv.reader(file), []))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot be read ({reason})", place=path, remedy="train again") from error
+    found = [name.removesuffix("_label") for name in header if name.endswith("_label")]
+    if not found:
+        raise UserError("has no column of labels, such as 'quality_label'", place=path, remedy="train again")
+    return found
+
+
+def today_names(header: list[str]) -> list[str]:
+    """Return the columns as they are called today: in earlier tables a label had the plain name, its score a short one.
+
+    The score of `quality` was `q`, with `q_base` and `q_delta`, and `quality` was its label.
+    """
+    if any(name.endswith("_label") for name in header):
+        return header
+    names = dict[str, str]()
+    for target, short in SHORT_NAMES.items():
+        names |= {short: target, target: f"{target}_label"}
+        names |= {f"{short}_{part}": f"{target}_{part}" for part in ("base", "delta")}
+    return [names.get(name, name) for name in header]
+
+
 def read_predictions(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Read some columns of the predictions of a run as rows of text.
 
@@ -163,7 +212,7 @@ def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[list[list[str]]]
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
-            header = next(reader, [])
+            header = today_names(next(reader, []))
             missing = [name for name in columns if name not in header]
             if missing:
                 raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.options import settings_to_json
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.runs.curves import FOLDER as EVENTS
 from deltaclip.pipeline.runs.folder import RunContents, surroundings, write_run
-from deltaclip.pipeline.runs.measure import Training, combine, measure, trained_labels
+from deltaclip.pipeline.runs.measure import Training, combine, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.runs.run_split import SIDES
 from deltaclip.pipeline.words.plan_words import describe
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.loop.epochs import EpochRow
     from deltaclip.pipeline.rows.cached_rows import CacheRows
-    from deltaclip.pipeline.rows.task import LossWeights
+    from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.scoring.splits import Split
-    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.settings import LearningSettings
     from deltaclip.pipeline.training.train_heads import Learned
 
 
@@ -42,9 +41,7 @@ class Finished:
 
 
 def judge(
-    rows: CacheRows,
-    split: Split,
-    weights: LossWeights,
+    task: Task[Any],
     learned: Learned,
     *,
     embedded: CacheRows | None = None,
@@ -54,27 +51,26 @@ def judge(
     """Score every row and compute the metrics, those of the test rows too.
 
     `embedded` are the rows with the embeddings of a tuned backbone, `scores` those of all rows where they are there
-    already; floors are those of `rows`. A bar is on the terminal where it is to be `shown`.
+    already; floors are those of the task's. A bar is on the terminal where it is to be `shown`.
     """
+    rows, split = task.rows, task.split
     if scores is None:
         batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
         scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
-    labels = trained_labels(rows, split.train, weights[:2])
+    labels = task.trained
     best, last = learned.fitted.best_epoch, len(learned.fitted.history)
     training = Training(frozenset(label for label in labels if best[label] == last), tuned=embedded is not None)
-    metrics = measure(rows, scores, split, labels=labels, scales=learned.scales, training=training)
+    metrics = measure(rows, scores, split, labels=labels, scales=learned.heads.scales(), training=training)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)
 
 
-def run_mode(config: TrainConfig) -> str:
+def run_mode(config: LearningSettings) -> str:
     """Return the name of a mode, which is that of its checkpoint."""
     return "residual_frozen" if config.residual_learning else "direct_frozen"
 
 
 def save_run(
-    config: TrainConfig,
-    rows: CacheRows,
-    weights: LossWeights,
+    task: Task[Any],
     done: Finished,
     *,
     name: str,
@@ -85,16 +81,15 @@ def save_run(
     """Write the run directory: the heads and the history of `done`, the metrics and the predictions of all.
 
     Args:
-        config: settings of the stage.
-        rows: the cache.
-        weights: loss weights that are in force.
+        task: what was learned; of repeats, the first.
         done: the heads to keep.
         name: of the directory, without `--out`.
         others: further repeats of the same training.
         tables: columns of further tables by file name.
         about: further JSON values of `config.json`, or such that stand in place of those of `train`.
     """
-    learned, mode = done.learned, about.get("mode", run_mode(config))
+    config, rows, learned = task.config, task.rows, done.learned
+    mode = about.get("mode", run_mode(config))
     further = {f"predictions_{one.split.seeds[0]}.csv": _predictions(rows, one) for one in others}
     contents = RunContents(
         mode=mode,
@@ -104,13 +99,14 @@ def save_run(
             "stage": "train",
             "mode": mode,
             "settings": settings_to_json(config),
-            "description": describe(config, rows, weights),
+            "description": describe(task),
             "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
             "labels": done.labels,
             "request": rows.header["request"],
             "backbone": rows.facts,
             "calibration": learned.calibration,
-            "scales": learned.scales,
+            "scales": learned.heads.scales(),
+            "targets": [target.to_json() for target in rows.targets],
             "best_epoch": learned.fitted.best_epoch,
             **(_about_repeats((done, *others)) if others else {}),
             **about,
@@ -132,7 +128,11 @@ def _about_repeats(repeats: Sequence[Finished]) -> dict[str, Any]:
     return {
         "kept": f"heads, history.csv and predictions.csv are those of the first repeat, split seed {seed}",
         "repeats": [
-            {"best_epoch": one.learned.fitted.best_epoch, "scales": one.learned.scales, "split": one.split.to_json()}
+            {
+                "best_epoch": one.learned.fitted.best_epoch,
+                "scales": one.learned.heads.scales(),
+                "split": one.split.to_json(),
+            }
             for one in repeats
         ],
     }
@@ -141,14 +141,12 @@ def _about_repeats(repeats: Sequence[Finished]) -> dict[str, Any]:
 def _history(history: tuple[EpochRow, ...]) -> dict[str, Any]:
     """Return the columns of `history.csv`, one row per epoch."""
     columns = {
-        name: np.array(
-            [np.nan if getattr(row, name) is None else getattr(row, name) for row in history],
-            dtype=np.float64,
-        )
-        for name in ("train_loss", "val_score", "lr", "scale_q", "scale_c", "seconds")
+        name: np.array([getattr(row, name) for row in history], dtype=np.float64)
+        for name in ("train_loss", "val_score", "lr", "seconds")
     }
+    scales = {f"scale_{target}": np.array([row.scales[target] for row in history]) for target in history[0].scales}
     figures = {name: np.array([row.figures[name] for row in history]) for name in history[0].figures}
-    return {"epoch": [row.epoch for row in history], **columns, **figures}
+    return {"epoch": [row.epoch for row in history], **columns, **scales, **figures}
 
 
 def _predictions(rows: CacheRows, done: Finished) -> dict[str, Any]:
@@ -165,4 +163,5 @@ def _predictions(rows: CacheRows, done: Finished) -> dict[str, Any]:
         "source": text["source"],
         "split": TextColumn(side, Texts.of(SIDES)),
     }
-    return {**about, **{label: rows.label(label) for label in LABELS}, **scores.columns()}
+    labels = {f"{target.name}_label": rows.label(target.name) for target in rows.targets}
+    return {**about, **labels, **scores.columns()}

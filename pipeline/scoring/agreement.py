@@ -1,18 +1,8 @@
-"""SROCC, KROCC, PLCC, floors.
+"""How well predictions agree with people: the field's figures, each defined for every input, and their floors.
 
-How well predictions agree with people: the field's figures, each defined for every input.
-
-Knows SROCC, KROCC, PLCC (raw and mapped) and RMSE of two arrays, also per source. Must not know heads,
-files or splits.
-
-Ranks and rank correlations of plain arrays, in numpy alone.
-
-Knows how rows are masked, ranked and correlated; imports no scipy, because scipy.stats costs 0.7 s
-on top of the 0.8 s of scipy.optimize and a training scores every epoch. Must not know splits, files or heads.
-
-What a score is worth: predictors that never look, or look without having learned.
-
-Knows the no-image floor and the zero-shot cosine on plain arrays. Must not know heads or files.
+SROCC, KROCC, PLCC (raw and mapped) and RMSE of two arrays, also per source; and what predictors reach that never look
+at an image, or look without having learned. Ranks are of numpy alone: scipy.stats costs 0.7 s on top of the 0.8 s of
+scipy.optimize, and a training scores every epoch. Must not know heads, files or splits.
 """
 
 from __future__ import annotations

@@ -1,15 +1,8 @@
-"""Bootstrap and corrected t.
-
-How far a figure could have come out otherwise: bootstrap intervals and paired differences of SROCC.
-
-Knows resampling of rows and of whole groups. Must not know heads, splits or files.
+"""How far a figure could have come out otherwise: bootstrap over rows or whole groups, and a t over repeats.
 
 A resample is a vector of weights (how often each row was drawn) over rows that were sorted once. Its ranks
-are running sums of weights, so no resample is sorted: 1,000 resamples of 500 rows take about 0.05 s.
-
-How far a mean difference over repeats could have come out otherwise: the t-interval of paired differences.
-
-Knows one difference per repeat. Must not know runs, splits or files.
+are running sums of weights, so no resample is sorted: 1,000 resamples of 500 rows take about 0.05 s. Over repeats there
+is one difference each. Must not know heads, runs, splits or files.
 """
 
 from __future__ import annotations

@@ -1,17 +1,10 @@
-"""Split and deal.
+"""Which rows train, choose and test: grouped by default, and honest about leaks.
 
-Which rows train, choose and test: grouped by default, and honest about leaks.
-
-Knows how rows are divided by group, at random or by a column. Must not know labels, files or heads.
-
-Deals whole groups to train, validation and test, so that each gets its share of the rows.
-
-Knows group keys, group sizes and shares. Must not know rows, columns or labels.
-
-How large a group is must not decide its side: prompts with few images are other prompts than those with many. Filling a
-side to the last row with whatever fits gave groups of up to two rows to the test side with a chance of .52, others with
-.18. So sizes are gone through from the largest, and of each as many groups are taken as rows are wanted among those
-that are left; which ones, their shuffled order says.
+Whole groups are dealt so that each side gets its share of the rows. How large a group is must not decide its side:
+prompts with few images are other prompts than those with many. Filling a side to the last row with whatever fits gave
+groups of up to two rows to the test side with a chance of .52, others with .18. So sizes are gone through from the
+largest, and of each as many groups are taken as rows are wanted among those that are left; which ones, their shuffled
+order says. Must not know labels, files or heads.
 """
 
 from __future__ import annotations

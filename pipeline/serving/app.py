@@ -1,16 +1,7 @@
-"""HTTP, limits, process.
+"""The HTTP interface: what is asked, what is answered, every error as one sentence, limits, and the process around it.
 
-The HTTP interface: what is asked, what is answered, and every error as one sentence.
-
-Knows FastAPI, which comes with the extra `serve`. Must not know models or runs.
-
-Limits of an HTTP service, as one layer around the application: size, time, number of requests, host names.
-
-Knows the ASGI protocol. Must not know what is served.
-
-The process around the application: address, connections, a graceful end.
-
-Knows uvicorn, which comes with the extra `serve`. Must not know what is served.
+Limits of size, time, number of requests and host names are one layer around the application. Knows FastAPI, the ASGI
+protocol and uvicorn, which come with the extra `serve`. Must not know models or runs.
 """
 
 from __future__ import annotations
@@ -33,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -51,7 +42,7 @@ from deltaclip.pipeline.serving.forms import (
 from deltaclip.pipeline.serving.service import Pair, QueueFull, Refused, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 # ---- The HTTP interface: what is asked, what is answered, and every error as one sentence
@@ -64,16 +55,15 @@ PAGE_POLICY = (
 )
 
 
-class Scores(BaseModel):
-    """Scores in [0, 1] with their parts; null where the run has none."""
-
-    q: float | None
-    c: float | None
-    q_base: float | None
-    c_base: float | None
-    q_delta: float | None
-    c_delta: float | None
-    prompt_truncated: bool
+def scores_model(names: Sequence[str]) -> type[BaseModel]:
+    """Return the model of an answer: the columns of a table of scores, and whether the prompt was cut."""
+    fields: dict[str, Any] = dict.fromkeys(names, (float | None, ...))
+    return create_model(
+        "Scores",
+        __doc__="Scores in [0, 1] with their parts; null where the run has none.",
+        **fields,
+        prompt_truncated=(bool, ...),
+    )
 
 
 class Failure(BaseModel):
@@ -82,18 +72,16 @@ class Failure(BaseModel):
     error: str
 
 
-class BatchScores(BaseModel):
-    """One entry a pair, in order: its scores, or its error."""
-
-    results: list[Scores | Failure]
-
-
 class Health(BaseModel):
-    """The server answers; `waiting` images stand before the model, `scored` went through it in `batches`."""
+    """The server answers; `waiting` images stand before the model, `scored` went through it in `batches`.
+
+    `labels` are the targets that it scores, and `needs_prompt` those of them that see the prompt.
+    """
 
     status: str
     run: str
     labels: list[str]
+    needs_prompt: list[str]
     waiting: int
     scored: int
     batches: int
@@ -137,14 +125,21 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         lifespan=lifespan,
     )
     page = importlib.resources.files("deltaclip.pipeline.serving").joinpath("page.html").read_text(encoding="utf-8")
-    needed = service.scorer.needs_prompts
+    scorer = service.scorer
+    prompted = [name for name in scorer.labels if name not in scorer.of_image]
+    scored = scores_model(service.columns)
+    answers = create_model(
+        "BatchScores",
+        __doc__="One entry a pair, in order: its scores, or its error.",
+        results=(list[scored | Failure], ...),  # type: ignore[valid-type]
+    )
     one = [
-        Field("prompt", "What the image was asked to show.", required=needed),
+        Field("prompt", "What the image was asked to show.", required=bool(prompted)),
         Field("image", "An image file.", is_file=True),
         Field("path", "Instead of an upload: a path under the server's root."),
     ]
     several = [
-        Field("prompts", "One prompt an image, or a single one for all.", many=True, required=needed),
+        Field("prompts", "One prompt an image, or a single one for all.", many=True, required=bool(prompted)),
         Field("images", "Image files.", is_file=True, many=True),
         Field("paths", "Instead of uploads: paths under the server's root.", many=True),
     ]
@@ -160,37 +155,45 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         return Health(
             status="ok",
             run=run,
-            labels=list(service.scorer.labels),
+            labels=list(scorer.labels),
+            needs_prompt=prompted,
             waiting=batcher.num_waiting,
             scored=batcher.num_scored,
             batches=batcher.num_batches,
         )
 
-    @app.post("/score", operation_id="score", responses=FORM_ERRORS, openapi_extra={"requestBody": form_document(one)})
-    async def score(request: Request) -> Scores:
+    @app.post(
+        "/score",
+        operation_id="score",
+        response_model=scored,
+        responses=FORM_ERRORS,
+        openapi_extra={"requestBody": form_document(one)},
+    )
+    async def score(request: Request) -> BaseModel:
         """Score one image against a prompt."""
         form = read_form(request.headers.get("content-type", ""), await request.body(), one)
         images = _images(form, "image", "path", words="image, a file, or path, a path")
         (found,) = await service.score(_pairs(images, form.texts["prompt"], most=1))
         if isinstance(found, Refused):
             raise found
-        return Scores.model_validate(found)
+        return scored.model_validate(found)
 
     @app.post(
         "/score/batch",
         operation_id="score_batch",
+        response_model=answers,
         responses=FORM_ERRORS,
         openapi_extra={"requestBody": form_document(several)},
     )
-    async def score_batch(request: Request) -> BatchScores:
+    async def score_batch(request: Request) -> BaseModel:
         """Score several images; one that cannot be read is an error of its own."""
         form = read_form(request.headers.get("content-type", ""), await request.body(), several)
         images = _images(form, "images", "paths", words="images, files, or paths, paths")
         found = await service.score(_pairs(images, form.texts["prompts"], most=service.queue_size))
         results = [
-            Failure(error=str(each)) if isinstance(each, Refused) else Scores.model_validate(each) for each in found
+            Failure(error=str(each)) if isinstance(each, Refused) else scored.model_validate(each) for each in found
         ]
-        return BatchScores(results=results)
+        return answers(results=results)
 
     _answer_errors(app)
     return app

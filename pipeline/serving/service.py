@@ -1,12 +1,7 @@
-"""Scores and micro-batches.
+"""Scores for whoever asks: uploads and paths to images, images and prompts to micro-batches.
 
-Scores for whoever asks: uploads and paths to images, images and prompts to micro-batches.
-
-Knows a scorer, image files and the limits on them. Must not know HTTP.
-
-Micro-batches: what is asked within a few milliseconds shares one forward pass.
-
-Knows asyncio and a function that scores many items at once. Must not know HTTP or models.
+What is asked within a few milliseconds shares one forward pass. Knows a scorer, image files, the limits on them and
+asyncio. Must not know HTTP.
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.images import UnreadableImage, read_image_bytes
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
+from deltaclip.pipeline.runs.prediction_table import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,6 +80,11 @@ class Service:
             self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size
         )
         self._decoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="decode")
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the scores that an answer has."""
+        return list(Scores.nothing(0, [target.name for target in self.scorer.heads.targets]).columns())
 
     async def stop(self) -> None:
         """End the threads."""

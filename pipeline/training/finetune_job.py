@@ -1,10 +1,7 @@
-"""One finetune command; heads to start from.
+"""One command of `finetune` while it runs: backbone, cut towers and their inputs, its repeats, the run at the end.
 
-One command of `finetune` while it runs: backbone, cut towers and their inputs, its repeats, the run at the end.
-
-Knows the settings of `finetune` and where its unfinished state lies.
-
-Heads of a finished run to start a fine-tuning from, refused where they do not belong to it.
+Heads of a finished run to start from are refused where they do not belong to it. Knows the settings of `finetune` and
+where its unfinished state lies.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer, sha256_file
 from deltaclip.base.options import option_name, settings_to_json
 from deltaclip.base.progress import say
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.features.backbone.decode_ahead import default_workers, spread
 from deltaclip.features.backbone.load import save_model
 from deltaclip.features.backbone.precision import Choice, autocast_type, probe_pixels, training_precision
@@ -33,16 +29,17 @@ from deltaclip.features.store.writer import differences
 from deltaclip.pipeline.api.scorer import Scorer, score_images
 from deltaclip.pipeline.loop.epochs import StateFile
 from deltaclip.pipeline.rows.cached_rows import image_files, row_keys, text_keys
+from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.runs.folder import TunedBackbone, free_run_path, library_versions, open_run
 from deltaclip.pipeline.runs.measure import repeat_configs
-from deltaclip.pipeline.runs.prediction_table import Scores, read_blocks
+from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, read_blocks
 from deltaclip.pipeline.runs.run_backbone import Recorded, load_recorded
 from deltaclip.pipeline.runs.run_split import SIDES, read_run_rows, shared
 from deltaclip.pipeline.runs.save_run import judge, save_run
 from deltaclip.pipeline.training.tower_inputs import SideMaker
 from deltaclip.pipeline.training.tower_model import backbone_tensors
 from deltaclip.pipeline.training.train_heads import head_spec
-from deltaclip.pipeline.training.train_towers import Stage, heads_config, tune_towers
+from deltaclip.pipeline.training.train_towers import Stage, tune_towers
 from deltaclip.pipeline.words.plan_words import describe, mode_words, tune_warnings
 
 if TYPE_CHECKING:
@@ -50,13 +47,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.towers import CutTower
-    from deltaclip.pipeline.model.heads import HeadSpec
+    from deltaclip.pipeline.model.heads import Heads, HeadSpec
     from deltaclip.pipeline.rows.cached_rows import CacheRows
-    from deltaclip.pipeline.rows.task import LossWeights
     from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.runs.run_split import RunRows
     from deltaclip.pipeline.runs.save_run import Finished
@@ -81,7 +77,6 @@ class TuningJob:
         config: FinetuneConfig,
         rows: CacheRows,
         splits: Sequence[Split],
-        weights: LossWeights,
         *,
         device: str,
         processes: Processes,
@@ -91,7 +86,11 @@ class TuningJob:
         Raises:
             UserError: the cache was imported, images are missing, another backbone, heads that do not fit.
         """
-        self.config, self.rows, self.splits, self.weights = config, rows, splits, weights
+        self.config, self.rows = config, rows
+        self.tasks = [
+            Task(config=one, rows=rows, split=split) for one, split in zip(repeat_configs(config), splits, strict=True)
+        ]
+        self.whole = Task(config=config, rows=rows, split=splits[0])
         self.device, self.processes = torch.device(device), processes
         request = rows.header["request"]
         if request.get("imported"):
@@ -107,7 +106,7 @@ class TuningJob:
                 remedy=remedy,
             )
         self.files = image_files(rows, config.image_root, allow_outside=config.allow_outside)
-        self.started = heads_of_run(config, rows, splits, weights) if config.init_heads else None
+        self.started = heads_of_run(self.tasks) if config.init_heads else None
         self.backbone = load_recorded(
             Recorded(rows.facts, request, place=rows.path, what="is of"),
             device=device,
@@ -123,9 +122,9 @@ class TuningJob:
                 tower.use_checkpointing()
         self.mode = run_mode(config, self.image.frozen_blocks)
         words = mode_words(config, self.image, self.text, precision=choice, processes=processes)
-        self.description = describe(heads_config(config), rows, weights, mode=words)
-        self.warnings = list(dict.fromkeys(line for split in splits for line in tune_warnings(config, rows, split)))
-        if config.freeze_text_layers is not None and not weights.see_prompts:
+        self.description = describe(self.whole, mode=words)
+        self.warnings = list(dict.fromkeys(line for task in self.tasks for line in tune_warnings(task)))
+        if config.freeze_text_layers is not None and not self.whole.sees_prompts:
             self.warnings.append("warning: --freeze-text-layers is not used: nothing that trains sees the prompt")
         # Where the run will lie, and its state until then.
         self.name = f"{config.cache.stem}_{self.mode}"
@@ -156,7 +155,7 @@ class TuningJob:
             self.backbone,
             freeze_layers=_blocks(image, tower_depth(model, "image")),
             freeze_text_layers=None if text is None else _blocks(text, tower_depth(model, "text")),
-            train_text=self.weights.see_prompts,
+            train_text=self.whole.sees_prompts,
         )
 
     def _digest(self) -> str:
@@ -171,14 +170,14 @@ class TuningJob:
     def learn(self) -> list[Finished]:
         """Train every repeat and judge it; of an interrupted run, only what is left."""
         with self._writing():
-            stage, configs = self._stage(), repeat_configs(self.config)
-            originals = self._copied() if len(configs) > 1 else {}
+            stage = self._stage()
+            originals = self._copied() if len(self.tasks) > 1 else {}
             repeats: list[Finished] = []
-            for number, (config, split) in enumerate(zip(configs, self.splits, strict=True), start=1):
-                what = f"training {number} of {len(configs)}" if len(configs) > 1 else "training"
+            for number, task in enumerate(self.tasks, start=1):
+                what = f"training {number} of {len(self.tasks)}" if len(self.tasks) > 1 else "training"
                 if number > 1:
                     self._put_back(originals)
-                done = self._repeat(config, split, stage, what=what)
+                done = self._repeat(task, stage, what=what)
                 if number > 1:  # the run keeps the weights of the first
                     done = replace(done, learned=replace(done.learned, tuned=None))
                 repeats.append(done)
@@ -224,19 +223,20 @@ class TuningJob:
             started=None if self.started is None else (self.started.spec, self.started.heads),
         )
 
-    def _repeat(self, config: FinetuneConfig, split: Split, stage: Stage, *, what: str) -> Finished:
+    def _repeat(self, task: Task[FinetuneConfig], stage: Stage, *, what: str) -> Finished:
+        config = task.config
         path = self.work / f"{config.split_seed}.safetensors"
         state = StateFile(path, writes=self.processes.is_first, device=self.device)
         if state.path.exists() and self.processes.is_first:
             say(f"{what}: goes on from {state.path}")
-        learned, model = tune_towers(config, self.rows, split, self.weights, stage=stage, state=state, what=what)
+        learned, model = tune_towers(task, stage=stage, state=state, what=what)
         write_full = self._write_full if config.save_full else None
         learned = replace(learned, tuned=TunedBackbone(tensors=self._copied(), write_full=write_full))
         shown = self.processes.is_first
         if not self._is_exact:
-            return judge(self.rows, split, self.weights, learned, scores=self._predicted(learned), shown=shown)
+            return judge(task, learned, scores=self._predicted(learned), shown=shown)
         embedded = model.embed(self.rows, np.arange(len(self.rows.rows)))
-        return judge(self.rows, split, self.weights, learned, embedded=embedded, shown=shown)
+        return judge(task, learned, embedded=embedded, shown=shown)
 
     @property
     def _is_exact(self) -> bool:
@@ -245,14 +245,16 @@ class TuningJob:
 
     def _predicted(self, learned: Learned) -> Scores:
         """Return the scores of all rows as `predict` computes them."""
-        scorer = Scorer(learned.heads, self.backbone, LABELS)
+        scorer = Scorer(learned.heads, self.backbone, learned.spec.names)
         everything = np.arange(len(self.rows.rows))
         mine = self.processes.share(len(everything))
         found = score_images(scorer, self.rows, self.files, everything[mine])
         return Scores(
-            **{
-                name: self.processes.gathered(column, mine, len(everything), self.device)
-                for name, column in found.columns().items()
+            {
+                target: ScoreColumns(
+                    *(self.processes.gathered(column, mine, len(everything), self.device) for column in columns)
+                )
+                for target, columns in found.targets.items()
             }
         )
 
@@ -272,9 +274,7 @@ class TuningJob:
             self.processes.wait()
             return self.path
         run = save_run(
-            heads_config(config),
-            self.rows,
-            self.weights,
+            self.whole,
             done,
             name=self.name,
             others=others,
@@ -314,8 +314,6 @@ PLACE = "--init-heads"
 # What shapes heads, by the option that asks for it; the rest of a spec is either fixed or does not outlive training.
 OPTIONS = {
     "kind": "residual_learning",
-    "scale_q": "residual_scale_q",
-    "scale_c": "residual_scale_c",
     "scale_mode": "scale_mode",
     "two_branch": "two_branch",
     "refinement": "refinement",
@@ -328,17 +326,18 @@ class InitHeads:
     """Heads with what they are built from, and the SHA-256 of their checkpoint."""
 
     spec: HeadSpec
-    heads: nn.Module
+    heads: Heads
     fingerprint: str
 
 
-def heads_of_run(config: FinetuneConfig, rows: CacheRows, splits: Sequence[Split], weights: LossWeights) -> InitHeads:
-    """Return the heads of `config.init_heads`.
+def heads_of_run(tasks: Sequence[Task[FinetuneConfig]]) -> InitHeads:
+    """Return the heads of --init-heads, for the repeats of a training.
 
     Raises:
         UserError: they were trained on another backbone, or on test rows of a split; they are others than the settings
             ask for; their base is a kernel, which stands on embeddings that will change.
     """
+    config, rows = tasks[0].config, tasks[0].rows
     assert config.init_heads is not None
     run = open_run(config.init_heads)
     if run.is_tuned:
@@ -350,16 +349,28 @@ def heads_of_run(config: FinetuneConfig, rows: CacheRows, splits: Sequence[Split
     if run.spec.kernels:
         remedy = "give a run of --base-init calibrated"
         raise UserError("its base is a kernel on embeddings that will change", place=run.path, remedy=remedy)
-    wanted = head_spec(heads_config(config), rows, weights)
-    for name, option in OPTIONS.items():
-        there, here = getattr(run.spec, name), getattr(wanted, name)
-        if there != here:
+    _check_spec(run, head_spec(tasks[0]))
+    _check_rows(run, rows, [task.split for task in tasks], config.init_heads)
+    return InitHeads(spec=run.spec, heads=run.heads, fingerprint=sha256_file(run.checkpoint))
+
+
+def _check_spec(run: RunFolder, wanted: HeadSpec) -> None:
+    """Refuse heads that are not those that the settings ask for on this cache."""
+    there, here = ({target.name: target for target in spec.targets} for spec in (run.spec, wanted))
+    if [(name, target.sees) for name, target in there.items()] != [
+        (name, target.sees) for name, target in here.items()
+    ]:
+        remedy = "train heads on this cache first"
+        message = f"its heads predict {' and '.join(there)}, the cache has {' and '.join(here)}"
+        raise UserError(message, place=run.path, remedy=remedy)
+    shapes = [(name, option, getattr(run.spec, name), getattr(wanted, name)) for name, option in OPTIONS.items()]
+    scales = [(f"a {name} scale of", "scale", there[name].scale, here[name].scale) for name in here]
+    for name, option, found, asked in (*shapes, *scales):
+        if found != asked:
             remedy = f"give {option_name(option)} as that run had it, or train heads anew"
             raise UserError(
-                f"its heads have {name} {there}, the settings ask for {here}", place=run.path, remedy=remedy
+                f"its heads have {name} {found}, the settings ask for {asked}", place=run.path, remedy=remedy
             )
-    _check_rows(run, rows, splits, config.init_heads)
-    return InitHeads(spec=run.spec, heads=run.heads, fingerprint=sha256_file(run.checkpoint))
 
 
 def _check_rows(run: RunFolder, rows: CacheRows, splits: Sequence[Split], place: Path) -> None:

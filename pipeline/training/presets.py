@@ -1,12 +1,6 @@
-"""The table and how it applies.
+"""Presets: settings that suit an amount of data, one table for every mode, and what one sets, leaves and cannot apply.
 
-A preset applied to the settings of a training: what it sets, what was given and wins, what does not apply.
-
-Knows settings of `train` and `finetune` and the table of presets. Must not know rows or heads.
-
-Presets: settings that suit an amount of data, one table for every mode.
-
-Knows the table and how `auto` picks from it. Must not know stages, caches or how an option was given.
+An option that was given wins. Knows settings of `train` and `finetune`. Must not know rows or heads.
 """
 
 from __future__ import annotations
@@ -15,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deltaclip.base.options import option_name
-from deltaclip.pipeline.settings import FinetuneConfig, LearningSettings
+from deltaclip.pipeline.settings import FinetuneConfig, LearningSettings, words_by_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +18,7 @@ if TYPE_CHECKING:
 # ---- A preset applied to the settings of a training: what it sets, what was given and wins, what does not apply
 
 
-SCALES = ("residual_scale_q", "residual_scale_c")
+SCALES = ("scale",)
 FREEZING = ("freeze_layers", "partial_freeze", "freeze_clip")  # options that say how much stays frozen
 Config = TypeVar("Config", bound=LearningSettings)
 
@@ -47,7 +41,7 @@ class AppliedPreset:
     def lines(self) -> list[str]:
         """Return the preset in words, for a person."""
         why = f"auto: {self.reason}" if self.reason else f"for {self.audience}"
-        settings = ", ".join(f"{option_name(name)} {value:g}" for name, value in self.applied.items())
+        settings = ", ".join(f"{option_name(name)} {_word(value)}" for name, value in self.applied.items())
         won = f"; given and kept: {', '.join(map(option_name, self.given))}" if self.given else ""
         lines = [f"preset        {self.name} ({why}): {settings or 'nothing left to set'}{won}"]
         return [*lines, f"              not used here: {self.unused}"] if self.unused else lines
@@ -71,6 +65,9 @@ def apply_preset(config: Config, *, num_rows: int) -> tuple[Config, AppliedPrese
     fitting = {key: value for key, value in part[0].items() if key not in without}
     unused = [*(["scales: direct heads have none"] if without else []), *part[1]]
     given = {key for key in fitting if key in config.given}
+    if "scale" in given and words_by_target(config.scale).keys().isdisjoint({""}):  # of some targets: not of the others
+        given.remove("scale")
+        fitting["scale"] = f"{fitting['scale']},{config.scale}"
     if "freeze_layers" in fitting and config.given & set(FREEZING):
         given.add("freeze_layers")
     applied = {key: value for key, value in fitting.items() if key not in given}
@@ -83,6 +80,10 @@ def apply_preset(config: Config, *, num_rows: int) -> tuple[Config, AppliedPrese
         unused="; ".join(unused),
     )
     return replace(config, **applied), about
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _frozen_part(preset: Preset, lr: float) -> tuple[dict[str, Any], list[str]]:
@@ -127,13 +128,13 @@ PRESETS = {
     # Little data: a small correction, and small batches so that the heads still take as many steps.
     "small": Preset(
         audience=f"under {FEW_ROWS:,} rows",
-        heads={"residual_scale_q": 0.1, "residual_scale_c": 0.1, "epochs": 30, "batch_size": 16},
+        heads={"scale": "0.1", "epochs": 30, "batch_size": 16},
         backbone_lr=1e-5,
         freeze=0.83,
     ),
     "balanced": Preset(
         audience=f"over {MANY_ROWS:,} rows",
-        heads={"residual_scale_q": 0.2, "residual_scale_c": 0.2, "epochs": 20, "batch_size": 32},
+        heads={"scale": "0.2", "epochs": 20, "batch_size": 32},
         backbone_lr=3e-5,
         freeze=0.75,
     ),

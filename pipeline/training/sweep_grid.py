@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.options import option_name
-from deltaclip.pipeline.settings import SWEPT, Range, SweepConfig, TrainConfig, swept_values
+from deltaclip.pipeline.settings import BY_TARGET, PLAIN, Range, SweepConfig, TrainConfig, sweep_axes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 # More would fill the table with noise before it fills the machine: 10,000 draws of one winner are chance.
@@ -30,18 +29,46 @@ def sweep_settings(config: SweepConfig) -> list[TrainConfig]:
     Raises:
         UserError: a value that is no number, out of range or not a choice; a range without --samples; too many.
     """
-    axes = {name: swept_values(name, getattr(config, name)) for name in SWEPT}
+    axes = sweep_axes(config)
     chosen = _sampled(axes, config.samples, seed=config.data_seed) if config.samples else _grid(axes)
-    common = {field.name: getattr(config, field.name) for field in fields(TrainConfig) if hasattr(config, field.name)}
-    found = [TrainConfig(**{**common, **values}) for values in chosen]
+    own = {*PLAIN, *BY_TARGET, *(name for names in BY_TARGET.values() for name in names.values())}
+    names = [field.name for field in fields(TrainConfig) if hasattr(config, field.name) and field.name not in own]
+    common = {name: getattr(config, name) for name in names}
+    found = [TrainConfig(**{**common, **_setting(values)}) for values in chosen]
     return list(dict.fromkeys(found))
+
+
+def _setting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of `train` for one value of every axis."""
+    found = {name: value for name, value in values.items() if name in PLAIN}
+    for name in BY_TARGET:
+        of_targets = {axis: value for axis, value in values.items() if axis not in PLAIN}
+        named = {axis.removeprefix(f"{name}_"): v for axis, v in of_targets.items() if axis.startswith(f"{name}_")}
+        parts = [f"{values[name]!r}"] if name in values else []
+        found[name] = ",".join([*parts, *(f"{target}={value!r}" for target, value in named.items())])
+    return found
+
+
+def axis_names(config: SweepConfig) -> list[str]:
+    """Return the names of the axes of a sweep, in the order of its table."""
+    return list(sweep_axes(config))
+
+
+def axis_value(setting: TrainConfig, axis: str) -> Any:
+    """Return the value that a setting has on an axis."""
+    for name, numbers in (("scale", setting.scales), ("weight", setting.weights)):
+        if axis == name:
+            return numbers.default
+        if axis.startswith(f"{name}_") and axis not in PLAIN:
+            return numbers.of(axis.removeprefix(f"{name}_"))
+    return getattr(setting, axis)
 
 
 def _grid(axes: dict[str, list[Any] | Range]) -> list[dict[str, Any]]:
     lists = []
-    for name, axis in axes.items():
+    for axis in axes.values():
         if isinstance(axis, Range):
-            raise UserError("a range has no grid", place=option_name(name), remedy="give --samples, or values")
+            raise UserError("a range has no grid", place=axis.place, remedy="give --samples, or values")
         lists.append(axis)
     if (count := math.prod(map(len, lists))) > MAX_SETTINGS:
         remedy = f"give fewer values, or --samples of at most {MAX_SETTINGS:,}"
@@ -49,9 +76,9 @@ def _grid(axes: dict[str, list[Any] | Range]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*lists)]
 
 
-def varied(settings: Sequence[TrainConfig]) -> list[str]:
-    """Return the names of the swept settings that have more than one value."""
-    return [name for name in SWEPT if len({getattr(one, name) for one in settings}) > 1]
+def varied(settings: Sequence[TrainConfig], axes: Sequence[str]) -> list[str]:
+    """Return the names of the axes that have more than one value."""
+    return [axis for axis in axes if len({axis_value(one, axis) for one in settings}) > 1]
 
 
 def _draw(axis: Range, generator: np.random.Generator) -> float:

@@ -1,15 +1,8 @@
-"""Pixels, tokens, cached activations.
-
-What goes into the trainable part of a tower, entry by entry: cached activations, or pixels and tokens themselves.
-
-Knows boundary files, image files and views. Must not know heads or training.
+"""What goes into the trainable part of a tower, entry by entry: cached activations, or pixels and tokens themselves.
 
 Entries are those of the feature cache: numbers of its distinct images and of its distinct texts. `epoch` draws a view
-of each image; None is what validation and test see, the view `center`.
-
-The towers of a fine-tuning with what goes into them: boundary files where activations are cached, else raw inputs.
-
-Knows caches, boundary files and towers. Must not know heads or training.
+of each image; None is what validation and test see, the view `center`. Knows caches, boundary files, image files and
+towers. Must not know heads or training.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Rows to loss through towers; steps read ahead.
+"""Heads and towers of CLIP as one model that trains: rows to embeddings to scores to a loss.
 
-Heads and towers of CLIP as one model that trains: rows to embeddings to scores to a loss.
-
-Knows towers, their inputs and heads. Must not know settings, files or run directories.
+Steps draw rows as everywhere, with the towers' inputs read ahead. Knows towers, their inputs and heads. Must not know
+settings, files or run directories.
 
 Shapes: B rows of a part, E distinct entries among them, D width, I distinct images, T distinct texts.
-
-Steps of a fine-tuning: rows drawn as everywhere, with the towers' inputs read ahead.
 """
 
 from __future__ import annotations
@@ -21,18 +18,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deltaclip.pipeline.model.scores import Batch, run_heads
+from deltaclip.pipeline.model.scores import run_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from deltaclip.features.backbone.towers import CutTower
     from deltaclip.pipeline.loop.batches import MemoryBatches
+    from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.model.losses import Objective
+    from deltaclip.pipeline.model.scores import Batch
     from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.training.processes import Processes
     from deltaclip.pipeline.training.tower_inputs import TowerInputs
@@ -64,7 +63,7 @@ class TunePart(NamedTuple):
     mine: slice
 
     def __len__(self) -> int:
-        return len(self.batch.q_B)
+        return self.batch.num_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class TunedModel:
 
     def __init__(
         self,
-        heads: nn.Module,
+        heads: Heads,
         image: TowerSide,
         text: TowerSide | None,
         *,
@@ -117,8 +116,7 @@ class TunedModel:
         batch, device = part.batch, self.device
         v_BD = self._embedded(self.image, part.images, part.mine, len(part))
         t_BD = batch.t_BD if self.text is None else self._embedded(self.text, part.texts, part.mine, len(part))
-        columns = {name: column.to(device) for name, column in batch._asdict().items() if column is not None}
-        moved = Batch(**(columns | {"v_BD": v_BD, "t_BD": t_BD.to(device)}))
+        moved = batch._replace(v_BD=v_BD, t_BD=t_BD).map(lambda column: column.to(device))
         return self.objective(run_heads(self.heads, moved), moved)
 
     def share_gradients(self) -> None:
@@ -225,19 +223,21 @@ class SideBatches:
         mine = self.processes.share(len(rows_B))
         own = rows_B.cpu().numpy()[mine]
         return TunePart(
-            batch=self.memory.take(rows_B)._replace(**(self._weights(rows_B, step_S) if self.by_row else {})),
+            batch=self._batch(rows_B, step_S),
             images=self.image.entries(self.image_N[own], epoch),
             texts=None if self.text is None else self.text.entries(self.prompt_N[own], epoch),
             mine=mine,
         )
 
-    def _weights(self, rows_B: Tensor, step_S: Tensor) -> dict[str, Tensor]:
-        """Return weights of labels that make of the mean over parts, by rows, that over the step's labelled rows."""
-        found = {}
-        for head, label_N in (("q", self.memory.q_N), ("c", self.memory.c_N)):
+    def _batch(self, rows_B: Tensor, step_S: Tensor) -> Batch:
+        """Return rows, their weights such that the mean over parts, by rows, is that over the step's labelled rows."""
+        batch = self.memory.take(rows_B)
+        if not self.by_row:
+            return batch
+        weights = dict(batch.weight_B)
+        for target, label_N in self.memory.label_N.items():
             here, there = ((~label_N[rows].isnan()).float().mean() for rows in (rows_B, step_S))
             if here != there:
-                given_N = self.memory.columns_N.get(f"{head}_weight_B")
-                weight_B = torch.ones_like(label_N[rows_B]) if given_N is None else given_N[rows_B]
-                found[f"{head}_weight_B"] = weight_B * (here / there)
-        return found
+                given_B = weights.get(target)
+                weights[target] = (torch.ones_like(label_N[rows_B]) if given_B is None else given_B) * (here / there)
+        return batch._replace(weight_B=weights)

@@ -1,19 +1,13 @@
-"""Task -> Learned; bases.
+"""One training: heads on the training rows of a split, the epoch chosen on its validation rows.
 
-One training: heads on the training rows of a split, the epoch chosen on its validation rows.
-
-Knows the settings of `train`, rows and heads. Must not know run directories or the test rows.
-
-The bases of residual heads before training: plain, linear in closed form, or kernels on a view.
-
-Knows rows, splits and heads. Must not know training or files.
+Bases of residual heads are there before: plain, linear in closed form, or kernels on a view. Knows the settings of
+`train`, rows and heads. Must not know run directories or the test rows.
 
 Shapes: N rows of the cache.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,28 +15,28 @@ import numpy as np
 import torch
 
 from deltaclip.base.progress import Progress
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.pipeline.loop.epochs import EpochRow, FitPlan, FitResult, Validation, fit, seeded
 from deltaclip.pipeline.model.calibrate import Sums, calibrate, calibrate_branch, fit_line
-from deltaclip.pipeline.model.heads import DirectHeads, HeadSpec, KernelShape, ResidualHeads, build_heads
+from deltaclip.pipeline.model.heads import DirectHeads, HeadSpec, KernelShape, TargetSpec, build_heads
 from deltaclip.pipeline.model.kernel import Kernel, Part, Refits, fit_kernel
 from deltaclip.pipeline.model.kernel_on_score import Score, fit_kernel_on_score
 from deltaclip.pipeline.model.level import clamp_shift
 from deltaclip.pipeline.model.losses import weighted_loss
+from deltaclip.pipeline.model.scores import head_name
 from deltaclip.pipeline.rows.split_rows import joined_groups
-from deltaclip.pipeline.rows.task import training_columns
-from deltaclip.pipeline.runs.measure import rankable_labels, trained_labels
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
-from deltaclip.pipeline.scoring.agreement import pearson, srocc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from deltaclip.pipeline.loop.batches import Columns
+    from deltaclip.pipeline.model.heads import Heads
+    from deltaclip.pipeline.model.losses import Objective
     from deltaclip.pipeline.rows.cached_rows import Batches, CacheRows
-    from deltaclip.pipeline.rows.task import LossWeights
+    from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.runs.folder import TunedBackbone
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import TrainConfig
@@ -60,72 +54,49 @@ class Learned:
     """
 
     spec: HeadSpec
-    heads: nn.Module
+    heads: Heads
     calibration: dict[str, Any] | None
     fitted: FitResult
-    columns: dict[str, Tensor] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     tuned: TunedBackbone | None = None
 
-    @property
-    def scales(self) -> tuple[float | None, float | None]:
-        """Quality and consistency scale in force, None for direct heads."""
-        return self.heads.scales() if isinstance(self.heads, ResidualHeads) else (None, None)
 
-
-def learn(
-    config: TrainConfig,
-    rows: CacheRows,
-    split: Split,
-    weights: LossWeights,
-    *,
-    what: str = "training",
-    log: Callable[[EpochRow], None] | None = None,
-) -> Learned:
+def learn(task: Task[TrainConfig], *, what: str = "training", log: Callable[[EpochRow], None] | None = None) -> Learned:
     """Calibrate and fit heads; the test rows are not looked at.
 
     Args:
-        config: settings of the training.
-        rows: the cache.
-        split: sides of its rows.
-        weights: loss weights that are in force.
+        task: what to learn.
         what: stands before the progress bar.
         log: is given every epoch.
 
     Raises:
         UserError: a training loss that is not finite.
     """
+    config, rows = task.config, task.rows
     kernels = None
     if config.residual_learning and config.base_init == "kernel":
-        trained = trained_labels(rows, split.train, weights[:2])
-        kernels = fit_kernels(rows, split, labels=trained, view=config.view, seed=config.split_seed)
-    spec = head_spec(config, rows, weights, kernels=None if kernels is None else kernels.shape)
-    fields, device = {} if kernels is None else kernels.columns, rows.device
-    ranked = sorted(set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2])))
-    truth = {label: rows.label(label)[split.val] for label in ranked}
-    batches = rows.batches(
-        split.train,
-        batch_size=config.batch_size,
-        seed=config.split_seed,
-        columns=training_columns(config, rows, split.train) | of_rows(fields, split.train),
-        explanations=spec.rationale,
-    )
-    val = rows.batches(split.val, batch_size=1, columns=of_rows(fields, split.val)) if ranked else batches
-    with seeded(config.seed, device), Progress(config.epochs, what, unit="epochs") as progress:
-        heads = build_heads(spec).to(device)
-        calibration = None
-        if isinstance(heads, DirectHeads) and heads.two_branch:
-            calibration = calibrate_branch(heads, lambda: batches.in_order(SCORE_BATCH)).to_json()
-        elif isinstance(heads, ResidualHeads):
-            calibration = start_bases(heads, config.base_init, batches, kernels)
+        kernels = fit_kernels(rows, task.split, labels=task.trained, view=config.view, seed=config.split_seed)
+    spec = head_spec(task, kernels=None if kernels is None else kernels.shape)
+    columns = {} if kernels is None else {"kernel_B": kernels.columns}
+    batches = task.train_batches(columns=columns)
+    val = task.val_batches(columns=columns) if task.ranked else batches
+    with seeded(config.seed, rows.device), Progress(config.epochs, what, unit="epochs") as progress:
+        heads = build_heads(spec).to(rows.device)
+        calibration = start_bases(heads, config.base_init, batches, kernels)
+
+        def validate() -> Validation:
+            scores = score(heads, val.in_order(SCORE_BATCH))
+            return task.judge({target: scores.of(target) for target in task.ranked})
+
         fitted = fit(
             heads,
             batches,
-            objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c, w_exp=weights.exp),
+            objective=objective_of(task),
             plan=fit_plan(config),
-            validate=_validator(heads, val, truth) if ranked else None,
+            validate=validate if task.ranked else None,
             on_epoch=_each_epoch(progress, log),
         )
-    return Learned(spec=spec, heads=heads, calibration=calibration, fitted=fitted, columns=fields)
+    return Learned(spec=spec, heads=heads, calibration=calibration, fitted=fitted, columns=columns)
 
 
 def _each_epoch(progress: Progress, log: Callable[[EpochRow], None] | None) -> Callable[[EpochRow], None]:
@@ -135,6 +106,12 @@ def _each_epoch(progress: Progress, log: Callable[[EpochRow], None] | None) -> C
             log(row)
 
     return take
+
+
+def objective_of(task: Task[Any]) -> Objective:
+    """Return the loss that the settings ask for."""
+    weights = task.weights
+    return weighted_loss(task.config.loss, weights=weights.targets, w_exp=weights.explanations)
 
 
 def fit_plan(config: TrainConfig) -> FitPlan:
@@ -150,94 +127,61 @@ def fit_plan(config: TrainConfig) -> FitPlan:
     )
 
 
-def of_rows(columns: Mapping[str, Tensor], chosen: NDArray[np.int64]) -> dict[str, Tensor]:
-    """Return some rows of columns."""
-    return {name: column_N[torch.from_numpy(chosen).to(column_N.device)] for name, column_N in columns.items()}
-
-
-def head_spec(
-    config: TrainConfig, rows: CacheRows, weights: LossWeights, *, kernels: KernelShape | None = None
-) -> HeadSpec:
-    """Return the heads that the settings ask for."""
+def head_spec(task: Task[Any], *, kernels: KernelShape | None = None) -> HeadSpec:
+    """Return the heads that the settings ask for, one for each target of the cache."""
+    config = task.config
     direct = not config.residual_learning
     return HeadSpec(
-        dim=rows.dim,
+        dim=task.rows.dim,
+        targets=tuple(TargetSpec(each.name, each.sees, config.scales.of(each.name)) for each in task.rows.targets),
         kind="direct" if direct else "residual",
-        scale_q=config.residual_scale_q,
-        scale_c=config.residual_scale_c,
         scale_mode=config.scale_mode,
         dropout=config.dropout,
         two_branch=direct and config.two_branch,
         refinement=direct and config.refinement,
-        rationale=weights.exp > 0,
+        rationale=task.weights.explanations > 0,
         kernels=kernels,
     )
 
 
-def _validator(
-    heads: nn.Module, batches: Batches, labels: Mapping[str, NDArray[np.floating]]
-) -> Callable[[], Validation]:
-    """Return a hook that scores the validation rows and judges them by the labels that can be ranked."""
-
-    def validate() -> Validation:
-        scores = score(heads, batches.in_order(SCORE_BATCH))
-        return validation({label: scores.of(label) for label in labels}, labels)
-
-    return validate
-
-
-def validation(predicted: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]]) -> Validation:
-    """Judge scores of the validation rows: a head's figure to choose by is the mean of SROCC and PLCC (`main`).
-
-    NaN for constant scores and for those of heads that diverged. Labels are NaN where missing.
-    """
-    mains, figures = {}, {}
-    for label, truth in labels.items():
-        known = ~np.isnan(truth)
-        x, y = predicted[label][known], truth[known]
-        finite = bool(np.isfinite(x).all())
-        rank, linear = (srocc(x, y), pearson(x, y)) if finite else (math.nan, math.nan)
-        figures[f"val_{label}_srocc"], figures[f"val_{label}_plcc"] = rank, linear
-        mains[label] = (rank + linear) / 2
-    return Validation(mains, figures)
-
-
 def epoch_note(row: EpochRow) -> str:
     """Return loss and validation figures of an epoch, for a progress bar."""
-    names = {"val_quality_srocc": "q", "val_consistency_srocc": "c"}
-    shown = [f"{letter} {row.figures[name]:.3f}" for name, letter in names.items() if name in row.figures]
+    found = {name.removeprefix("val_").removesuffix("_srocc"): f for name, f in row.figures.items() if "srocc" in name}
+    shown = [f"{target} {figure:.3f}" for target, figure in found.items()]
     return f"loss {row.train_loss:.4f}, SROCC {' '.join(shown)}" if shown else f"loss {row.train_loss:.4f}"
 
 
 # ---- The bases of residual heads before training: plain, linear in closed form, or kernels on a view
 
 
-# Mean squared distance of prompts and of the quality kernel's score in the consistency kernel (the view has 1): see
+# Mean squared distance of prompts and of an image kernel's score in the kernel of a pair (the view has 1): see
 # docs/heads.md.
-PROMPT_WEIGHT, QUALITY_WEIGHT = 0.15, 0.1
+PROMPT_WEIGHT, SCORE_WEIGHT = 0.15, 0.1
 
 
 @dataclass(frozen=True)
 class Kernels:
     """Kernels fitted on training and validation rows, in the state of heads, and what they say of every row.
 
-    `columns` has the fields `q_kernel_B`, `c_kernel_B` of `Batch` for all N rows: of a fitted row what a fit without
-    that row's group says, so that corrections learn from errors as large as those of new rows.
+    `columns` has what kernels say of all N rows by target, `kernel_B` of `Batch`: of a fitted row what a fit without
+    that row's group says, so that corrections learn from errors as large as those of new rows. `lines` are slope and
+    offset of the pairs' lines.
     """
 
     shape: KernelShape
     state: dict[str, Tensor]
-    slope: float
-    offset: float
+    lines: dict[str, tuple[float, float]]
     columns: dict[str, Tensor] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
-    def put_into(self, heads: ResidualHeads) -> None:
+    def put_into(self, heads: Heads) -> None:
         """Set kernels, a and b of heads that were built for them."""
-        heads.load_state_dict({**heads.state_dict(), **self.state})
-        with torch.no_grad():
-            heads.c_slope.fill_(self.slope)
-            heads.c_offset.fill_(self.offset)
+        lines = {
+            f"{head_name(target)}.{name}": torch.tensor(value)
+            for target, line in self.lines.items()
+            for name, value in zip(("slope", "offset"), line, strict=True)
+        }
+        heads.load_state_dict({**heads.state_dict(), **self.state, **lines})
 
 
 def base_view(*settings: TrainConfig) -> str | None:
@@ -246,12 +190,12 @@ def base_view(*settings: TrainConfig) -> str | None:
 
 
 def fit_kernels(rows: CacheRows, split: Split, *, labels: Collection[str], view: str, seed: int) -> Kernels:
-    """Fit the kernels of both labels; the test rows are not looked at.
+    """Fit the kernels of all targets; the test rows are not looked at.
 
-    Quality: kernel ridge of the label on the view. Consistency: least squares of the label on (s + 1)/2 first, as the
-    calibrated base, then kernel ridge of what is left on view, prompt and what the quality kernel says without the row
-    (`kernel_on_score.py`). Validation rows are fitted to as well: epochs are chosen on what the other groups say of
-    them. A label that is not trained, not among `labels`, is as if it were missing.
+    A target of the image: kernel ridge of the label on the view. One of a pair: least squares of the label on (s + 1)/2
+    first, as the calibrated base, then kernel ridge of what is left on view, prompt and what the kernel of the first
+    image target says without the row (`kernel_on_score.py`). Validation rows are fitted to as well: epochs are chosen
+    on what the other groups say of them. A target that is not trained, not among `labels`, is as if it were missing.
 
     The mean of each base over the rows that it was fitted to is that of their labels, and so is the mean of what
     left-out fits say of training rows.
@@ -261,48 +205,59 @@ def fit_kernels(rows: CacheRows, split: Split, *, labels: Collection[str], view:
     """
     fitted = np.zeros(len(rows.rows), dtype=bool)
     fitted[split.train] = fitted[split.val] = True
-    known = {label: np.where(fitted & (label in labels), rows.label(label), np.nan) for label in LABELS}
-    q_N, c_N = (torch.from_numpy(known[label].astype(np.float32)).to(rows.device) for label in LABELS)
-    groups_N, part = joined_groups(rows), Part(rows.view(), 1.0)
-    q = _on_view(part, q_N, groups_N, seed)
-    parts, score = [part, Part(rows.prompts(), PROMPT_WEIGHT, each=False)], Score(q.said_N, q.refits, QUALITY_WEIGHT)
-    z_N = (torch.from_numpy(rows.cosine()).to(rows.device) + 1) / 2
-    c = _on_score(parts, score, c_N, groups_N, z_N=z_N, seed=seed)
-    columns = {
-        "q_kernel_B": _levelled(q.said_N, torch.zeros_like(z_N), q_N, train=split.train, fitted_N=fitted),
-        "c_kernel_B": _levelled(c.said_N, c.slope * z_N + c.offset, c_N, train=split.train, fitted_N=fitted),
+    groups_N, part, targets = joined_groups(rows), Part(rows.view(), 1.0), rows.targets
+    label_N = {
+        each.name: torch.from_numpy(
+            np.where(fitted & (each.name in labels), rows.label(each.name), np.nan).astype(np.float32)
+        ).to(rows.device)
+        for each in targets
     }
+    nothing_N = torch.zeros(len(rows.rows), device=rows.device)
+    found: dict[str, _OfImage | _OfPair] = {}
+    score = Score(nothing_N, None, SCORE_WEIGHT)
+    for target in (each.name for each in targets if each.sees == "image"):
+        of_image = _of_image(part, label_N[target], groups_N, seed)
+        score = score if found else Score(of_image.said_N, of_image.refits, SCORE_WEIGHT)
+        found[target] = of_image
+    if pairs := [each.name for each in targets if each.sees == "pair"]:
+        parts = [part, Part(rows.prompts(), PROMPT_WEIGHT, each=False)]
+        z_N = (torch.from_numpy(rows.cosine()).to(rows.device) + 1) / 2
+        found |= {name: _of_pair(parts, score, label_N[name], groups_N, z_N=z_N, seed=seed) for name in pairs}
+    lines = {name: (base.slope, base.offset) for name, base in found.items() if isinstance(base, _OfPair)}
+    columns = {}
+    for name, base in found.items():
+        line_N = lines[name][0] * z_N + lines[name][1] if name in lines else nothing_N
+        columns[name] = _levelled(base.said_N, line_N, label_N[name], train=split.train, fitted_N=fitted)
     state = {
-        f"{letter}_kernel.{name}": value
-        for letter, kernel in (("q", q.kernel), ("c", c.kernel))
-        for name, value in kernel.state_dict().items()
+        f"{head_name(name)}.kernel.{part_name}": value
+        for name, base in found.items()
+        for part_name, value in base.kernel.state_dict().items()
     }
-    about = {"view": view, "slope": c.slope, "offset": c.offset, "q_kernel": q.fit, "c_kernel": c.fit}
-    points = (len(kernel.beta_L) for kernel in (q.kernel, c.kernel))
-    shape = KernelShape(view, int(part.vector_NW.shape[1]), *points)
-    return Kernels(shape, state, c.slope, c.offset, columns, about)
+    about = {"view": view, "lines": lines, "kernels": {name: base.fit for name, base in found.items()}}
+    points = {name: len(base.kernel.beta_L) for name, base in found.items()}
+    return Kernels(KernelShape(view, int(part.vector_NW.shape[1]), points), state, lines, columns, about)
 
 
-class _Quality(NamedTuple):
+class _OfImage(NamedTuple):
     kernel: Kernel
     said_N: Tensor
     refits: Refits | None = None
     fit: dict[str, Any] | None = None
 
 
-def _on_view(part: Part, label_N: Tensor, groups_N: NDArray[np.int64], seed: int) -> _Quality:
-    """Return the kernel of quality; without two groups to fit to it is the mean of the labels, or 0, everywhere."""
+def _of_image(part: Part, label_N: Tensor, groups_N: NDArray[np.int64], seed: int) -> _OfImage:
+    """Return the kernel of an image target; without two groups to fit to it is the mean of the labels, or 0."""
     if not _two_groups(label_N, groups_N):
         kernel = Kernel(part.vector_NW.shape[1], 0).to(label_N.device)
         kernel.intercept += label_N.nanmean().nan_to_num(0.0)
-        return _Quality(kernel, kernel.intercept.expand_as(label_N))
+        return _OfImage(kernel, kernel.intercept.expand_as(label_N))
     kernel, said_N, fit, refits = fit_kernel([part], label_N, groups_N, seed=seed)
     level = clamp_shift(refits.own_M, label_N[refits.rows_M])
     kernel.intercept += level
-    return _Quality(kernel, said_N + level, refits, fit.to_json())
+    return _OfImage(kernel, said_N + level, refits, fit.to_json())
 
 
-class _Consistency(NamedTuple):
+class _OfPair(NamedTuple):
     kernel: Kernel
     slope: float
     offset: float
@@ -310,19 +265,19 @@ class _Consistency(NamedTuple):
     fit: dict[str, Any] | None = None
 
 
-def _on_score(
+def _of_pair(
     parts: list[Part], score: Score, label_N: Tensor, groups_N: NDArray[np.int64], *, z_N: Tensor, seed: int
-) -> _Consistency:
-    """Return the kernel of consistency with its line; without two groups to fit to the line alone, or (s + 1)/2."""
+) -> _OfPair:
+    """Return the kernel of a pair target with its line; without two groups to fit to the line alone, or (s + 1)/2."""
     if not _two_groups(label_N, groups_N):
         width = sum(part.vector_NW.shape[1] for part in parts) + 1
         sums = Sums.zeros(1, z_N.device)
         sums.add(z_N.double()[:, None], label_N.double())
         slope, offset = fit_line(sums) if sums.num_rows else (1.0, 0.0)
-        return _Consistency(Kernel(width, 0).to(z_N.device), slope, offset, torch.zeros_like(z_N))
+        return _OfPair(Kernel(width, 0).to(z_N.device), slope, offset, torch.zeros_like(z_N))
     found = fit_kernel_on_score(parts, score, label_N, groups_N, x_N=z_N, seed=seed)
     offset = found.offset + clamp_shift(found.own_M, label_N[found.rows_M])
-    return _Consistency(found.kernel, found.slope, offset, found.said_N, found.fit.to_json())
+    return _OfPair(found.kernel, found.slope, offset, found.said_N, found.fit.to_json())
 
 
 def _two_groups(label_N: Tensor, groups_N: NDArray[np.int64]) -> bool:
@@ -340,13 +295,11 @@ def _levelled(
     return said_N + level * torch.from_numpy(fitted_N).to(said_N)
 
 
-def start_bases(
-    heads: ResidualHeads, base_init: str, batches: Batches, kernels: Kernels | None
-) -> dict[str, Any] | None:
+def start_bases(heads: Heads, base_init: str, batches: Batches, kernels: Kernels | None) -> dict[str, Any] | None:
     """Put the bases of new heads in place and return what was fitted, None for the plain start."""
     if kernels is not None:
         kernels.put_into(heads)
         return kernels.about
-    if base_init != "calibrated":
-        return None
-    return calibrate(heads, lambda: batches.in_order(SCORE_BATCH)).to_json()
+    if isinstance(heads, DirectHeads):
+        return calibrate_branch(heads, lambda: batches.in_order(SCORE_BATCH)) if heads.two_branch else None
+    return calibrate(heads, lambda: batches.in_order(SCORE_BATCH)) if base_init == "calibrated" else None

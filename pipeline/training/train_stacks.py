@@ -1,7 +1,7 @@
 """Many trainings of residual heads at once, in stacks; each gives what `learning.learn` gives alone.
 
-Quality and consistency heads share nothing, so what a label's head does not see is trained once: a grid of 8 scales for
-each label has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows.
+Heads share nothing, so what the head of a target does not see is trained once: a grid of 8 scales for each of two
+targets has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows.
 
 Shapes: K heads of a stack, N rows.
 """
@@ -19,10 +19,8 @@ from deltaclip.base.progress import Progress
 from deltaclip.pipeline.loop.epochs import EpochRow, FitResult, seeded
 from deltaclip.pipeline.loop.stack_learner import HeadPlan, StackJob, fit_stacks
 from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, build_heads
-from deltaclip.pipeline.model.scores import HEADS
 from deltaclip.pipeline.model.stack import HeadStack
-from deltaclip.pipeline.rows.task import loss_weights, training_columns
-from deltaclip.pipeline.runs.measure import rankable_labels, trained_labels
+from deltaclip.pipeline.rows.task import rankable_labels, trainable_labels, validation
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH
 from deltaclip.pipeline.training.train_heads import (
     Learned,
@@ -30,30 +28,27 @@ from deltaclip.pipeline.training.train_heads import (
     fit_kernels,
     fit_plan,
     head_spec,
-    of_rows,
     start_bases,
-    validation,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor
-
+    from deltaclip.pipeline.loop.batches import Columns
     from deltaclip.pipeline.loop.epochs import Validation
-    from deltaclip.pipeline.rows.cached_rows import Batches, CacheRows
-    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.rows.cached_rows import Batches
+    from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.settings import BaseInit, TrainConfig
 
 
-# Heads of one label that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
+# Heads of one target that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
 # 1 GB for 128 heads at D = 768.
 MAX_HEADS = 128
 
 
 @dataclass(frozen=True)
 class HeadKey:
-    """All that decides a head of one label, beside what the settings of a sweep have in common; sorts by rate."""
+    """All that decides a head of one target, beside what the settings of a sweep have in common; sorts by rate."""
 
     lr: float
     weight_decay: float
@@ -68,61 +63,62 @@ class HeadKey:
 class Stacked:
     """Settings that were trained together; `scores` are known for all, heads are made on demand."""
 
-    def __init__(self, settings: Sequence[TrainConfig], rows: CacheRows, split: Split, *, half: bool) -> None:
-        """Train all settings, which differ in nothing but what `HeadKey` names, on one split."""
-        self.settings, self.rows, self.split, self.half = list(settings), rows, split, half
-        first = self.settings[0]
-        self.labels = trained_labels(rows, split.train, (1.0, 1.0))
-        self.ranked = [label for label in rankable_labels(rows, split.val) if label in self.labels]
+    def __init__(self, tasks: Sequence[Task[TrainConfig]], *, half: bool) -> None:
+        """Train all tasks, of one cache and split, whose settings differ in nothing but what `HeadKey` names."""
+        self.first, self.half = tasks[0], half
+        self.rows, self.split = self.first.rows, self.first.split
+        self.targets = [target.name for target in self.rows.targets]
+        trainable = trainable_labels(self.rows, self.split.train)
+        self.ranked = [label for label in rankable_labels(self.rows, self.split.val) if label in trainable]
+        settings = [task.config for task in tasks]
         self.kernels = None
         if view := base_view(*settings):
-            most = [max(getattr(one, name) for one in settings) for name in ("w_q", "w_c")]
-            trained = trained_labels(rows, split.train, (most[0], most[1]))
-            self.kernels = fit_kernels(rows, split, labels=trained, view=view, seed=first.split_seed)
-        keys = {label: sorted({self.key(one, label) for one in settings}, key=_order) for label in HEADS}
+            trained = {label for task in tasks for label in task.trained}
+            seed = self.first.config.split_seed
+            self.kernels = fit_kernels(self.rows, self.split, labels=trained, view=view, seed=seed)
+        keys = {label: sorted({self.key(task, label) for task in tasks}, key=_order) for label in self.targets}
         self.num_heads = sum(map(len, keys.values()))
         self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}
         self._starts: dict[tuple[int, BaseInit], tuple[ResidualHeads, dict[str, Any] | None]] = {}
         self._generators: dict[int, torch.Generator] = {}
         passes = list(_passes(keys))
         self.seconds = 0.0
-        with Progress(first.epochs * len(passes), "sweeping", unit="epochs") as progress:
+        with Progress(self.first.config.epochs * len(passes), "sweeping", unit="epochs") as progress:
             for here in passes:
                 self._train(here, progress)
 
-    def key(self, config: TrainConfig, label: str) -> HeadKey:
-        """Return what decides the head of a label."""
-        weights = loss_weights(config, self.rows)
-        quality = label == "quality"
+    def key(self, task: Task[TrainConfig], label: str) -> HeadKey:
+        """Return what decides the head of a target."""
+        config = task.config
         return HeadKey(
             lr=config.lr,
             weight_decay=config.weight_decay,
             seed=config.seed,
-            scale=config.residual_scale_q if quality else config.residual_scale_c,
-            weight=weights.q if quality else weights.c,
+            scale=config.scales.of(label),
+            weight=task.weights.targets[label],
             dropout=config.dropout,
             loss=config.loss,
             base_init=config.base_init,
         )
 
-    def val_scores(self, config: TrainConfig) -> dict[str, float]:
-        """Return of each label that a setting trains what its best epoch reached on validation (`main`)."""
+    def val_scores(self, task: Task[TrainConfig]) -> dict[str, float]:
+        """Return of each target that a task trains what its best epoch reached on validation (`main`)."""
         found = {}
         for label in self.ranked:
-            key = self.key(config, label)
+            key = self.key(task, label)
             if key.weight > 0:
                 job, k = self._place[label, key]
                 found[label] = job.choice[k].score
         return found
 
-    def best_epochs(self, config: TrainConfig) -> dict[str, int]:
-        """Return the epoch that each head of a setting keeps."""
-        places = {label: self._place[label, self.key(config, label)] for label in HEADS}
+    def best_epochs(self, task: Task[TrainConfig]) -> dict[str, int]:
+        """Return the epoch that each head of a task keeps."""
+        places = {label: self._place[label, self.key(task, label)] for label in self.targets}
         return {label: job.choice[k].epoch for label, (job, k) in places.items()}
 
-    def learned(self, config: TrainConfig) -> Learned:
-        """Return the heads of one setting as `learn` would, with their history."""
-        spec = self._spec(config)
+    def learned(self, task: Task[TrainConfig]) -> Learned:
+        """Return the heads of one task as `learn` would, with their history."""
+        config, spec = task.config, self._spec(task)
         _, calibration = self._start(config.seed, config.base_init)
         columns = self._columns(config.base_init)
         with seeded(config.seed):
@@ -131,41 +127,37 @@ class Stacked:
         if self.kernels and config.base_init == "kernel":
             self.kernels.put_into(heads)
         best_epoch, best_score, jobs = {}, {}, {}
-        for label in HEADS:
-            job, k = self._place[label, self.key(config, label)]
+        for label in self.targets:
+            job, k = self._place[label, self.key(task, label)]
             jobs[label] = (job, k)
             best_epoch[label], best_score[label] = job.choice[k].epoch, job.choice[k].score
             with torch.no_grad():
-                for name, parameter in heads.named_parameters():
-                    if name in job.best:
-                        parameter.copy_(job.best[name][k])
+                for name, parameter in heads.head(label).named_parameters():
+                    parameter.copy_(job.best[name][k])
         if config.scale_mode == "curriculum":
             self._set_curriculum(heads, jobs, best_epoch)
         fitted = FitResult(self._history(config, jobs), best_epoch, best_score, stopped_early=False)
         return Learned(spec=spec, heads=heads.eval(), calibration=calibration, fitted=fitted, columns=columns)
 
-    def _spec(self, config: TrainConfig) -> HeadSpec:
-        shape = self.kernels.shape if self.kernels and config.base_init == "kernel" else None
-        return head_spec(config, self.rows, loss_weights(config, self.rows), kernels=shape)
+    def _spec(self, task: Task[TrainConfig]) -> HeadSpec:
+        shape = self.kernels.shape if self.kernels and task.config.base_init == "kernel" else None
+        return head_spec(task, kernels=shape)
 
-    def _columns(self, base_init: BaseInit) -> dict[str, Tensor]:
-        return self.kernels.columns if self.kernels and base_init == "kernel" else {}
+    def _columns(self, base_init: BaseInit) -> Columns:
+        return {"kernel_B": self.kernels.columns} if self.kernels and base_init == "kernel" else {}
 
     def _batches(self, base_init: BaseInit) -> Batches:
-        first, train = self.settings[0], self.split.train
-        return self.rows.batches(
-            train,
-            batch_size=first.batch_size,
-            seed=first.split_seed,
-            columns=training_columns(first, self.rows, train) | of_rows(self._columns(base_init), train),
-        )
+        return self.first.train_batches(columns=self._columns(base_init))
+
+    def _with_base(self, base_init: BaseInit) -> Task[TrainConfig]:
+        return replace(self.first, config=replace(self.first.config, base_init=base_init))
 
     def _start(self, seed: int, base_init: BaseInit) -> tuple[ResidualHeads, dict[str, Any] | None]:
         """Return new heads of a seed with their base, made once; what scales and dropout are does not matter."""
         if (seed, base_init) not in self._starts:
             device = self.rows.device
             with seeded(seed, device):
-                heads = build_heads(self._spec(replace(self.settings[0], base_init=base_init))).to(device)
+                heads = build_heads(self._spec(self._with_base(base_init))).to(device)
                 assert isinstance(heads, ResidualHeads)
                 # Training alone goes on with torch's own generator from here: its dropout.
                 self._generators[seed] = _generator_now(device)
@@ -186,7 +178,7 @@ class Stacked:
         self.seconds += fit_stacks(
             jobs,
             self._batches(base_init),
-            plan=fit_plan(self.settings[0]),
+            plan=fit_plan(self.first.config),
             generators=generators,
             validate=self._validator(base_init) if self.ranked else None,
             on_epoch=lambda _: progress.advance(note=_best_note(jobs)),
@@ -194,26 +186,24 @@ class Stacked:
 
     def _built(self, key: HeadKey) -> ResidualHeads:
         start, _ = self._start(key.seed, key.base_init)
-        start_spec = self._spec(replace(self.settings[0], base_init=key.base_init))
-        spec = replace(start_spec, scale_q=key.scale, scale_c=key.scale)
+        spec = self._spec(self._with_base(key.base_init)).with_scales(dict.fromkeys(self.targets, key.scale))
         with seeded(key.seed):
             heads = build_heads(spec)
         assert isinstance(heads, ResidualHeads)
-        own = {name: value for name, value in heads.state_dict().items() if name.startswith("scale_")}
+        own = {name: value for name, value in heads.state_dict().items() if "_head.scale." in name}
         state = {**start.state_dict(), **own}
         heads.load_state_dict(state)
         return heads.to(self.rows.device)
 
     def _validator(self, base_init: BaseInit) -> Callable[[HeadStack], list[Validation]]:
-        columns = of_rows(self._columns(base_init), self.split.val)
-        val = self.rows.batches(self.split.val, batch_size=1, columns=columns)
+        val = self.first.val_batches(columns=self._columns(base_init))
         truth = {label: self.rows.label(label)[self.split.val] for label in self.ranked}
 
         def validate(stack: HeadStack) -> list[Validation]:
-            label = stack.label
+            label = stack.target
             if label not in truth:
                 return [validation({}, {})] * len(stack)
-            parts = [stack.forward(batch)[0].q for batch in val.in_order(SCORE_BATCH // 4)]
+            parts = [stack.forward(batch)[0].reported for batch in val.in_order(SCORE_BATCH // 4)]
             score_KN = torch.cat(parts, dim=1).cpu().numpy()
             return [validation({label: score_N}, {label: truth[label]}) for score_N in score_KN]
 
@@ -228,28 +218,27 @@ class Stacked:
             figures: dict[str, float] = {}
             for each, k in seen.values():
                 figures |= each.figures[k]
-            q, c = (seen[label][0].scale[seen[label][1]] for label in HEADS)
+            scales = {label: each.scale[k] for label, (each, k) in seen.items()}
             loss = sum(each.train_loss[k] for each, k in seen.values())
             mean = float(np.mean(np.nan_to_num(scores))) if scores else math.nan
             lr = config.lr * next(iter(seen.values()))[0].lr_factor
-            rows.append(EpochRow(index + 1, loss, mean, lr, q, c, self.seconds / length, figures))
+            rows.append(EpochRow(index + 1, loss, mean, lr, scales, self.seconds / length, figures))
         return tuple(rows)
 
     def _set_curriculum(
         self, heads: ResidualHeads, jobs: dict[str, tuple[StackJob, int]], best_epoch: dict[str, int]
     ) -> None:
-        for label, scale in zip(HEADS, (heads.scale_q, heads.scale_c), strict=True):
-            job, k = jobs[label]
+        for label, (job, k) in jobs.items():
             if best_epoch[label]:  # at the start there is no correction, whatever the scale
-                scale.value.fill_(job.history[best_epoch[label] - 1].scale[k])
+                heads.head(label).scale.value.fill_(job.history[best_epoch[label] - 1].scale[k])
 
 
 def _passes(keys: dict[str, list[HeadKey]]) -> Iterator[dict[str, list[HeadKey]]]:
-    """Cut the heads of each label into passes: at most MAX_HEADS, and kernel bases, of another shape, apart."""
+    """Cut the heads of each target into passes: at most MAX_HEADS, and kernel bases, of another shape, apart."""
     for kernel in (False, True):
         found = {label: [key for key in each if (key.base_init == "kernel") is kernel] for label, each in keys.items()}
         for first in range(0, max(map(len, found.values())), MAX_HEADS):
-            # Both labels always: their dropout is drawn in turns from one stream, so a finished label keeps one head.
+            # All targets always: their dropout is drawn in turns from one stream, so a finished target keeps one head.
             yield {label: each[first : first + MAX_HEADS] or each[:1] for label, each in found.items()}
 
 
@@ -272,5 +261,5 @@ def _copied(generator: torch.Generator) -> torch.Generator:
 
 
 def _best_note(jobs: list[StackJob]) -> str:
-    best = {job.stack.label[0]: max((c.score for c in job.choice if c.score == c.score), default=None) for job in jobs}
+    best = {job.stack.target[0]: max((c.score for c in job.choice if c.score == c.score), default=None) for job in jobs}
     return ", ".join(f"best {letter} {score:.3f}" for letter, score in best.items() if score is not None)

@@ -5,7 +5,6 @@ Knows the settings of `finetune`, rows, heads and towers. Must not know run dire
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,27 +13,18 @@ from deltaclip.base.progress import Progress
 from deltaclip.pipeline.loop.batches import MemoryBatches
 from deltaclip.pipeline.loop.epochs import Validation, seeded
 from deltaclip.pipeline.loop.tower_learner import TunePlan, tune
-from deltaclip.pipeline.model.calibrate import calibrate_branch
-from deltaclip.pipeline.model.heads import DirectHeads, HeadSpec, build_heads
-from deltaclip.pipeline.model.losses import BATCH_LOSSES, weighted_loss
-from deltaclip.pipeline.rows.task import training_columns
-from deltaclip.pipeline.runs.measure import rankable_labels, trained_labels
+from deltaclip.pipeline.model.heads import HeadSpec, build_heads
+from deltaclip.pipeline.model.losses import BATCH_LOSSES
+from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
-from deltaclip.pipeline.settings import LearningSettings, TrainConfig
 from deltaclip.pipeline.training.tower_model import SideBatches, TunedModel
-from deltaclip.pipeline.training.train_heads import Learned, epoch_note, head_spec, learn, start_bases, validation
+from deltaclip.pipeline.training.train_heads import Learned, epoch_note, head_spec, learn, objective_of, start_bases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import nn
+    from collections.abc import Callable
 
     from deltaclip.pipeline.loop.epochs import StateFile
-    from deltaclip.pipeline.rows.cached_rows import CacheRows
-    from deltaclip.pipeline.rows.task import LossWeights
-    from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.settings import FinetuneConfig
     from deltaclip.pipeline.training.processes import Processes
     from deltaclip.pipeline.training.tower_model import TowerSide
@@ -51,32 +41,19 @@ class Stage(NamedTuple):
     device: torch.device
     autocast: torch.dtype | None
     processes: Processes
-    started: tuple[HeadSpec, nn.Module] | None
+    started: tuple[HeadSpec, Heads] | None
 
 
 class _Start(NamedTuple):
     """Heads before the towers train, and what their bases were fitted to."""
 
     spec: HeadSpec
-    heads: nn.Module
+    heads: Heads
     calibration: dict[str, Any] | None
 
 
-def heads_config(config: FinetuneConfig, **changes: Any) -> TrainConfig:
-    """Return what `train` would be told to train the same heads, at their own learning rate."""
-    shared = {field.name: getattr(config, field.name) for field in fields(LearningSettings)}
-    return TrainConfig(**{**shared, "lr": config.head_lr, **changes})
-
-
 def tune_towers(
-    config: FinetuneConfig,
-    rows: CacheRows,
-    split: Split,
-    weights: LossWeights,
-    *,
-    stage: Stage,
-    state: StateFile | None,
-    what: str = "training",
+    task: Task[FinetuneConfig], *, stage: Stage, state: StateFile | None, what: str = "training"
 ) -> tuple[Learned, TunedModel]:
     """Train heads and towers; the test rows are not looked at. `what` stands before the progress bar.
 
@@ -86,18 +63,10 @@ def tune_towers(
     Raises:
         UserError: a training loss that is not finite.
     """
-    device, plain = stage.device, heads_config(config)
-    batches = rows.batches(
-        split.train,
-        batch_size=config.batch_size * config.accumulate,
-        seed=config.split_seed,
-        columns=training_columns(plain, rows, split.train),
-        explanations=weights.exp > 0,
-    )
+    config, rows, split, device = task.config, task.rows, task.split, stage.device
+    batches = task.train_batches(batch_size=config.batch_size * config.accumulate)
     assert isinstance(batches, MemoryBatches), "the stage reads the cache into memory"
-    ranked = sorted(set(rankable_labels(rows, split.val)) & set(trained_labels(rows, split.train, weights[:2])))
-    truth = {label: rows.label(label)[split.val] for label in ranked}
-    start = _start(config, rows, split, weights, batches=batches, started=stage.started)
+    start = _start(task, batches=batches, started=stage.started)
     steps = SideBatches(
         memory=batches,
         image_N=rows.rows.image[split.train],
@@ -117,7 +86,7 @@ def tune_towers(
             start.heads.to(device),
             stage.image,
             stage.text,
-            objective=weighted_loss(config.loss, w_q=weights.q, w_c=weights.c, w_exp=weights.exp),
+            objective=objective_of(task),
             processes=stage.processes,
             autocast=stage.autocast,
         )
@@ -125,7 +94,7 @@ def tune_towers(
             model,
             steps,
             plan=tune_plan(config, scale_loss=stage.autocast == torch.float16),
-            validate=_validator(model, rows, split.val, truth) if ranked else None,
+            validate=_validator(task, model) if task.ranked else None,
             on_epoch=lambda row: notes.append(epoch_note(row)),
             on_steps=lambda count: progress.advance(count, note=notes[-1]),
             state=state,
@@ -150,47 +119,33 @@ def tune_plan(config: FinetuneConfig, *, scale_loss: bool) -> TunePlan:
     )
 
 
-def _start(
-    config: FinetuneConfig,
-    rows: CacheRows,
-    split: Split,
-    weights: LossWeights,
-    *,
-    batches: MemoryBatches,
-    started: tuple[HeadSpec, nn.Module] | None,
-) -> _Start:
+def _start(task: Task[FinetuneConfig], *, batches: MemoryBatches, started: tuple[HeadSpec, Heads] | None) -> _Start:
     """Return heads as they are before the towers train: of another run, trained alone first, or calibrated."""
+    config = task.config
     if started is not None:
         spec, given = started
         heads = build_heads(spec)
         heads.load_state_dict(given.state_dict())
         return _Start(spec, heads, None)
     if config.head_epochs:
-        alone = heads_config(config, epochs=config.head_epochs, preset=None)
-        learned = learn(alone, rows, split, weights, what="training heads alone")
+        alone = config.heads(epochs=config.head_epochs, preset=None)
+        learned = learn(Task(config=alone, rows=task.rows, split=task.split), what="training heads alone")
         heads = build_heads(learned.spec)
         heads.load_state_dict(learned.heads.state_dict())
         return _Start(learned.spec, heads, learned.calibration)
-    spec = head_spec(heads_config(config), rows, weights)
-    calibration = None
+    spec = head_spec(task)
     with seeded(config.seed):
         heads = build_heads(spec)
-    if isinstance(heads, DirectHeads):
-        if heads.two_branch:
-            calibration = calibrate_branch(heads, lambda: batches.in_order(SCORE_BATCH)).to_json()
-    else:
-        calibration = start_bases(heads, config.base_init, batches, None)
-    return _Start(spec, heads, calibration)
+    return _Start(spec, heads, start_bases(heads, config.base_init, batches, None))
 
 
-def _validator(
-    model: TunedModel, rows: CacheRows, chosen: NDArray[np.int64], labels: Mapping[str, NDArray[np.floating]]
-) -> Callable[[], Validation]:
+def _validator(task: Task[FinetuneConfig], model: TunedModel) -> Callable[[], Validation]:
     """Return a hook that embeds the validation rows with the towers as they are, and judges their scores."""
+    chosen = task.split.val
 
     def validate() -> Validation:
-        embedded = model.embed(rows, chosen)
+        embedded = model.embed(task.rows, chosen)
         scores = score(model.heads, embedded.batches(chosen, batch_size=1).in_order(SCORE_BATCH))
-        return validation({label: scores.of(label) for label in labels}, labels)
+        return task.judge({target: scores.of(target) for target in task.ranked})
 
     return validate

@@ -1,34 +1,29 @@
-"""What a training is about to do; what looks unwise.
+"""What a training is about to do, in words: settings, freeze strategy, formulas; and what looks unwise.
 
-What a training is about to do, in words: settings, freeze strategy, formulas; and what looks unwise.
-
-Printed before training and stored in the run.
-
-What a fine-tuning is about to do, in words: rates, freeze strategy of both towers; and what looks unwise.
-
-Knows the settings of `finetune` and towers. The lines that every training has stand in `describe`.
+Printed before training and stored in the run. Knows settings and towers. Must not know rows.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaclip.base.options import option_name
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.features.backbone.towers import count_parameters
 from deltaclip.pipeline.model.heads import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
-from deltaclip.pipeline.rows.task import labels_with_std, num_explained
-from deltaclip.pipeline.runs.measure import present_labels, rankable_labels, trained_labels
-from deltaclip.pipeline.training.train_towers import heads_config
+from deltaclip.pipeline.rows.task import labels_with_std, num_explained, present_labels, rankable_labels
+from deltaclip.pipeline.settings import TrainConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltaclip.base.vocabulary import Target
     from deltaclip.features.backbone.precision import Choice
     from deltaclip.features.backbone.towers import CutTower
     from deltaclip.pipeline.rows.cached_rows import CacheRows
-    from deltaclip.pipeline.rows.task import LossWeights
+    from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.scoring.splits import Split
-    from deltaclip.pipeline.settings import FinetuneConfig, TrainConfig
+    from deltaclip.pipeline.settings import FinetuneConfig, LearningSettings
     from deltaclip.pipeline.training.processes import Processes
 
 
@@ -39,7 +34,7 @@ LR_RANGE = (1e-3, 5e-3)
 _BASES = {
     "calibrated": "calibrated on the training rows",
     "identity": "identity",
-    "kernel": "kernel ridge on training and validation rows: f_q on {view}, f_c on {view}, prompt and f_q",
+    "kernel": "kernel ridge on training and validation rows: f(x) on {view}, f(x, t, f_image) on it, prompt and f(x)",
 }
 LARGE_SCALE = 0.5  # beyond, the correction is no longer small
 
@@ -51,15 +46,9 @@ class ModeWords(NamedTuple):
     freezing: list[str]
 
 
-def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights, *, mode: ModeWords | None = None) -> list[str]:
-    """Return the configuration of a training, one line a topic.
-
-    Args:
-        config: settings of the stage.
-        rows: the cache.
-        weights: loss weights that are in force.
-        mode: of a training that is not of heads alone.
-    """
+def describe(task: Task[Any], *, mode: ModeWords | None = None) -> list[str]:
+    """Return the configuration of a training, one line a topic; `mode` is of one that is not of heads alone."""
+    config, rows = task.config, task.rows
     frozen = ["freezing      image tower: all frozen; text tower: all frozen (cached embeddings)"]
     mode = mode or ModeWords(f"{config.lr:g}", frozen)
     clip = f"gradients clipped to {config.max_grad_norm:g}" if config.max_grad_norm else "gradients not clipped"
@@ -72,16 +61,23 @@ def describe(config: TrainConfig, rows: CacheRows, weights: LossWeights, *, mode
         *_about_repeats(config),
         f"learning rate {mode.rates}, {config.warmup_ratio:.0%} warm-up, then {config.schedule}",
         f"optimiser     AdamW, weight decay {config.weight_decay:g}, {clip}, dropout {config.dropout:g}",
-        f"loss          {weights.q:g} {config.loss}(q) + {weights.c:g} {config.loss}(c)"
-        + (f" + {weights.exp:g} mse(explanation)" if weights.exp else "; no explanations"),
-        *_about_rationale(config, rows, weights),
+        _about_weights(task),
+        *_about_rationale(task),
         *_about_stds(config, rows),
         *mode.freezing,
-        *_formulas(config),
+        *_formulas(task),
     ]
 
 
-def _about_repeats(config: TrainConfig) -> list[str]:
+def _about_weights(task: Task[Any]) -> str:
+    weights = task.weights
+    parts = [f"{weight:g} {task.config.loss}({target})" for target, weight in weights.targets.items()]
+    if weights.explanations:
+        return f"loss          {' + '.join([*parts, f'{weights.explanations:g} mse(explanation)'])}"
+    return f"loss          {' + '.join(parts)}; no explanations"
+
+
+def _about_repeats(config: LearningSettings) -> list[str]:
     if config.repeats == 1:
         return []
     last = config.split_seed + config.repeats - 1
@@ -89,15 +85,15 @@ def _about_repeats(config: TrainConfig) -> list[str]:
     return [f"repeats       {config.repeats}: {seeds}; the run keeps the heads of the first"]
 
 
-def _about_rationale(config: TrainConfig, rows: CacheRows, weights: LossWeights) -> list[str]:
-    if not weights.exp:
+def _about_rationale(task: Task[Any]) -> list[str]:
+    if not task.weights.explanations:
         return []
-    shared = "Fusion" if config.residual_learning else "MLP"
-    found = f"{num_explained(rows):,} of {len(rows.rows):,} rows have one"
+    shared = "Fusion" if task.config.residual_learning else "MLP"
+    found = f"{num_explained(task.rows):,} of {len(task.rows.rows):,} rows have one"
     return [f"explanations  {found}; predicted by a Linear on the first layer of {shared}([v, t, s])"]
 
 
-def _about_stds(config: TrainConfig, rows: CacheRows) -> list[str]:
+def _about_stds(config: LearningSettings, rows: CacheRows) -> list[str]:
     known = labels_with_std(rows)
     lines = []
     if config.loss == "fidelity":
@@ -108,39 +104,40 @@ def _about_stds(config: TrainConfig, rows: CacheRows) -> list[str]:
     return lines
 
 
-def _formulas(config: TrainConfig) -> list[str]:
+def _formulas(task: Task[Any]) -> list[str]:
+    config, targets = task.config, task.rows.targets
     if not config.residual_learning:
-        return _direct_formulas(config)
-    scale = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
-    scale_q, scale_c = f"{config.residual_scale_q:g}{scale}", f"{config.residual_scale_c:g}{scale}"
+        return _direct_formulas(config, targets)
+    when = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
     kernel = config.base_init == "kernel"
-    base_q, term_c = ("clamp(f_q(x), 0, 1)", " + f_c(x, t, f_q)") if kernel else ("sigmoid(w . v + b0)", "")
-    base_c = f"clamp(a (s + 1)/2 + b{term_c}, 0, 1)"
-    return [
-        f"quality       q = clamp({base_q} + {scale_q} tanh(MLP(v)), 0, 1)",
-        f"consistency   c = clamp({base_c} + {scale_c} tanh(Fusion([v, t, s])), 0, 1), s = v . t",
-        f"bases         {_BASES[config.base_init].format(view=config.view)}",
-    ]
-
-
-def _direct_formulas(config: TrainConfig) -> list[str]:
-    c = "sigmoid(MLP([v, t, s]))"
+    bases = {
+        "image": "clamp(f(x), 0, 1)" if kernel else "sigmoid(w . v + b0)",
+        "pair": f"clamp(a (s + 1)/2 + b{' + f(x, t, f_image)' if kernel else ''}, 0, 1)",
+    }
+    corrections = {"image": "tanh(MLP(v)), 0, 1)", "pair": "tanh(Fusion([v, t, s])), 0, 1), s = v . t"}
     lines = [
-        "quality       q = sigmoid(Linear(v))",
-        f"consistency   c = {f'({c} + sigmoid(k s + m)) / 2' if config.two_branch else c}, s = v . t",
+        f"{each.name:13} clamp({bases[each.sees]} + {config.scales.of(each.name):g}{when} {corrections[each.sees]}"
+        for each in targets
     ]
+    return [*lines, f"bases         {_BASES[config.base_init].format(view=getattr(config, 'view', ''))}"]
+
+
+def _direct_formulas(config: LearningSettings, targets: Sequence[Target]) -> list[str]:
+    mlp = "sigmoid(MLP([v, t, s]))"
+    pair = f"{f'({mlp} + sigmoid(k s + m)) / 2' if config.two_branch else mlp}, s = v . t"
+    lines = [f"{each.name:13} {'sigmoid(Linear(v))' if each.sees == 'image' else pair}" for each in targets]
     if config.two_branch:
         lines.append("cosine branch k, m start calibrated on the training rows")
     if config.refinement:
         shape = f"{LAYERS} layers, {HEADS} heads, width {WIDTH}"
-        lines.append(f"refinement    clamp(c + {BOUND:g} tanh(Transformer(v, t, c)), 0, 1), {shape}")
+        lines.append(f"refinement    clamp(coarse + {BOUND:g} tanh(Transformer(v, t, coarse)), 0, 1), {shape}")
     return lines
 
 
-def warnings_of(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
+def warnings_of(task: Task[TrainConfig]) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
-    rates = rate_warnings("--lr", config.lr, LR_RANGE)
-    found = [*config.frozen_words(), *rates, *settings_warnings(config, rows, split)]
+    rates = rate_warnings("--lr", task.config.lr, LR_RANGE)
+    found = [*task.config.frozen_words(), *rates, *settings_warnings(task)]
     return [f"warning: {line}" for line in found]
 
 
@@ -151,39 +148,44 @@ def rate_warnings(option: str, rate: float, sane: tuple[float, float]) -> list[s
     return [f"{option} {rate:g} is outside {sane[0]:g} to {sane[1]:g}, the sane range of this mode"]
 
 
-def settings_warnings(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
+def settings_warnings(task: Task[Any]) -> list[str]:
     """Return what `warnings_of` says of all but learning rates, in any mode."""
-    found = []
-    for head in ("q", "c"):
-        scale = getattr(config, f"residual_scale_{head}")
-        if config.residual_learning and scale > LARGE_SCALE:
-            found.append(f"--residual-scale-{head} {scale:g} is above {LARGE_SCALE}: the correction is no longer small")
-    if not config.residual_learning:
-        found += [
-            f"{option_name(name)} is not used: direct heads have neither base nor scale"
-            for name in ("residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
-            if getattr(config, name) != getattr(type(config), name)
-        ]
-    if config.view != type(config).view and (config.base_init != "kernel" or not config.residual_learning):
-        found.append(f"--view {config.view} is not used: it belongs to --base-init kernel")
+    config, rows, found = task.config, task.rows, list[str]()
+    names = [target.name for target in rows.targets]
+    large = [name for name in names if config.scales.of(name) > LARGE_SCALE]
     if config.residual_learning:
+        found += [
+            f"--scale {name}={config.scales.of(name):g} is above {LARGE_SCALE}: the correction is no longer small"
+            for name in large
+        ]
         found += [
             f"{option_name(name)} is not used: it belongs to direct heads (--no-residual-learning)"
             for name in ("two_branch", "refinement")
             if getattr(config, name)
         ]
+    else:
+        found += [
+            f"{option_name(name)} is not used: direct heads have neither base nor scale"
+            for name in ("scale", "residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
+            if getattr(config, name) != getattr(type(config), name)
+        ]
+    view = getattr(config, "view", TrainConfig.view)
+    if view != TrainConfig.view and (config.base_init != "kernel" or not config.residual_learning):
+        found.append(f"--view {view} is not used: it belongs to --base-init kernel")
     found += _about_loss(config, rows)
     found += _about_explanations(config, rows)
-    found += _about_split(config, rows, split)
-    missing = [label for label in LABELS if label not in present_labels(rows)]
-    found += [f"the cache has no {label} labels: that head is not trained and has no scores" for label in missing]
-    learned = trained_labels(rows, split.train, (config.w_q, config.w_c))
-    idle = [label for label in LABELS if label not in (*missing, *learned)]
-    found += [f"no training row weighs for {label}: that head is not trained and has no scores" for label in idle]
-    return found
+    found += _about_split(config, rows, task.split)
+    asked = {"quality", "consistency", *names} & {*config.scales.named, *config.weights.named}
+    found += [
+        f"the cache has no target {name}: what is given for it is not used" for name in sorted(asked - set(names))
+    ]
+    missing = [name for name in names if name not in present_labels(rows)]
+    found += [f"the cache has no {name} labels: that head is not trained and has no scores" for name in missing]
+    idle = [name for name in names if name not in (*missing, *task.trained)]
+    return found + [f"no training row weighs for {name}: that head is not trained and has no scores" for name in idle]
 
 
-def _about_loss(config: TrainConfig, rows: CacheRows) -> list[str]:
+def _about_loss(config: LearningSettings, rows: CacheRows) -> list[str]:
     found = []
     lacking = " and ".join(label for label in present_labels(rows) if label not in labels_with_std(rows))
     if lacking and config.loss == "fidelity":
@@ -195,16 +197,20 @@ def _about_loss(config: TrainConfig, rows: CacheRows) -> list[str]:
     return found
 
 
-def _about_explanations(config: TrainConfig, rows: CacheRows) -> list[str]:
+def _about_explanations(config: LearningSettings, rows: CacheRows) -> list[str]:
     if not config.use_explanations:
         changed = config.w_exp != type(config).w_exp
         return [f"--w-exp {config.w_exp:g} is not used: give --use-explanations"] if changed else []
+    if all(target.sees == "image" for target in rows.targets):
+        return ["--use-explanations is not used: no target of the cache sees the prompt"]
     if not num_explained(rows):
         return ["--use-explanations is not used: no row of the cache has an explanation"]
+    if not any(target.sees == "pair" for target in rows.targets):
+        return ["--use-explanations is not used: no target of the cache sees the prompt"]
     return [] if config.w_exp else ["--use-explanations is not used: --w-exp is 0"]
 
 
-def _about_split(config: TrainConfig, rows: CacheRows, split: Split) -> list[str]:
+def _about_split(config: LearningSettings, rows: CacheRows, split: Split) -> list[str]:
     found = []
     if not rankable_labels(rows, split.val):
         found.append("too few validation rows to rank: the last epoch is kept")
@@ -262,12 +268,13 @@ def _start_words(config: FinetuneConfig) -> str:
     return f"trained alone for {config.head_epochs} epochs first" if config.head_epochs else "new"
 
 
-def tune_warnings(config: FinetuneConfig, rows: CacheRows, split: Split) -> list[str]:
+def tune_warnings(task: Task[FinetuneConfig]) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
+    config = task.config
     found = [
         *rate_warnings("--lr", config.lr, FULL_RANGE if config.trains_all else PARTIAL_RANGE),
         *rate_warnings("--head-lr", config.head_lr, LR_RANGE),
-        *settings_warnings(heads_config(config), rows, split),
+        *settings_warnings(task),
     ]
     if config.crops != type(config).crops and config.augment != "views":
         found.append(f"--crops {config.crops} is not used: it belongs to --augment views")

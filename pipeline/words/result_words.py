@@ -1,10 +1,6 @@
-"""What came out: metrics, sweep, heat maps, comparisons.
+"""What came out, in words: metrics with every result beside its floors, the end of a training, a sweep's heat maps.
 
-Metrics as lines for a person: every result beside its floors.
-
-What a training says at its end, as JSON values and in words, whatever was trained.
-
-Validation scores of a sweep as a table and as heat maps, numbers and text. Knows rows of plain values alone.
+Knows rows of plain values alone.
 """
 
 from __future__ import annotations
@@ -79,7 +75,7 @@ def comparison_basis(comparison: dict[str, Any]) -> str:
 def comparison_table(comparison: dict[str, Any]) -> str:
     """Return the comparison of runs: what it rests on, then the runs, each but the first with its difference."""
     over = comparison["over"]
-    width = max(len("quality"), len("consistency"), *(len(run) + 2 for run in comparison["runs"])) + 2
+    width = max(*map(len, comparison["labels"]), *(len(run) + 2 for run in comparison["runs"])) + 2
     figure = 8 if over == "rows" else 15
     interval = f"{'SROCC 95 %':>20}" if over == "rows" else ""
     head = f"{'SROCC':>{figure}}{interval}{'PLCC':>{figure}}{'difference':>13}{'95 %':>20}{'p':>8}"
@@ -164,8 +160,8 @@ class Trained(Protocol):
         """The epoch that each head keeps."""
 
     @property
-    def scales(self) -> tuple[float | None, float | None]:
-        """Scales of quality and consistency."""
+    def scales(self) -> dict[str, float]:
+        """Scales by target, none of direct heads."""
 
     @property
     def fit_seconds(self) -> float:
@@ -181,7 +177,7 @@ def result_json(done: Trained) -> dict[str, Any]:
     about = {
         "run": str(done.run),
         "best_epoch": done.best_epoch,
-        "scales": {"quality": done.scales[0], "consistency": done.scales[1]},
+        "scales": done.scales,
         "fit_seconds": done.fit_seconds,
         "seconds": done.seconds,
     }
@@ -190,10 +186,10 @@ def result_json(done: Trained) -> dict[str, Any]:
 
 def result_words(done: Trained) -> str:
     """Return the metrics table and where the run lies."""
-    q, c = done.scales
-    scales = f", scales q {q:.3f} c {c:.3f}" if q is not None and c is not None else ""
+    found = " ".join(f"{target} {scale:.3f}" for target, scale in done.scales.items())
+    scales = f", scales {found}" if found else ""
     times = f"fit {done.fit_seconds:.1f} s, all {done.seconds:.1f} s"
-    best = " ".join(f"{label[0]} {done.best_epoch[label]}" for label in done.metrics["test"])
+    best = " ".join(f"{label} {done.best_epoch[label]}" for label in done.metrics["test"])
     seeds = done.metrics["split"]["seeds"]
     kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
     where = f"run: {done.run} ({kept}best epoch {best}{scales}, {times})"

@@ -28,6 +28,7 @@ def page_faults(**environment):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not SWITCH.exists() or "[never]" in SWITCH.read_text(), reason="this system gives no large pages to programs"
 )

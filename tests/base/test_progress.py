@@ -91,6 +91,7 @@ def test_a_table_is_read_with_a_bar(tmp_path, name):
     assert "characters/s" in shown
 
 
+@pytest.mark.slow
 def test_rows_are_scored_and_runs_compared_with_a_bar(demo_cache, tmp_path):
     out, shown = on_a_terminal(EVALUATING, str(demo_cache), str(tmp_path / "run"))
     assert out == b""

@@ -296,10 +296,42 @@ def test_a_column_is_proposed_for_what_it_can_be(name, cells, field):
     assert field_like(name, cells) == field
 
 
-def test_a_column_of_ratings_is_proposed_for_either_label(pictures):
+def test_targets_that_were_asked_for(pictures):
+    rows = [f"a{i}.png,p{i},{i % 5},{9 if i else 'x'},{-i}" for i in range(12)]
+    data = write(pictures, ["image,prompt,Comp Score,fit,fit_std", *rows])
+    unasked = check(data)
+    assert (unasked.labels, unasked.unused_columns) == ({}, ["Comp Score", "fit", "fit_std"])
+    found = check(data, target=["composition=comp_score:image", "fit:pair"], label_range=["fit=0,5"])
+    assert found.unused_columns == []
+    assert found.labels == {
+        "composition": {"labels": 12, "range": "0 to 5 (detected)", "lowest": 0.0, "highest": 4.0},
+        "fit": {"labels": 11, "range": "0 to 5 (given)", "lowest": 9.0, "highest": 9.0},
+    }
+    errors, warnings = kinds(found, "error"), kinds(found, "warning")
+    assert errors["not_a_number"]["examples"] == [f"{data}, line 2, column fit: 'x'"]
+    assert errors["label_out_of_range"]["message"] == "11 labels of fit are outside 0 to 5 (given)"
+    assert errors["negative_std"]["count"] == 11
+    assert set(errors) == {"not_a_number", "negative_std", "label_out_of_range"}
+    assert "no_labels" not in warnings
+    with pytest.raises(UserError) as caught:
+        check(data, target=["fit=comp:pair"])
+    assert str(caught.value).startswith(f"{data}: has no column 'comp' for fit; ")
+
+
+def test_rows_without_a_prompt_serve_the_targets_of_the_image(pictures):
+    data = write(
+        pictures, ["image,prompt,comp,fit", *(f"a{i}.png,{'p' if i else ''},{i % 5},{i % 5}" for i in range(12))]
+    )
+    found = kinds(check(data, target=["composition=comp:image", "fit:pair"]), "warning")["empty_prompt"]
+    assert found["message"] == "1 rows have no prompt: they serve composition alone"
+    assert found["remedy"] == "fill it in where there was one; labels of fit are not used without"
+
+
+def test_a_column_of_ratings_is_proposed_for_any_label(pictures):
     data = write(pictures, ["image,prompt,qualty", *(f"a{i}.png,p{i},{i % 5}" for i in range(12))])
     (found,) = [f for f in check(data).findings if f.check == "unknown_column"]
-    assert found.remedy == "if it has ratings, call it quality or consistency, whichever people were asked for"
+    names = "quality, consistency or authenticity"
+    assert found.remedy == f"if it has ratings, call it {names}, whichever people were asked for"
 
 
 @pytest.mark.parametrize(

@@ -553,9 +553,8 @@ def server():
 
 
 # Files may not grow over some sizes: less than a header, less than a cache, less than is asked for beforehand.
-@pytest.mark.parametrize(
-    "limit", [pytest.param(4_096, marks=pytest.mark.slow), 60_000, pytest.param(1_000_000, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [4_096, 60_000, 1_000_000])
 def test_a_full_disk_is_one_line_and_no_file(server, twelve, tiny_backbone, limit):
     out, errors = twelve / "c.h5", twelve / "errors"
     arguments = ["extract", str(twelve / "demo.csv"), "--out", str(out), "--backbone", tiny_backbone]

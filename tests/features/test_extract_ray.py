@@ -19,7 +19,7 @@ from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import DONE
 from deltaclip.tests.features.killing import read_rows, write_rows
-from deltaclip.tests.features.test_extract_shards import check_equal, merged, run
+from deltaclip.tests.features.test_extract_shards import TARGET, check_equal, merged, run
 
 COUNT = 3
 
@@ -101,6 +101,8 @@ def test_a_killed_worker_changes_nothing(demo_folder, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     command = [sys.executable, "-m", "deltaclip", "extract", str(tmp_path / "demo.csv"), "--out", str(folder / "c.h5")]
     options = [
+        "--target",
+        TARGET[0],
         "--precision",
         "fp32",
         "--batch-size",

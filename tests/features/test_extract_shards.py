@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import QUALITY, Target
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.data.sharding import Shard, shard_of
 from deltaclip.features.extract import _extraction, extract
@@ -26,6 +27,7 @@ from deltaclip.features.store.shards import find_sibling, open_cache, read_mark
 from deltaclip.tests.features.killing import read_rows, write_rows
 
 COUNT = 3
+TARGET = ["fit=consistency:pair"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,8 @@ def table(tmp_path_factory, demo_folder):
 
 
 def run(folder, out, **options):
-    return extract(ExtractConfig(**{"data": str(folder / "demo.csv"), "out": out, "precision": "fp32"} | options))
+    values = {"data": str(folder / "demo.csv"), "out": out, "precision": "fp32", "target": TARGET}
+    return extract(ExtractConfig(**values | options))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,19 @@ def test_rows_that_are_added_are_all_that_is_computed(table, shards, tmp_path):
     assert computed == {n: int(n == number) for n in (1, 2, 3)}
     run(tmp_path / "t", tmp_path / "whole.h5")
     check_equal(merged(paths, tmp_path / "all.h5"), tmp_path / "whole.h5")
+
+
+def test_shards_that_were_asked_for_unlike_targets_are_of_two_tables(table, shards, tmp_path):
+    """The target is in all of them or in none, and sees the same in all."""
+    with open_cache(shards[0].with_name("c.h5")) as store:
+        assert store.targets == (QUALITY, Target("fit", "pair"))
+        assert np.isfinite(store.rows().numbers["fit"]).all()
+    for targets in (None, ["fit=consistency:image"]):
+        paths = copied(shards, tmp_path)
+        result = run(table, tmp_path / "c.h5", shard="2/3", target=targets)
+        assert (result.new_images, result.new_texts) == (0, 0)
+        line = "is a shard of another table, or of another state of it, than c.shard-1-of-3.h5"
+        assert refused(paths, tmp_path / "all.h5").startswith(f"{tmp_path}/c.shard-2-of-3.h5: {line}; ")
 
 
 def read_rows_of_demo(table):
@@ -252,7 +268,9 @@ def test_a_shard_whose_images_are_all_broken(demo_folder, tmp_path):
 @pytest.mark.slow
 def test_a_killed_shard_goes_on(table, shards, tmp_path):
     command = [sys.executable, "-m", "deltaclip", "extract", str(table / "demo.csv"), "--out", str(tmp_path / "c.h5")]
-    child = subprocess.Popen([*command, "--shard", "1/3", "--batch-size", "1", "--precision", "fp32"])
+    child = subprocess.Popen(
+        [*command, "--shard", "1/3", "--target", *TARGET, "--batch-size", "1", "--precision", "fp32"]
+    )
     part, done = tmp_path / "c.shard-1-of-3.h5.part", 0
     while done < 2 and child.poll() is None:
         time.sleep(0.002)

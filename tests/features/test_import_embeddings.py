@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import Target
 from deltaclip.features import import_embeddings as stage
 from deltaclip.features.extract import extract
 from deltaclip.features.import_embeddings import import_embeddings
@@ -76,13 +77,14 @@ def export(cache, out, **options):
 
 
 def content_of(path):
-    """Every row of a cache: names, labels and the bytes of both vectors."""
+    """Every row of a cache: names, labels where a column has any, and the bytes of both vectors."""
     with FeatureStore.open(path) as store:
         rows = store.rows()
         images, texts = store.embeddings("images"), store.embeddings("texts")
         text = [rows.text[name].tolist() for name in rows.text]
-        numbers = [np.nan_to_num(rows.numbers[name], nan=-1).tolist() for name in rows.numbers]
-        return [*text, *numbers, images[rows.image].tobytes(), texts[rows.prompt].tobytes()]
+        said = {name: values for name, values in rows.numbers.items() if np.isfinite(values).any()}
+        numbers = {name: np.nan_to_num(values, nan=-1).tolist() for name, values in said.items()}
+        return [*text, numbers, images[rows.image].tobytes(), texts[rows.prompt].tobytes()]
 
 
 # Around one part (4 rows) and around two; 0 is refused below.
@@ -148,6 +150,30 @@ def test_out_and_in_again_changes_nothing(tmp_path_factory, sizes, layout, block
         export(tmp_path / "c.h5", tmp_path / "out", export_format=layout)
         bring(tmp_path / "out", tmp_path / "again.h5", label_range="0,1")
     assert content_of(tmp_path / "again.h5") == content_of(tmp_path / "c.h5")
+
+
+@pytest.mark.parametrize("layout", ["clip-retrieval", "npy"])
+def test_targets_that_were_asked_for_come_out_and_in_again(tmp_path, layout):
+    columns = columns_of(4) | {"comp_score": [1.0, 2.0, 4.0, 5.0], "realism": [1.0, 3.0, 5.0, None]}
+    source = clip_retrieval(tmp_path / "e", unit(4), unit(4, seed=1), columns, part_rows=3)
+    asked = ["composition=comp_score:pair", "realism:image"]
+    result = bring(source, tmp_path / "c.h5", target=asked, label_range=["realism=1,9"])
+    assert result.label_ranges == {"composition": "1 to 5 (detected)", "realism": "1 to 9 (given)"}
+    export(tmp_path / "c.h5", tmp_path / "out", export_format=layout)
+    bring(tmp_path / "out", tmp_path / "again.h5", label_range="0,1")
+    for name in ("c", "again"):
+        with FeatureStore.open(tmp_path / f"{name}.h5") as store:
+            assert store.targets == (Target("composition", "pair"), Target("realism", "image"))
+            np.testing.assert_array_equal(store.rows().numbers["composition"], [0, 0.25, 0.75, 1])
+            np.testing.assert_array_equal(store.rows().numbers["realism"], [0, 0.25, 0.5, np.nan])
+    assert content_of(tmp_path / "again.h5") == content_of(tmp_path / "c.h5")
+    line = "has no column 'comp_scor' for composition; did you mean 'comp_score'?"
+    place = source / "metadata" / "metadata_0.parquet"
+    assert refused(source, tmp_path, target=["composition=comp_scor:pair"]) == f"{place}: {line}"
+    about = tmp_path / "out" / "about.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"dataset": {"targets": [{"name": "x", "see": 1}]}}))
+    line = f"{about}: does not say which targets it has; export it again"
+    assert refused(tmp_path / "out", tmp_path) == line
 
 
 def test_lengths_are_kept_and_taken_away(tmp_path):

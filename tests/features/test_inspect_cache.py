@@ -53,7 +53,7 @@ def test_report(place):
     usable = [row for number, row in enumerate(rows) if number != 3]
     texts = {row["prompt"] for row in rows} | {row["explanation"] for row in rows} - {""}
     assert (report.rows, report.usable_rows, report.images, report.texts) == (12, 11, 12, len(texts))
-    assert (report.complete, report.schema_version, report.texts_to_do, report.truncated_texts) == (True, 2, 0, 1)
+    assert (report.complete, report.schema_version, report.texts_to_do, report.truncated_texts) == (True, 3, 0, 1)
     assert report.size_bytes == (place / "c.h5").stat().st_size
     with h5py.File(place / "c.h5") as file:
         width = file["views/center/embedding"].shape[1]
@@ -76,7 +76,7 @@ def test_summary(place):
     rows = json.loads((place / "rows.json").read_text())
     lines = inspect(place / "c.h5", verify=True).summary().splitlines()
     size = (place / "c.h5").stat().st_size / 1e6
-    assert lines[0] == f"{place}/c.h5: complete, schema version 2, {size:,.1f} MB"
+    assert lines[0] == f"{place}/c.h5: complete, schema version 3, {size:,.1f} MB"
     assert lines[1] == "  data: demo, 12 rows, 11 of them usable"
     assert lines[2].startswith("  backbone: tiny, D = ")
     assert lines.pop(3) == "  loaded: weights stored in float16"
@@ -189,7 +189,7 @@ def test_merge(demo_folder, tiny_backbone, tmp_path, capsys):
     capsys.readouterr()
     assert run("inspect", tmp_path / "a.h5", tmp_path / "b.h5", "--merge", out, "--verify") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(f"{out}: complete, schema version 2")
+    assert printed[0].startswith(f"{out}: complete, schema version 3")
     assert printed[1] == "  data: a+b, 16 rows, 16 of them usable"
     assert printed[-1] == "  verified: every byte is what was written"
     with FeatureStore.open(out) as merged, FeatureStore.open(tmp_path / "all.h5") as whole:

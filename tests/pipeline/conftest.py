@@ -82,6 +82,24 @@ def relabelled(tmp_path, *, demo_folder, demo_cache, demo_rows, tiny_backbone):
 
 
 @pytest.fixture(scope="session")
+def colour_table(tmp_path_factory, demo_rows) -> Path:
+    """Manifest of the demo images with a third target, `colour`, rated in a column of another name."""
+    table = tmp_path_factory.mktemp("colour") / "rated.csv"
+    write_csv(table, [row | {"tint": f"{1 + place % 5}"} for place, row in enumerate(demo_rows)])
+    return table
+
+
+@pytest.fixture(scope="session")
+def colour_run(colour_table, demo_folder, demo_cache, tiny_backbone) -> Path:
+    """Run of three targets, `colour` the third; never written to by a test."""
+    cache, out = (colour_table.with_name(name) for name in ("rated.h5", "coloured"))
+    shutil.copyfile(demo_cache, cache)
+    named = {"target": ["colour=tint:image"], "label_range": ["colour=1,5"]}
+    extract(ExtractConfig(data=str(colour_table), out=cache, backbone=tiny_backbone, image_root=demo_folder, **named))
+    return train(TrainConfig(cache=cache, out=out, epochs=2, base_init="identity")).run
+
+
+@pytest.fixture(scope="session")
 def other_weights(tmp_path_factory, tiny_backbone) -> str:
     """Name of a backbone like the bundled one, with one number of its weights changed."""
     from safetensors.torch import load_file, save_file

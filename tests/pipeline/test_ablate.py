@@ -15,7 +15,7 @@ from sklearn.svm import SVR
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.ablate import ablate
 from deltaclip.pipeline.comparing.variant_table import BOOTSTRAP, CORRECTED
-from deltaclip.pipeline.comparing.variants import VARIANTS, predict_cosine, predict_ridge
+from deltaclip.pipeline.comparing.variants import NO_CORRECTION, VARIANTS, predict_cosine, predict_ridge
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.scoring.agreement import srocc
@@ -196,7 +196,7 @@ def test_the_folder_holds_the_table_for_people_and_machines(ablated):
             assert shown == pytest.approx(expected, rel=1e-5, abs=1e-9)
     config = read_json(ablated.folder / "config.json")
     assert (config["stage"], config["settings"]["repeats"], config["common"]["epochs"]) == ("ablate", 3, EPOCHS)
-    assert config["variants"]["no-correction"] == {"residual_scale_q": 0.0, "residual_scale_c": 0.0}
+    assert config["variants"]["no-correction"] == NO_CORRECTION
 
 
 def test_the_summary_says_what_each_column_is(ablated):
@@ -224,6 +224,13 @@ def test_settings_reach_the_trainings(ablate_demo, train_demo):
         for label in LABELS:
             found = values(result, name, label)[0]
             assert found == pytest.approx(alone[label]["srocc"], abs=1e-3)
+
+
+@pytest.mark.parametrize("given", [{"scale": "0.5"}, {"scale": "quality=0.5"}, {"residual_scale_q": 0.5}])
+def test_without_corrections_means_of_any_target(ablate_demo, ablated, given):
+    result = ablate_demo(repeats=1, epochs=EPOCHS, **given)
+    for label in LABELS:
+        assert values(result, "no-correction", label)[0] == pytest.approx(values(ablated, "no-correction", label)[0])
 
 
 def test_one_split_is_judged_by_its_rows(ablate_demo, *, relabelled, rows):

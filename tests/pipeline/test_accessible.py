@@ -77,7 +77,7 @@ def test_the_page_of_the_server_breaks_no_rule(serve_page, scheme, width):
 def test_the_page_of_the_server_shows_scores_and_errors_and_asks_only_for_what_is_needed(serve_page):
     assert serve_page.locator(".score b").all_inner_texts() != []
     assert serve_page.locator(".score span").first.inner_text() == "Quality"
-    labels = json.dumps({"status": "ok", "run": "x", "labels": ["quality"]})
+    labels = json.dumps({"status": "ok", "run": "x", "labels": ["quality"], "needs_prompt": []})
     serve_page.route("**/healthz", lambda route: route.fulfill(body=labels, content_type="application/json"))
     serve_page.reload()
     serve_page.get_by_text("Run: x.").wait_for()

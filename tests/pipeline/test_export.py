@@ -8,12 +8,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.images import open_image
 from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.export import export
+from deltaclip.pipeline.model.scores import Batch
 from deltaclip.pipeline.runs.folder import open_run
+from deltaclip.pipeline.runs.prediction_table import score
 from deltaclip.pipeline.settings import ExportConfig
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -22,6 +25,7 @@ onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 ROWS = (1, 3, 8)
 # fp32 in another order of summation; head outputs lie in [0, 1].
 CLOSE = 1e-5
+OF_QUALITY = ["quality", "quality_base", "quality_delta"]
 
 
 def session(path):
@@ -51,26 +55,29 @@ def by_formula(heads, v, t):
         return x * (1 + erf(x / np.sqrt(2))) / 2
 
     s = (v * t).sum(axis=1)
-    q_base = 1 / (1 + np.exp(-layer(v, "q_base")[:, 0]))
-    dq = np.tanh(layer(gelu(layer(v, "q_mlp.wide")), "q_mlp.out")[:, 0])
-    c_base = np.clip(state["c_slope"] * (s + 1) / 2 + state["c_offset"], 0, 1)
+    q_base = 1 / (1 + np.exp(-layer(v, "quality_head.base")[:, 0]))
+    dq = np.tanh(layer(gelu(layer(v, "quality_head.mlp.wide")), "quality_head.mlp.out")[:, 0])
+    fusion = "consistency_head.fusion"
+    c_base = np.clip(state["consistency_head.slope"] * (s + 1) / 2 + state["consistency_head.offset"], 0, 1)
     x = np.concatenate([v, t, s[:, None]], axis=1)
     x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-    hidden = gelu(layer(gelu(layer(x, "c_fusion.wide")), "c_fusion.narrow"))
-    dc = np.tanh(layer(hidden, "c_fusion.out")[:, 0])
-    return np.clip(q_base + state["scale_q.value"] * dq, 0, 1), np.clip(c_base + state["scale_c.value"] * dc, 0, 1)
+    hidden = gelu(layer(gelu(layer(x, f"{fusion}.wide")), f"{fusion}.narrow"))
+    dc = np.tanh(layer(hidden, f"{fusion}.out")[:, 0])
+    scale_q, scale_c = (state[f"{target}_head.scale.value"] for target in ("quality", "consistency"))
+    return np.clip(q_base + scale_q * dq, 0, 1), np.clip(c_base + scale_c * dc, 0, 1)
 
 
-@pytest.mark.parametrize(("part", "asked"), [("heads", "v"), pytest.param("scorer", "pixels", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "asked"), [("heads", "v"), ("scorer", "pixels")])
 def test_a_run_that_learned_quality_alone_asks_for_no_prompt(demo_run, tmp_path, part, asked):
     run, out = shutil.copytree(demo_run, tmp_path / "run"), tmp_path / f"{part}.onnx"
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"labels": ["quality"]}
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     result = export(ExportConfig(run=run, out=out, part=part))
-    assert (result.inputs, result.outputs) == ([asked], ["q", "q_base", "q_delta"])
+    assert (result.inputs, result.outputs) == ([asked], OF_QUALITY)
     assert [each.name for each in session(out).get_inputs()] == [asked]
     names = {each.name for each in onnx.load(out).graph.initializer}
-    assert not [name for name in names if "token_embedding" in name or "c_fusion" in name]  # they see the prompt
+    assert not [name for name in names if "token_embedding" in name or "consistency" in name]  # they see the prompt
 
 
 def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
@@ -97,6 +104,21 @@ def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
     assert {entry.version for entry in onnx.load(out).opset_import if entry.domain == ""} == {23}
 
 
+def test_three_targets_are_outputs_each_with_its_parts(colour_run, tmp_path):
+    out = tmp_path / "heads.onnx"
+    result = export(ExportConfig(run=colour_run, out=out, part="heads"))
+    targets = ("quality", "consistency", "colour")
+    assert result.outputs == [f"{target}{part}" for target in targets for part in ("", "_base", "_delta")]
+    assert max(result.largest_difference.values()) < CLOSE
+    assert about(out)["labels"] == list(targets)
+    heads = open_run(colour_run).heads
+    v, t = unit_rows(1, 8, heads.dim), unit_rows(2, 8, heads.dim)
+    found = session(out).run(["consistency", "colour"], {"v": v, "t": t})
+    expected = score(heads, [Batch(torch.from_numpy(v), torch.from_numpy(t), {})])
+    assert found[0] == pytest.approx(expected.of("consistency"), abs=CLOSE)
+    assert found[1] == pytest.approx(expected.of("colour"), abs=CLOSE)
+
+
 def test_the_whole_scorer_scores_images_as_the_run_does(demo_run, demo_folder, demo_rows, tmp_path):
     out = tmp_path / "scorer.onnx"
     export(ExportConfig(run=demo_run, out=out))
@@ -107,7 +129,7 @@ def test_the_whole_scorer_scores_images_as_the_run_does(demo_run, demo_folder, d
         paths, prompts = [demo_folder / row["image"] for row in chosen], [row["prompt"] for row in chosen]
         pixels = np.stack([scorer.backbone.preprocess(open_image(path.read_bytes())).numpy() for path in paths])
         tokens = scorer.backbone.tokenizer(prompts).numpy()
-        q, c = running.run(["q", "c"], {"pixels": pixels, "tokens": tokens})
+        q, c = running.run(["quality", "consistency"], {"pixels": pixels, "tokens": tokens})
         expected = scorer.score(paths, prompts)
         assert q == pytest.approx(expected.q, abs=1e-4)
         assert c == pytest.approx(expected.c, abs=1e-4)
@@ -117,10 +139,13 @@ def test_the_whole_scorer_scores_images_as_the_run_does(demo_run, demo_folder, d
 @pytest.mark.parametrize(
     ("settings", "outputs"),
     [
-        ({"residual_learning": False}, ["q", "c"]),
-        ({"residual_learning": False, "two_branch": True}, ["q", "c"]),
-        ({"residual_learning": False, "refinement": True}, ["q", "c", "c_base", "c_delta"]),
-        ({"scale_mode": "learned", "w_c": 0}, ["q", "q_base", "q_delta"]),
+        ({"residual_learning": False}, ["quality", "consistency"]),
+        ({"residual_learning": False, "two_branch": True}, ["quality", "consistency"]),
+        (
+            {"residual_learning": False, "refinement": True},
+            ["quality", "consistency", "consistency_base", "consistency_delta"],
+        ),
+        ({"scale_mode": "learned", "weight": "0.5,consistency=0"}, OF_QUALITY),
     ],
     ids=["direct", "two-branch", "refinement", "quality alone"],
 )

@@ -27,8 +27,9 @@ from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.evaluate import evaluate
 from deltaclip.pipeline.finetune import finetune
 from deltaclip.pipeline.loop.epochs import StateFile
+from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.runs.folder import open_run
-from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, TrainConfig
+from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
 from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
 
@@ -54,10 +55,32 @@ def tune_few(tmp_path, few_cache):
     return run
 
 
+@pytest.fixture
+def few_again(tmp_path, few_folder, few_cache):
+    """Return a function that makes a table and its cache of the few images from changed rows; none is embedded anew."""
+
+    def make(change, **settings):
+        table, cache = tmp_path / "again.csv", tmp_path / "again.h5"
+        write_csv(table, [change(place, row) for place, row in enumerate(read_csv(few_folder / "demo.csv"))])
+        shutil.copyfile(few_cache, cache)
+        extract(ExtractConfig(data=str(table), out=cache, backbone="tiny", image_root=few_folder, **settings))
+        return table, cache
+
+    return make
+
+
 def refused(run, **settings):
     with pytest.raises(UserError) as error:
         run(**settings)
     return str(error.value)
+
+
+def scored_alike(scores, rows, targets):
+    """Scores are those that a table has, with base and correction."""
+    assert list(scores.targets) == targets
+    for target in targets:
+        for name in (target, f"{target}_base", f"{target}_delta"):
+            np.testing.assert_allclose(scores.columns()[name], numbers(rows, name), atol=2e-5, err_msg=name)
 
 
 def loss_of(result):
@@ -82,7 +105,7 @@ def test_the_run_has_what_train_writes(tuned):
     assert "image tower: 4 of 6 blocks frozen, embeddings too; " in words
     assert "text tower: 3 of " in words
     assert "frozen part   run once, activations kept; training images: as they are" in words
-    assert "q = clamp(sigmoid(w . v + b0)" in words
+    assert "quality       clamp(sigmoid(w . v + b0) + 0.2 tanh(MLP(v)), 0, 1)" in words
     assert len(read_csv(tuned.run / "history.csv")) == 2
 
 
@@ -112,8 +135,67 @@ def test_predict_scores_what_the_run_recorded(tuned, few_folder):
     rows = read_csv(tuned.run / "predictions.csv")[:12]
     scorer = Scorer.load(tuned.run, device="cpu")
     found = scorer.score([few_folder / row["image"] for row in rows], [row["prompt"] for row in rows])
-    np.testing.assert_allclose(found.scores.q, numbers(rows, "q"), atol=2e-5)
-    np.testing.assert_allclose(found.scores.c, numbers(rows, "c"), atol=2e-5)
+    scored_alike(found.scores, rows, ["quality", "consistency"])
+
+
+def predicted_as_recorded(run, table, folder, targets):
+    """`predict` gives the scores of a run's own rows that it recorded."""
+    recorded = read_csv(run / "predictions.csv")
+    found = predict(PredictConfig(run=run, target=str(table), image_root=folder)).columns
+    assert list(found["image"]) == [row["image"] for row in recorded]
+    for name in (f"{target}{part}" for target in targets for part in ("", "_base", "_delta")):
+        np.testing.assert_allclose(found[name], numbers(recorded, name), atol=2e-5, err_msg=name)
+    return recorded
+
+
+def test_three_targets_are_learned_and_predicted(tune_few, few_again, few_folder):
+    """One of them of a name of its own, with labels in two thirds of the rows; each has a weight and a scale."""
+    names = ["quality", "consistency", "composition"]
+    table, cache = few_again(
+        lambda place, row: row | {"comp": "" if place % 3 == 0 else f"{1 + place % 5}"},
+        target=["composition=comp:image"],
+        label_range=["composition=1,5"],
+    )
+    scales = {"quality": 0.1, "consistency": 0.2, "composition": 0.3}
+    settings = {"cache": cache, "freeze_layers": 4, "freeze_text_layers": 3, "base_init": "identity"}
+    run = tune_few(scale="0.2,quality=0.1,composition=0.3", **settings).run
+    config, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
+    assert config["labels"] == names == list(metrics["test"]) == list(config["best_epoch"])
+    assert config["scales"] == pytest.approx(scales)
+    assert config["frozen"] == {"image": 4, "text": 3}
+    history = read_csv(run / "history.csv")
+    assert {*(f"scale_{name}" for name in names), *(f"val_{name}_srocc" for name in names)} <= history[0].keys()
+    with safe_open(run / "residual_partial_freeze_4L_best.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    moved = {name.split("_head")[0] for name, found in tensors.items() if name.endswith(".out.weight") and found.any()}
+    assert moved == set(names)  # the last layers of corrections start at 0
+    rows = predicted_as_recorded(run, table, few_folder, names)
+    assert [row["composition_label"] for row in rows[:4]] == ["", "0.25", "0.5", ""]
+    assert all((row["q"], row["c"]) == (row["quality"], row["consistency"]) for row in rows)
+    plain = tune_few(weight="composition=0", **settings)
+    assert list(plain.metrics["test"]) == names[:2]
+
+
+def test_targets_of_images_alone_leave_the_text_tower_as_it_is(tune_few, few_again, few_folder, capsys):
+    names = ["quality", "authenticity"]
+    table, cache = few_again(
+        lambda place, row: {"image": row["image"], "quality": row["quality"], "authenticity": f"{place % 7}"},
+        label_range=["authenticity=0,6"],
+    )
+    last = {"fractions": "0.8,0,0.2"}  # without validation rows the last epoch is kept
+    run = tune_few(cache=cache, freeze_layers=4, freeze_text_layers=2, **last).run
+    said = capsys.readouterr().err
+    assert "warning: --freeze-text-layers is not used: nothing that trains sees the prompt" in said
+    config = read_json(run / "config.json")
+    assert (config["labels"], config["frozen"]) == (names, {"image": 4, "text": 4})
+    trained = open_run(run).tuned_tensors()
+    assert trained
+    assert all("visual." in name for name in trained)
+    before = load_backbone(find_weights("tiny", None), device="cpu", precision="fp32").model.state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trained.items())
+    rows = predicted_as_recorded(run, table, few_folder, names)
+    assert not {"c", "consistency"} & rows[0].keys()
+    assert evaluate(EvaluateConfig(run=run)).scores.startswith("the scores that the run recorded; 16 of them")
 
 
 def test_a_cache_decoded_otherwise_is_trained_on_its_own_pixels(tune_few, tmp_path, few_folder):
@@ -127,8 +209,7 @@ def test_a_cache_decoded_otherwise_is_trained_on_its_own_pixels(tune_few, tmp_pa
     found = Scorer.load(kept.run, device="cpu").score(
         [few_folder / row["image"] for row in rows], [row["prompt"] for row in rows]
     )
-    np.testing.assert_allclose(found.scores.q, numbers(rows, "q"), atol=2e-5)
-    np.testing.assert_allclose(found.scores.c, numbers(rows, "c"), atol=2e-5)
+    scored_alike(found.scores, rows, ["quality", "consistency"])
 
 
 def test_evaluate_takes_recorded_scores_or_scores_images(tuned, tmp_path, few_cache, few_folder):
@@ -196,16 +277,25 @@ def test_heads_of_a_run_are_heads_trained_first(tune_few, tmp_path, few_cache):
     assert not np.isclose(plain, first).any()
 
 
-def test_heads_that_do_not_belong_are_refused_by_name(tune_few, tuned, tmp_path, few_cache):
+def test_heads_that_do_not_belong_are_refused_by_name(tune_few, tuned, tmp_path, *, few_cache, few_again):
     assert refused(tune_few, init_heads=tuned.run) == (
         f"{tuned.run}: its heads belong to the tower that it changed; give a run of `deltaclip train`"
     )
     heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
-    assert refused(tune_few, init_heads=heads, residual_scale_q=0.1) == (
-        f"{heads}: its heads have scale_q 0.2, the settings ask for 0.1; give --residual-scale-q as that run had it, "
+    assert refused(tune_few, init_heads=heads, scale="quality=0.1") == (
+        f"{heads}: its heads have a quality scale of 0.2, the settings ask for 0.1; give --scale as that run had it, "
         "or train heads anew"
     )
+    assert refused(tune_few, init_heads=heads, residual_learning=False) == (
+        f"{heads}: its heads have kind residual, the settings ask for direct; give --residual-learning as that run "
+        "had it, or train heads anew"
+    )
     assert "has seen" in refused(tune_few, init_heads=heads, seed=7)
+    rated = few_again(lambda place, row: row | {"authenticity": f"{place % 5}"}, label_range=["authenticity=0,4"])[1]
+    assert refused(tune_few, cache=rated, init_heads=heads) == (
+        f"{heads}: its heads predict quality and consistency, the cache has quality and consistency and authenticity; "
+        "train heads on this cache first"
+    )
 
 
 def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path, few_folder, few_cache):
@@ -289,7 +379,7 @@ def test_repeats_keep_the_first(tune_few):
 def test_presets_freeze_and_an_option_wins(tune_few, capsys):
     result = tune_few(preset="small", epochs=1, batch_size=16)
     settings = read_json(result.run / "config.json")["settings"]
-    assert (settings["freeze_layers"], settings["lr"], settings["residual_scale_q"]) == (0.83, 1e-3, 0.1)
+    assert (settings["freeze_layers"], settings["lr"], settings["scale"]) == (0.83, 1e-3, "0.1")
     assert "preset        small (for under 1,000 rows): " in capsys.readouterr().err
     assert result.run.joinpath("residual_partial_freeze_5L_best.safetensors").is_file()
 
@@ -410,7 +500,7 @@ def test_two_processes_are_one_with_the_same_batch(tune_few, tmp_path, few_cache
     assert done.stdout.count("split: grouped") == 1
     assert done.stderr.count("2 processes") == 1
     np.testing.assert_allclose(numbers(read_csv(out / "history.csv"), "train_loss"), loss_of(alone), atol=1e-5)
-    for name in ("q", "c"):
+    for name in ("quality", "consistency"):
         ours, theirs = (numbers(read_csv(run / "predictions.csv"), name) for run in (out, alone.run))
         # A correlation does not know an offset: its gradient is rounding, which Adam takes for a direction.
         inside = (theirs > 0.01) & (theirs < 0.99)

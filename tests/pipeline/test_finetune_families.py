@@ -156,8 +156,8 @@ def far_from_recorded(run, few_folder):
     rows = read_csv(run / "predictions.csv")
     images, prompts = [few_folder / row["image"] for row in rows], [row["prompt"] for row in rows]
     found = Scorer.load(run, device="cpu").score(images, prompts).scores
-    assert np.ptp(found.q) > 1e-3  # pictures are told apart
-    return max(float(np.abs(getattr(found, name) - numbers(rows, name)).max()) for name in ("q", "c"))
+    assert np.ptp(found.of("quality")) > 1e-3  # pictures are told apart
+    return max(float(np.abs(found.of(name) - numbers(rows, name)).max()) for name in ("quality", "consistency"))
 
 
 @pytest.mark.parametrize("family", ["mobilenet", pytest.param("fastvit", marks=pytest.mark.slow)])
@@ -186,7 +186,7 @@ def test_evaluate_finds_recorded_scores_that_are_not_those_of_the_run(caches, tm
     run = finetune(FinetuneConfig(cache=caches("mobilenet"), out=tmp_path / "run", **SETTINGS)).run
     rows = read_csv(run / "predictions.csv")
     for row in rows:
-        row["q"] = f"{float(row['q']) + 0.03:.6f}"
+        row["quality"] = f"{float(row['quality']) + 0.03:.6f}"
     with (run / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -10,7 +10,6 @@ from deltaclip.base.errors import UserError
 from deltaclip.pipeline.settings import FinetuneConfig
 from deltaclip.pipeline.training.finetune_job import run_mode
 from deltaclip.pipeline.training.presets import apply_preset
-from deltaclip.pipeline.training.train_towers import heads_config
 
 
 def config(**settings):
@@ -84,5 +83,6 @@ def test_a_preset_sets_freezing_unless_it_was_given():
 
 
 def test_heads_alone_learn_at_their_own_rate():
-    alone = heads_config(config(head_lr=2e-3, residual_scale_q=0.1), epochs=3)
-    assert (alone.lr, alone.residual_scale_q, alone.epochs) == (2e-3, 0.1, 3)
+    alone = config(head_lr=2e-3, scale="0.3,quality=0.1", weight="consistency=0").heads(epochs=3)
+    assert (alone.lr, alone.epochs, alone.weights.of("consistency")) == (2e-3, 3, 0)
+    assert [alone.scales.of(name) for name in ("quality", "consistency")] == [0.1, 0.3]

@@ -69,5 +69,5 @@ def test_scores_that_a_run_does_not_have_are_null(train_demo, few_folder, capfd)
     capfd.readouterr()
     assert run("predict", str(direct), str(few_folder / "demo.csv"), "--json") == 0
     rows = json.loads(capfd.readouterr().out, parse_constant=no_json)["rows"]
-    assert rows[0]["q"] is not None
-    assert rows[0]["q_base"] is None
+    assert rows[0]["quality"] is not None
+    assert rows[0]["quality_base"] is None

@@ -70,7 +70,7 @@ def test_links_of_the_readme_are_whole_where_the_repository_has_an_address(index
     assert RELATIVE.search(readme)
     whole = index_page(readme, "https://example.org/us/deltaclip/")
     assert not RELATIVE.search(whole)
-    assert "[docs/images.md](https://example.org/us/deltaclip/blob/main/docs/images.md)" in whole
+    assert "[docs/data.md](https://example.org/us/deltaclip/blob/main/docs/data.md)" in whole
     assert index_page("[a](https://b.org) [c](#d)", "https://example.org") == "[a](https://b.org) [c](#d)"
 
 

@@ -18,7 +18,8 @@ from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.settings import PredictConfig
 from deltaclip.tests.pipeline.conftest import read_csv, write_csv
 
-SCORES = ("q", "c", "q_base", "c_base", "q_delta", "c_delta")
+PARTS = ("", "_base", "_delta")
+SCORES = (*(f"{target}{part}" for target in ("quality", "consistency") for part in PARTS), "q", "c")
 # A batch of another size takes other kernels, whose bf16 sums differ in the last of 8 bits; the slope of the base
 # (about 4 on this data) multiplies what is left of that in a cosine. Measured: 4e-4.
 BATCH_NOISE = 5e-3
@@ -63,8 +64,10 @@ def test_one_image_scores_what_its_row_of_the_cache_scores(scored, recorded, dem
     assert result.columns["image"] == [name]
     assert_recorded(result, recorded, {name: row})
     other = scored(demo_folder / row["image"], prompt="nothing of the kind")
-    assert other.columns["q"] == pytest.approx(result.columns["q"], abs=1e-6)  # quality never reads the prompt
-    assert abs(other.columns["c"] - result.columns["c"]) > 10 * BATCH_NOISE
+    assert other.columns["quality"] == pytest.approx(
+        result.columns["quality"], abs=1e-6
+    )  # quality never reads the prompt
+    assert abs(other.columns["consistency"] - result.columns["consistency"]) > 10 * BATCH_NOISE
 
 
 def test_manifest_scores_as_the_cache(scored, recorded, demo_folder, demo_rows):
@@ -76,6 +79,21 @@ def test_manifest_scores_as_the_cache(scored, recorded, demo_folder, demo_rows):
     lines = result.summary().splitlines()
     assert len(lines) == 22
     assert lines[-1] == "... 220 more: give --out FILE.csv for all"
+
+
+def test_three_targets_are_predicted_one_of_a_name_of_its_own(
+    scored, colour_run, colour_table, *, demo_folder, tmp_path
+):
+    recorded, out = read_csv(colour_run / "predictions.csv"), tmp_path / "scores.csv"
+    result = scored(colour_table, run=colour_run, image_root=demo_folder, out=out)
+    names = [f"{target}{part}" for target in ("quality", "consistency", "colour") for part in PARTS]
+    assert list(result.columns) == list(read_csv(out)[0]) == ["image", "prompt", *names, "q", "c", "error"]
+    assert result.labels == ("quality", "consistency", "colour")
+    for name in names:
+        assert result.columns[name] == pytest.approx([float(row[name]) for row in recorded], abs=BATCH_NOISE), name
+    assert np.ptp(result.columns["colour"]) > BATCH_NOISE
+    one = scored(demo_folder / recorded[0]["image"], run=colour_run, prompt="x")
+    assert one.summary().splitlines()[0].split() == ["image", "quality", "consistency", "colour"]
 
 
 def test_folder_with_a_table_of_prompts(scored, recorded, pictures, tmp_path):
@@ -102,8 +120,10 @@ def test_folder_with_one_prompt(scored, recorded, pictures):
     folder, rows = pictures
     result = scored(folder, prompt=rows["b.png"]["prompt"])
     assert result.columns["prompt"] == [rows["b.png"]["prompt"]] * 3
-    assert_recorded(result, recorded, rows, scores=("q", "q_base"))
-    assert result.columns["c"][1] == pytest.approx(float(recorded[rows["b.png"]["image"]]["c"]), abs=BATCH_NOISE)
+    assert_recorded(result, recorded, rows, scores=("quality", "quality_base"))
+    assert result.columns["consistency"][1] == pytest.approx(
+        float(recorded[rows["b.png"]["image"]]["consistency"]), abs=BATCH_NOISE
+    )
 
 
 def test_batch_size_changes_nothing(scored, pictures):
@@ -206,12 +226,12 @@ def test_what_cannot_be_read_is_listed_never_dropped(scored, pictures):
     assert result.columns["image"] == ["a.png", "b.png", "broken.png", "empty.jpg", "more/c.png"]
     assert result.columns["error"] == ["", "", "not an image in a known format", "empty file", ""]
     assert result.failed == 2
-    assert np.isnan(result.columns["q"]).tolist() == [False, False, True, True, False]
+    assert np.isnan(result.columns["quality"]).tolist() == [False, False, True, True, False]
     line = "2 images could not be read, the first: broken.png: not an image in a known format"
     assert line in result.summary().splitlines()
     printed = json.loads(json.dumps(result.to_json()))
     assert printed["failed"] == 2
-    assert printed["rows"][2]["q"] is None
+    assert printed["rows"][2]["quality"] is None
     assert printed["rows"][2]["error"] == "not an image in a known format"
     with pytest.raises(UserError) as error:
         scored(folder, prompt=rows["a.png"]["prompt"], on_error="fail")
@@ -225,7 +245,7 @@ def test_long_prompts_are_cut_and_counted(scored, pictures):
     result = scored(folder, prompt="a red circle above a blue square and " * 40)
     assert result.truncated_prompts == 1
     assert "1 prompts were cut at the context length" in result.summary().splitlines()
-    assert np.isfinite(result.columns["c"]).all()
+    assert np.isfinite(result.columns["consistency"]).all()
 
 
 def test_a_head_without_labels_says_nothing(scored, train_demo, relabelled, pictures):
@@ -234,19 +254,23 @@ def test_a_head_without_labels_says_nothing(scored, train_demo, relabelled, pict
             del row["consistency"]
 
     folder, rows = pictures
-    result = scored(folder, prompt=rows["a.png"]["prompt"], run=train_demo(cache=relabelled(drop)).run)
-    assert np.isnan(result.columns["c"]).all()
-    assert np.isfinite(result.columns["q"]).all()
-    assert result.summary().splitlines()[0].split() == ["image", "quality"]
-    assert result.note == "the prompts are not used: the run scores quality alone"
+    without, unweighted = train_demo(cache=relabelled(drop)).run, train_demo(weight="0.5,consistency=0").run
+    for run, has_head in ((without, False), (unweighted, True)):
+        result = scored(folder, prompt=rows["a.png"]["prompt"], run=run)
+        assert [name for name in SCORES if name in result.columns] == list(SCORES if has_head else (*SCORES[:3], "q"))
+        if has_head:
+            assert np.isnan([result.columns["consistency"], result.columns["c"]]).all()
+        assert np.isfinite(result.columns["quality"]).all()
+        assert result.summary().splitlines()[0].split() == ["image", "quality"]
+        assert result.note == "the prompts are not used: the run scores quality alone"
 
 
 def test_direct_heads_have_no_parts(scored, train_demo, pictures):
     folder, rows = pictures
     run = train_demo(residual_learning=False).run
     result = scored(folder, prompt=rows["a.png"]["prompt"], run=run)
-    assert np.isfinite(result.columns["q"]).all()
-    for name in ("q_base", "c_base", "q_delta", "c_delta"):
+    assert np.isfinite(result.columns["quality"]).all()
+    for name in ("quality_base", "consistency_base", "quality_delta", "consistency_delta"):
         assert np.isnan(result.columns[name]).all()
 
 
@@ -330,7 +354,7 @@ def test_a_backbone_that_moved(scored, pictures, *, recorded, tiny_backbone, dem
         shutil.copyfile(file, moved / file.name)
     folder, rows = pictures
     result = scored(folder, prompt=rows["a.png"]["prompt"], backbone=f"local-dir:{moved}")
-    assert_recorded(result, recorded, rows, scores=("q",))
+    assert_recorded(result, recorded, rows, scores=("quality",))
     # A run whose backbone lay in a folder that is gone says which.
     run = tmp_path / "run"
     shutil.copytree(demo_run, run)
@@ -374,4 +398,4 @@ def test_labels_that_no_range_fits_do_not_stop_a_prediction(demo_run, demo_folde
     table = tmp_path / "t.csv"
     table.write_text("image,prompt,quality\nimages/0000_0.png,a red circle,-2.394\n")
     found = predict(PredictConfig(run=demo_run, target=str(table), image_root=demo_folder))
-    assert 0 <= found.columns["q"][0] <= 1
+    assert 0 <= found.columns["quality"][0] <= 1

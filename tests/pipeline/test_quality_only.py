@@ -83,8 +83,11 @@ def test_every_base_trains(made, tmp_path, base):
         assert open_run(result.run).labels == labels
         with (result.run / "predictions.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert all(row["q"] for row in rows)
-        assert [bool(row["c"]) for row in rows] == [bool(row["prompt"]) for row in rows]
+        assert all(row["quality"] for row in rows)
+        if "consistency" in labels:
+            assert [bool(row["consistency"]) for row in rows] == [bool(row["prompt"]) for row in rows]
+        else:  # no column of theirs, no target
+            assert not {"consistency", "c"} & rows[0].keys()
 
 
 def test_direct_heads_train(made, tmp_path):
@@ -104,23 +107,23 @@ def test_evaluate_without_prompts(made, run):
 def test_predict_without_prompts(made, run, demo_folder, tmp_path):
     image = sorted((demo_folder / "images").iterdir())[0]
     alone = predict(PredictConfig(run=run, target=str(image)))
-    assert np.isfinite(alone.columns["q"]).all()
+    assert np.isfinite(alone.columns["quality"]).all()
     assert alone.summary().splitlines()[0].split() == ["image", "quality"]
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / image.name).write_bytes(image.read_bytes())
     folder = predict(PredictConfig(run=run, target=str(tmp_path / "a")))
     table = predict(PredictConfig(run=run, target=str(made / "none.csv"), image_root=demo_folder / "images"))
     for found in (folder, table):
-        np.testing.assert_allclose(found.columns["q"][0], alone.columns["q"][0], atol=1e-6)
-        assert np.isnan(found.columns["c"]).all()
+        np.testing.assert_allclose(found.columns["quality"][0], alone.columns["quality"][0], atol=1e-6)
+        assert not {"consistency", "c"} & found.columns.keys()
 
 
 def test_a_run_of_both_scores_what_it_can(made, demo_folder, tmp_path):
     both = train(TrainConfig(cache=made / "half.h5", epochs=1, out=tmp_path / "both")).run
     half = predict(PredictConfig(run=both, target=str(made / "half.csv"), image_root=demo_folder / "images"))
-    assert np.isfinite(half.columns["q"]).all()
-    assert np.isfinite(half.columns["c"]).tolist() == [bool(prompt) for prompt in half.columns["prompt"]]
-    assert "20 rows have no prompt: of use for quality alone" in half.note
+    assert np.isfinite(half.columns["quality"]).all()
+    assert np.isfinite(half.columns["consistency"]).tolist() == [bool(prompt) for prompt in half.columns["prompt"]]
+    assert "20 rows have no prompt: of use for scores of the image alone" in half.note
     with pytest.raises(UserError) as caught:
         predict(PredictConfig(run=both, target=str(made / "none.csv"), image_root=demo_folder / "images"))
     assert str(caught.value) == (

@@ -19,6 +19,7 @@ from deltaclip.pipeline.sweep import sweep
 from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"q\" 'a' &amp; \N{GRINNING FACE}"
+TWO_LABELS = Path(__file__).parent.parent / "data" / "two_labels" / "run"  # made before targets had names
 VOID = {"meta", "img", "input", "br", "link"}
 
 
@@ -128,7 +129,7 @@ def test_points_bars_and_rows_are_the_test_rows(demo_page, demo_run):
     for image, prompt, source, *values in shown:
         row = by_image[image]
         assert (prompt, source) == (row["prompt"], row["source"])
-        names = ("quality", "consistency", "q", "c", "q_base", "c_base", "q_delta", "c_delta")
+        names = [f"{label}{part}" for label in ("quality", "consistency") for part in ("_label", "", "_base", "_delta")]
         np.testing.assert_allclose(values, [float(row[name]) for name in names], atol=6e-6)  # five decimals
     points = demo_page.find("circle", "point")
     assert sorted(int(point["data-row"]) for point in points) == sorted([*range(len(rows))] * 2)
@@ -140,7 +141,7 @@ def test_the_gallery_has_the_worst_and_the_best_rows_with_pictures(demo_page, de
     rows = [row for row in read_csv(demo_run / "predictions.csv") if row["split"] == "test"]
     cards = demo_page.find("li", "card")
     for label in ("quality", "consistency"):
-        order = sorted(rows, key=lambda row: abs(float(row[label[0]]) - float(row[label])))
+        order = sorted(rows, key=lambda row: abs(float(row[label]) - float(row[f"{label}_label"])))
         for kind, expected in (("best", order[:12]), ("worst", order[-12:])):
             found = [card for card in cards if f"{label}-{kind}" in card["data-kinds"].split()]
             images = {demo_page.data[0]["rows"][int(card["data-at"])][0] for card in found}
@@ -157,6 +158,20 @@ def test_nothing_comes_from_elsewhere(demo_page):
     assert not re.search(r"url\(|@import|https?:|fetch|XMLHttp|[\"'(]//", source)
     (policy,) = [one["content"] for one in demo_page.find("meta") if one.get("http-equiv")]
     assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_three_targets_are_shown_each_in_its_colour(colour_run, tmp_path):
+    page, targets = page_of(colour_run, tmp_path), ["quality", "consistency", "colour"]
+    test = read_json(colour_run / "metrics.json")["test"]
+    assert page.data[0]["labels"] == list(test) == targets
+    for target in targets:
+        assert f"{target.capitalize()}, SROCC" in page.words
+        assert figure(test[target]["srocc"]) in page.words
+        assert f"{target}: trained heads" in page.words
+    assert {part for one in page.find("circle", "point") for part in one["class"].split()} >= {"c0", "c1", "c3"}
+    assert len(page.find("circle", "point")) == 3 * len(page.data[0]["rows"])
+    kinds = {kind for card in page.find("li", "card") for kind in card["data-kinds"].split()}
+    assert kinds == {f"{target}-{kind}" for target in targets for kind in ("worst", "best")}
 
 
 def test_data_stays_text(changed_run, tmp_path):
@@ -182,7 +197,12 @@ def test_data_stays_text(changed_run, tmp_path):
 def test_missing_labels_scores_and_deltas(changed_run, tmp_path):
     def rows(table):
         for number, row in enumerate(table):
-            row.update({"quality": ""} if number % 2 else {"consistency": "", "c": "", "c_base": "", "c_delta": ""})
+            unknown = (
+                ("quality_label",)
+                if number % 2
+                else (f"consistency{part}" for part in ("_label", "", "_base", "_delta"))
+            )
+            row.update(dict.fromkeys(unknown, ""))
 
     page = page_of(changed_run(rows), tmp_path)
     count = len(page.data[0]["rows"])
@@ -204,7 +224,8 @@ def test_runs_with_hardly_any_test_rows(changed_run, tmp_path, left):
 def test_constant_scores(changed_run, tmp_path):
     def rows(table):
         for row in table:
-            row.update(dict.fromkeys(("quality", "consistency", "q", "c"), "0.5"), q_delta="0", c_delta="0")
+            row.update({f"{label}{part}": "0.5" for label in ("quality", "consistency") for part in ("", "_label")})
+            row.update(quality_delta="0", consistency_delta="0")
 
     page = page_of(changed_run(rows), tmp_path)
     assert "Every correction is zero" in page.words
@@ -256,10 +277,31 @@ def test_repeats_are_means_with_their_values(train_demo, tmp_path):
     assert len(page.find("circle", "value")) == 2 * 3 * 2  # labels, heads and two floors, repeats
 
 
-def test_direct_heads_have_no_corrections(train_demo, tmp_path):
+def test_direct_heads_have_no_corrections_but_of_a_refined_score(train_demo, tmp_path):
     page = page_of(train_demo(residual_learning=False, epochs=1).run, tmp_path)
     assert "Direct heads have neither base nor correction." in page.words
     assert not page.find("rect", "bar")
+    page = page_of(train_demo(residual_learning=False, refinement=True, epochs=1).run, tmp_path)
+    assert {bar["class"].split()[-1] for bar in page.find("rect", "bar")} == {"c1"}  # the colour of consistency
+
+
+def test_a_run_of_before_targets_had_names_is_shown(tmp_path):
+    page = page_of(TWO_LABELS, tmp_path)
+    test = read_json(TWO_LABELS / "metrics.json")["test"]
+    assert all(figure(test[label]["srocc"]) in page.words for label in ("quality", "consistency"))
+    assert "scales quality 0.311, consistency 0.248" in page.words
+    (row,) = [row for row in read_csv(TWO_LABELS / "predictions.csv") if row["image"] == page.data[0]["rows"][0][0]]
+    shown = dict(zip(page.data[0]["fields"], page.data[0]["rows"][0], strict=True))
+    for label, short in (("quality", "q"), ("consistency", "c")):
+        names = {
+            f"{label}_label": label,
+            label: short,
+            f"{label}_base": f"{short}_base",
+            f"{label}_delta": f"{short}_delta",
+        }
+        assert {name: shown[name] for name in names} == {
+            name: pytest.approx(float(row[old]), abs=6e-6) for name, old in names.items()
+        }
 
 
 def test_a_run_on_one_label(relabelled, train_demo, tmp_path):
@@ -273,7 +315,7 @@ def test_a_run_on_one_label(relabelled, train_demo, tmp_path):
 
 
 def test_the_maps_of_a_sweep(demo_cache, tmp_path):
-    config = SweepConfig(cache=demo_cache, out=tmp_path / "run", residual_scale_q="0.1,0.2", lr="1e-3,3e-3", epochs=1)
+    config = SweepConfig(cache=demo_cache, out=tmp_path / "run", scale="quality=0.1,0.2", lr="1e-3,3e-3", epochs=1)
     run = sweep(config).run
     (found,) = read_json(run / "config.json")["sweep"]["heatmaps"]
     page = page_of(run, tmp_path)
@@ -376,7 +418,8 @@ def test_what_is_no_run(tmp_path, demo_run):
         report(ReportConfig(runs=[tmp_path / "gone"]))
     broken = tmp_path / "broken"
     shutil.copytree(demo_run, broken)
-    (broken / "predictions.csv").write_text("image,prompt\na,b\n")
-    with pytest.raises(UserError) as error:
-        report(ReportConfig(runs=[broken]))
-    assert str(error.value) == f"{broken / 'predictions.csv'}: has no column 'split'; train again"
+    for header, missing in (("image,prompt", "of labels, such as 'quality_label'"), ("image,quality_label", "'split'")):
+        (broken / "predictions.csv").write_text(f"{header}\na,0.5\n")
+        with pytest.raises(UserError) as error:
+            report(ReportConfig(runs=[broken]))
+        assert str(error.value) == f"{broken / 'predictions.csv'}: has no column {missing}; train again"

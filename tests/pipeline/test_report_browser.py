@@ -25,7 +25,7 @@ def page_file(demo_run, tmp_path_factory):
         if number % 3 == 0:
             row.update(prompt=HOSTILE + "w" * 400 + row["prompt"], source=HOSTILE)
         if number % 5 == 0:
-            row.update(quality="")
+            row.update(quality_label="")
     write_csv(run / "predictions.csv", rows)
     return report(ReportConfig(runs=[run, demo_run], out=run.parent / "page.html", gallery=6)).page
 
@@ -69,7 +69,7 @@ def shown(page, gallery="#run2-gallery"):
     return page.evaluate(
         """(gallery) => [...document.querySelectorAll(`${gallery} .card:not([hidden])`)].map((card) => {
             const row = sections[Number(card.closest("section").dataset.section)].rows[Number(card.dataset.at)];
-            return [row.quality, row.q, row.source, row.prompt, card.dataset.kinds];
+            return [row.quality_label, row.quality, row.source, row.prompt, card.dataset.kinds];
         })""",
         gallery,
     )
@@ -147,7 +147,7 @@ def test_a_point_shows_its_row_under_the_pointer_and_by_keyboard(page):
     words = tip.inner_text()
     assert row["prompt"] in words
     assert row["image"] in words
-    assert f"quality: human {row['quality']:.3f}, predicted {row['q']:.3f}" in words
+    assert f"quality: human {row['quality_label']:.3f}, predicted {row['quality']:.3f}" in words
     page.mouse.move(0, 0)
     assert tip.is_hidden()
 

@@ -85,8 +85,8 @@ def start(demo_run, scorer):
     """Start servers with some settings, in threads of this process; all stop at the end."""
     with contextlib.ExitStack() as running:
 
-        def begin(**settings):
-            app = _application(ServeConfig(run=demo_run, **settings), scorer)
+        def begin(*, of=scorer, **settings):
+            app = _application(ServeConfig(run=demo_run, **settings), of)
             bound = running.enter_context(server_of.listen("127.0.0.1", 0))
             ready = threading.Event()
             server = server_of.make_server(app, on_ready=ready.set)
@@ -152,11 +152,13 @@ def test_a_batch_answers_pair_by_pair(client, scorer, demo_folder, demo_rows):
     fields = [("images", path.read_bytes()) for path in paths] + [("images", b"no image")]
     status, found = client.post("/score/batch", *fields, *[("prompts", prompt) for prompt in [*prompts, "x"]])
     assert status == 200
-    assert [each["q"] for each in found["results"][:3]] == pytest.approx(scorer.score(paths, prompts).q, abs=CLOSE)
+    assert [each["quality"] for each in found["results"][:3]] == pytest.approx(
+        scorer.score(paths, prompts).q, abs=CLOSE
+    )
     assert found["results"][3] == {"error": "image: not an image in a known format"}
     status, found = client.post("/score/batch", ("paths", "sub/a.png"), ("paths", "none.png"), ("prompts", "x"))
     assert status == 200
-    assert found["results"][0]["c"] == pytest.approx(float(scorer.score(paths[0], "x").c[0]), abs=CLOSE)
+    assert found["results"][0]["consistency"] == pytest.approx(float(scorer.score(paths[0], "x").c[0]), abs=CLOSE)
     assert found["results"][1] == {"error": "path: no such file"}
 
 
@@ -168,6 +170,7 @@ def test_a_long_prompt_is_scored_and_said_to_be_cut(client, picture):
 def test_health_page_and_document(client, demo_run):
     status, found = client.ask("GET", "/healthz")
     assert (status, found["status"], found["run"]) == (200, "ok", demo_run.name)
+    assert (found["labels"], found["needs_prompt"]) == (["quality", "consistency"], ["consistency"])
     status, page = client.ask("GET", "/")
     assert status == 200
     assert "<title>deltaclip</title>" in page
@@ -184,31 +187,33 @@ def test_health_page_and_document(client, demo_run):
     assert body["properties"]["image"]["format"] == "binary"
 
 
-def test_what_the_run_has_not_learned_is_null(start, scorer, demo_run, picture):
-    client = start()
-    service_scorer = Scorer(scorer.heads, scorer.backbone, ["quality"])
-    bound = server_of.listen("127.0.0.1", 0)
-    app, ready = _application(ServeConfig(run=demo_run), service_scorer), threading.Event()
-    server = server_of.make_server(app, on_ready=ready.set)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        assert ready.wait(30)
-        other = Client(bound.getsockname()[1])
-        answers = [other.post("/score", ("image", picture), *prompt) for prompt in ([("prompt", "x")], [])]
-        batch = other.post("/score/batch", ("images", picture), ("images", picture))
-        _, document = other.ask("GET", "/openapi.json")
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        bound.close()
+def test_what_the_run_has_not_learned_is_null(start, scorer, picture):
+    client = start(of=Scorer(scorer.heads, scorer.backbone, ["quality"]))
+    answers = [client.post("/score", ("image", picture), *prompt) for prompt in ([("prompt", "x")], [])]
+    batch = client.post("/score/batch", ("images", picture), ("images", picture))
+    _, document = client.ask("GET", "/openapi.json")
     for status, found in answers:
-        assert (status, found["c"], found["c_base"]) == (200, None, None)
+        assert (status, found["consistency"], found["consistency_base"], found["c"]) == (200, None, None, None)
     assert answers[0] == answers[1]
-    assert [each["q"] for each in batch[1]["results"]] == pytest.approx([answers[0][1]["q"]] * 2, abs=CLOSE)
+    assert [each["quality"] for each in batch[1]["results"]] == pytest.approx([answers[0][1]["quality"]] * 2, abs=CLOSE)
     body = document["paths"]["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert body["required"] == []
-    assert client.ask("GET", "/healthz")[0] == 200
+    status, health = client.ask("GET", "/healthz")
+    assert (status, health["labels"], health["needs_prompt"]) == (200, ["quality"], [])
+
+
+def test_three_targets_are_named_and_scored_and_those_that_see_the_prompt_are_told(start, colour_run, picture):
+    scorer = Scorer.load(colour_run, device="cpu")
+    client, targets = start(of=scorer), ["quality", "consistency", "colour"]
+    names = [f"{target}{part}" for target in targets for part in ("", "_base", "_delta")]
+    _, document = client.ask("GET", "/openapi.json")
+    assert list(document["components"]["schemas"]["Scores"]["properties"]) == [*names, "q", "c", "prompt_truncated"]
+    _, health = client.ask("GET", "/healthz")
+    assert (health["labels"], health["needs_prompt"]) == (targets, ["consistency"])
+    status, found = client.post("/score", ("image", picture), ("prompt", "a red circle"))
+    expected = scorer.score(picture, "a red circle").scores.columns()
+    assert status == 200
+    assert {name: found[name] for name in names} == {name: pytest.approx(float(expected[name][0])) for name in names}
 
 
 HOSTILE = {
@@ -279,7 +284,7 @@ def test_hostile_images_are_refused_with_their_reason(client):
 def test_odd_images_are_scored(client):
     for name, content in usable_files().items():
         status, found = client.post("/score", ("image", content), ("prompt", "x"))
-        assert (status, 0 <= found["q"] <= 1) == (200, True), name
+        assert (status, 0 <= found["quality"] <= 1) == (200, True), name
 
 
 BATCHES = {
@@ -514,7 +519,7 @@ def test_what_finds_no_room_is_not_decoded(scorer, picture):
 
     with ThreadPoolExecutor(1) as pool:  # the loop of a browser in another test may still run on this thread
         (first, second), again = pool.submit(lambda: asyncio.run(ask())).result()
-    assert [0 <= each["q"] <= 1 for each in first] == [True, True]
+    assert [0 <= each["quality"] <= 1 for each in first] == [True, True]
     assert isinstance(second, QueueFull)  # decoded, they would have been refused
     assert [str(each) for each in again] == ["image: not an image in a known format"] * 2
 
@@ -550,8 +555,8 @@ def test_under_load_every_answer_is_right_and_forwards_are_shared(start, scorer,
         answers = list(pool.map(ask, range(96)))
     for place, (status, found) in answers:
         assert status == 200
-        assert found["q"] == pytest.approx(float(expected.q[place]), abs=CLOSE)
-        assert found["c"] == pytest.approx(float(expected.c[place]), abs=CLOSE)
+        assert found["quality"] == pytest.approx(float(expected.q[place]), abs=CLOSE)
+        assert found["consistency"] == pytest.approx(float(expected.c[place]), abs=CLOSE)
     _, health = client.ask("GET", "/healthz")
     assert health["scored"] == 96
     assert health["batches"] < 70
@@ -610,7 +615,8 @@ def command(run, *options):
     )
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_says_its_address_and_ends_gracefully(demo_run, picture, sign):
     process = command(demo_run, "--json")
     try:

@@ -124,10 +124,12 @@ def test_a_generated_client_uploads_pictures_and_gets_their_scores(strangers, ad
     (tmp_path / "ours.py").write_text(CLIENT, encoding="utf-8")
     one, batch, refused = json.loads(run(strangers / "python", "ours.py", address, *pictures, cwd=tmp_path))
     expected = Scorer.load(demo_run, device="cpu").score(pictures, "a red circle")
-    assert [one["q"], one["c"]] == pytest.approx([float(expected.q[0]), float(expected.c[0])], abs=5e-3)  # bf16
-    assert [each.get("q") for each in batch["results"]] == [pytest.approx(float(q), abs=5e-3) for q in expected.q] + [
-        None
-    ]
+    assert [one["quality"], one["consistency"]] == pytest.approx(
+        [float(expected.q[0]), float(expected.c[0])], abs=5e-3
+    )  # bf16
+    assert [each.get("quality") for each in batch["results"]] == [
+        pytest.approx(float(q), abs=5e-3) for q in expected.q
+    ] + [None]
     assert batch["results"][2] == {"error": "image: not an image in a known format"}
     assert refused == "prompt: is empty"
 

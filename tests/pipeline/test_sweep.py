@@ -10,12 +10,14 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.settings import SWEPT, EvaluateConfig, SweepConfig
+from deltaclip.pipeline.settings import BY_TARGET, PLAIN, EvaluateConfig, SweepConfig
 from deltaclip.pipeline.sweep import sweep
-from deltaclip.pipeline.training.sweep_grid import sweep_settings, varied
+from deltaclip.pipeline.training.sweep_grid import axis_names, sweep_settings, varied
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, weights_of
 
 LABELS = ("quality", "consistency")
+# What may be a list of values.
+SWEPT = {*PLAIN, *BY_TARGET, *(option for options in BY_TARGET.values() for option in options.values())}
 # What `sweep` has of its own, each with a test of its effect below.
 OWN = {"samples", "precision", "data_seed", "out"}
 
@@ -34,6 +36,16 @@ def as_text(settings):
     return {name: str(value) for name, value in settings.items()}
 
 
+def of_train(row):
+    """Return a row of the table as settings of `train`."""
+    settings = {name: row[name] for name in PLAIN}
+    for name in BY_TARGET:
+        of_one = {axis: value for axis, value in row.items() if axis.startswith(f"{name}_") and axis not in PLAIN}
+        words = [f"{axis.removeprefix(f'{name}_')}={value}" for axis, value in of_one.items()]
+        settings[name] = ",".join([str(row[name]), *words])
+    return settings
+
+
 def figures(run):
     metrics = read_json(run / "metrics.json")
     sides = [metrics[side][label] for side in ("train", "val", "test") for label in LABELS]
@@ -45,6 +57,7 @@ def figures(run):
     [
         {"residual_scale_q": 0.4, "residual_scale_c": 0.1, "lr": 5e-3, "weight_decay": 0.01},
         {"loss": "rank", "dropout": 0.4, "seed": 7, "w_q": 0.9, "w_c": 0.2},
+        {"weight": "0.9,consistency=0.2", "scale": "quality=0.05"},
         {"base_init": "identity", "dropout": 0.0, "lr": 4e-3},
         {"scale_mode": "learned", "residual_scale_q": 0.3, "lr": 5e-3},
         {"scale_mode": "curriculum", "loss": "plcc", "warmup_ratio": 0.3, "schedule": "linear", "max_grad_norm": 0.05},
@@ -60,7 +73,7 @@ def test_a_setting_is_as_train_gives_it_alone(sweep_demo, train_demo, settings):
     assert figures(together.run) == pytest.approx(figures(alone.run), abs=1e-3)
     assert read_json(together.run / "config.json")["best_epoch"] == alone.best_epoch
     ours, theirs = (read_csv(run / "history.csv") for run in (together.run, alone.run))
-    for column in ("train_loss", "val_score", "lr", "scale_q", "scale_c", "val_quality_srocc"):
+    for column in ("train_loss", "val_score", "lr", "scale_quality", "scale_consistency", "val_quality_srocc"):
         kept = min(len(ours), len(theirs))  # with patience each head of the stack may go on
         assert numbers(ours[:kept], column) == pytest.approx(numbers(theirs[:kept], column), abs=1e-3)
     assert set(weights_of(together.run)) == set(weights_of(alone.run))
@@ -69,13 +82,13 @@ def test_a_setting_is_as_train_gives_it_alone(sweep_demo, train_demo, settings):
 def test_a_grid_ranks_by_validation_and_saves_the_winner(sweep_demo, train_demo, demo_cache):
     run = sweep_demo(residual_scale_q="0.05,0.4", lr="1e-3,5e-3", loss="mse,rank")
     assert len(run.table) == 8
-    assert run.varied == ["residual_scale_q", "lr", "loss"]
+    assert run.varied == ["scale_quality", "lr", "loss"]
     scores = [row["val_score"] for row in run.table]
     assert scores == sorted(scores, reverse=True)
     best, worst = run.table[0], run.table[-1]
     assert best["val_score"] == pytest.approx(np.mean([best[f"val_{label}"] for label in LABELS]))
     for row in (best, worst):
-        alone = train_demo(**{name: row[name] for name in SWEPT})
+        alone = train_demo(**of_train(row))
         mains = [alone.metrics["val"][label]["main"] for label in LABELS]
         assert [row[f"val_{label}"] for label in LABELS] == pytest.approx(mains, abs=1e-3)
     # The winner is a run like any other; nobody else's test rows were looked at.
@@ -97,10 +110,18 @@ def test_what_a_head_does_not_see_is_trained_once(sweep_demo):
     assert "12 settings as 7 heads" in run.summary()
 
 
+def test_values_of_all_targets_and_of_one(sweep_demo):
+    run = sweep_demo(scale="0.1,0.3,quality=0.05,0.2", epochs=1)
+    assert run.varied == ["scale", "scale_quality"]
+    assert (len(run.table), run.num_heads) == (4, 2 + 2)
+    together = sweep_demo(scale="0.1,0.3", epochs=1)
+    assert (len(together.table), together.num_heads) == (2, 2 + 2)
+
+
 def test_settings_rank_by_their_mean_over_seeds(sweep_demo):
     run = sweep_demo(seed="1,2,3", residual_scale_q="0.1,0.4", base_init="identity", lr="5e-3")
-    means = [np.mean([row["val_score"] for row in run.table if row["residual_scale_q"] == q]) for q in (0.1, 0.4)]
-    assert run.table[0]["residual_scale_q"] == (0.1, 0.4)[int(np.argmax(means))]
+    means = [np.mean([row["val_score"] for row in run.table if row["scale_quality"] == q]) for q in (0.1, 0.4)]
+    assert run.table[0]["scale_quality"] == (0.1, 0.4)[int(np.argmax(means))]
     assert run.table[0]["val_score_mean"] == pytest.approx(max(means))
     assert run.table[0]["val_score"] == max(row["val_score"] for row in run.table[:3])
     assert {row["num_seeds"] for row in run.table} == {3}
@@ -109,9 +130,9 @@ def test_settings_rank_by_their_mean_over_seeds(sweep_demo):
 def test_heat_maps_are_means_over_the_rest(sweep_demo):
     run = sweep_demo(residual_scale_q="0.05,0.4", residual_scale_c="0.1,0.3", lr="1e-3,5e-3")
     assert {(one["x"], one["y"]) for one in run.heatmaps} == {
-        ("residual_scale_q", "residual_scale_c"),
-        ("residual_scale_q", "lr"),
-        ("residual_scale_c", "lr"),
+        ("scale_quality", "scale_consistency"),
+        ("scale_quality", "lr"),
+        ("scale_consistency", "lr"),
     }
     for one in run.heatmaps:
         for y, line in zip(one["y_values"], one["val_score"], strict=True):
@@ -134,7 +155,7 @@ def test_bf16_products_choose_alike(sweep_demo):
     exact, half = (sweep_demo(precision=precision, **settings) for precision in ("fp32", "bf16"))
     assert read_json(half.run / "config.json")["sweep"]["products"] == "bf16"
     for row in exact.table:
-        other = next(one for one in half.table if all(one[name] == row[name] for name in SWEPT))
+        other = next(one for one in half.table if of_train(one) == of_train(row))
         assert other["val_score"] == pytest.approx(row["val_score"], abs=0.02)
 
 
@@ -156,13 +177,16 @@ def test_samples_of_a_grid_and_of_ranges(demo_cache):
     assert some == sweep_settings(SweepConfig(**grid, samples=5))
     assert some != sweep_settings(SweepConfig(**grid, samples=5, data_seed=1))
     assert len(sweep_settings(SweepConfig(**grid, samples=50))) == 9
-    drawn = sweep_settings(SweepConfig(cache=demo_cache, lr="1e-4..1e-2", dropout="0.1..0.5", samples=400))
+    ranges = SweepConfig(cache=demo_cache, lr="1e-4..1e-2", dropout="0.1..0.5", scale="quality=0.1..0.3", samples=400)
+    drawn = sweep_settings(ranges)
     rates = np.log10([one.lr for one in drawn])
     assert rates.min() > -4
     assert rates.max() < -2
     assert np.mean(rates) == pytest.approx(-3, abs=0.1)  # uniform in the logarithm: SD of the mean is 0.03
     assert np.mean([one.dropout for one in drawn]) == pytest.approx(0.3, abs=0.02)  # SD of the mean is 0.006
-    assert varied(drawn) == ["lr", "dropout"]
+    assert np.mean([one.scales.of("quality") for one in drawn]) == pytest.approx(0.2, abs=0.01)  # SD of it is 0.003
+    assert {one.scales.of("consistency") for one in drawn} == {0.2}
+    assert varied(drawn, axis_names(ranges)) == ["scale_quality", "lr", "dropout"]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +252,6 @@ def test_what_does_not_hold_for_all_settings_is_not_warned_of(sweep_demo, capsys
 def test_draws_from_ranges_have_no_heat_map(sweep_demo):
     run = sweep_demo(lr="1e-3..5e-3", dropout="0..0.3", residual_scale_q="0.1,0.2", samples=12, epochs=1)
     assert [(one["x"], one["y"]) for one in run.heatmaps] == [
-        ("residual_scale_q", "lr"),
-        ("residual_scale_q", "dropout"),
+        ("scale_quality", "lr"),
+        ("scale_quality", "dropout"),
     ]

@@ -54,7 +54,8 @@ def test_config_says_how_to_repeat_the_run(demo_run, demo_cache):
         assert config["backbone"] == store.facts
     assert config["cache"]["path"] == str(demo_cache)
     assert config["labels"] == list(LABELS)
-    assert config["scales"] == pytest.approx([0.2, 0.2])
+    assert config["scales"] == pytest.approx({"quality": 0.2, "consistency": 0.2})
+    assert config["targets"] == [{"name": "quality", "sees": "image"}, {"name": "consistency", "sees": "pair"}]
     assert any("clamp(sigmoid(w . v + b0) + 0.2 tanh(MLP(v)), 0, 1)" in line for line in config["description"])
     assert any("image tower: all frozen; text tower: all frozen" in line for line in config["description"])
 
@@ -64,14 +65,15 @@ def test_calibration_is_a_least_squares_line_through_training_rows(demo_run, dem
     rows = read_csv(demo_run / "predictions.csv")
     train = np.array([row["split"] == "train" for row in rows])
     v, t = embeddings(demo_cache)
-    x, y = ((v * t).sum(axis=1) + 1) / 2, numbers(rows, "consistency")
+    x, y = ((v * t).sum(axis=1) + 1) / 2, numbers(rows, "consistency_label")
     slope, offset = np.polyfit(x[train], y[train], 1)
     # Labels are stored with six digits in the table, and a narrow x multiplies what is lost.
-    assert calibration["slope"] == pytest.approx(slope, rel=1e-4)
-    assert calibration["offset"] - calibration["level_c"] == pytest.approx(offset, rel=1e-4)
-    said = np.clip(calibration["slope"] * x[train] + calibration["offset"], 0, 1)
+    found = calibration["consistency"]
+    assert found["slope"] == pytest.approx(slope, rel=1e-4)
+    assert found["offset"] - found["level"] == pytest.approx(offset, rel=1e-4)
+    said = np.clip(found["slope"] * x[train] + found["offset"], 0, 1)
     assert said.mean() == pytest.approx(y[train].mean(), abs=1e-5)
-    assert calibration["num_rows_q"] == calibration["num_rows_c"] == train.sum()
+    assert calibration["quality"]["num_rows"] == found["num_rows"] == train.sum()
 
 
 def test_metrics_have_the_shape_of_the_specification(demo_run):
@@ -123,8 +125,8 @@ def test_metrics_can_be_recomputed_from_the_predictions(demo_run):
     for side in SIDES:
         chosen = [row for row in rows if row["split"] == side]
         assert len(chosen) == metrics["split"]["rows"][side]
-        for label, letter in zip(LABELS, "qc", strict=True):
-            truth, predicted = numbers(chosen, label), numbers(chosen, letter)
+        for label in LABELS:
+            truth, predicted = numbers(chosen, f"{label}_label"), numbers(chosen, label)
             # Six digits are stored, which may tie neighbours: each pair is worth at most 6 / N^2.
             ties = len(chosen) - len(np.unique(predicted))
             rank = pytest.approx(stats.spearmanr(predicted, truth)[0], abs=1e-5 + 6 * ties / len(chosen) ** 2)
@@ -140,7 +142,7 @@ def test_cosine_floor_is_the_correlation_of_raw_cosines(demo_run, demo_cache):
     test = np.array([row["split"] == "test" for row in rows])
     v, t = embeddings(demo_cache)
     for label in LABELS:
-        expected = stats.spearmanr((v * t).sum(axis=1)[test], numbers(rows, label)[test])[0]
+        expected = stats.spearmanr((v * t).sum(axis=1)[test], numbers(rows, f"{label}_label")[test])[0]
         found = read_json(demo_run / "metrics.json")["floors"]["cosine"][label]["srocc"]
         assert found == pytest.approx(expected, abs=1e-4)  # float32 cosines may swap neighbours
 
@@ -151,14 +153,14 @@ def test_predictions_keep_rows_labels_and_bounds(demo_run, demo_rows):
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in demo_rows]
     assert [row["source"] for row in rows] == [row["source"] for row in demo_rows]
     for label in LABELS:
-        assert numbers(rows, label) == pytest.approx(numbers(demo_rows, label), abs=1e-6)
-    for letter in "qc":
-        score, base, delta = (numbers(rows, name) for name in (letter, f"{letter}_base", f"{letter}_delta"))
+        assert numbers(rows, f"{label}_label") == pytest.approx(numbers(demo_rows, label), abs=1e-6)
+        score, base, delta = (numbers(rows, name) for name in (label, f"{label}_base", f"{label}_delta"))
         rounding = 1.5e-6  # three numbers of six digits
         assert np.abs(score - base).max() <= 0.2 + rounding
         assert np.abs(delta).max() <= 0.2 + rounding
         assert np.abs(delta).max() > 0
         assert score == pytest.approx(np.clip(base + delta, 0, 1), abs=rounding)
+        assert [row[label[0]] for row in rows] == [row[label] for row in rows]  # under the name of the formulas too
 
 
 def test_sides_are_disjoint_by_prompt(demo_run):
@@ -207,7 +209,7 @@ def test_training_never_looks_at_test_labels(train_demo, demo_run, relabelled):
 
 
 MODES = {
-    "residual": {"residual_scale_q": 0.5, "residual_scale_c": 0.5},
+    "residual": {"scale": "0.5"},
     "direct": {"residual_learning": False},
     "two branches": {"residual_learning": False, "two_branch": True},
     "refinement": {"residual_learning": False, "refinement": True, "epochs": 12},
@@ -247,11 +249,11 @@ def test_shuffled_labels_teach_nothing(mode, train_demo, relabelled):
 # Labels that are missing
 
 
-@pytest.mark.parametrize(("kept", "dropped", "letter"), [(*LABELS, "c"), (*LABELS[::-1], "q")])
-def test_one_label_is_enough(train_demo, relabelled, capsys, *, kept, dropped, letter):
+@pytest.mark.parametrize(("kept", "dropped"), [LABELS, LABELS[::-1]])
+def test_one_label_is_enough(train_demo, relabelled, capsys, *, kept, dropped):
     def drop(rows):
         for row in rows:
-            del row[dropped]
+            row[dropped] = ""
 
     run = train_demo(cache=relabelled(drop))
     warning = f"warning: the cache has no {dropped} labels: that head is not trained and has no scores\n"
@@ -260,17 +262,39 @@ def test_one_label_is_enough(train_demo, relabelled, capsys, *, kept, dropped, l
         assert list(run.metrics[side]) == [kept]
     assert read_json(run.run / "config.json")["labels"] == [kept]
     rows = read_csv(run.run / "predictions.csv")
-    assert np.isnan(numbers(rows, letter)).all()
-    assert np.isfinite(numbers(rows, "q" if letter == "c" else "c")).all()
+    assert np.isnan(numbers(rows, dropped)).all()
+    assert np.isnan(numbers(rows, dropped[0])).all()
+    assert np.isfinite(numbers(rows, kept)).all()
     # The last layer of a correction starts at zero and gets no gradient without labels.
-    last = "c_fusion.out.weight" if letter == "c" else "q_mlp.out.weight"
-    assert not weights_of(run.run)[last].any()
+    last = "fusion.out.weight" if dropped == "consistency" else "mlp.out.weight"
+    assert not weights_of(run.run)[f"{dropped}_head.{last}"].any()
+
+
+@pytest.mark.parametrize(("kept", "dropped"), [LABELS, LABELS[::-1]])
+def test_a_target_without_a_column_has_no_head(train_demo, relabelled, capsys, *, kept, dropped):
+    def drop(rows):
+        for row in rows:
+            del row[dropped]
+
+    cache = relabelled(drop)
+    run = train_demo(cache=cache)
+    assert "warning: " not in capsys.readouterr().err
+    for side in SIDES:
+        assert list(run.metrics[side]) == [kept]
+    assert [target["name"] for target in read_json(run.run / "config.json")["targets"]] == [kept]
+    assert {name.partition(".")[0] for name in weights_of(run.run)} == {f"{kept}_head"}
+    columns = {name.partition("_")[0] for name in read_csv(run.run / "predictions.csv")[0]}
+    assert not columns & {dropped, dropped[0]}
+    # A number for it is not an error, as a preset or a script may give both, and is said.
+    train_demo(cache=cache, scale=f"{dropped}=0.1", epochs=1)
+    line = f"warning: the cache has no target {dropped}: what is given for it is not used\n"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", ["mse", "rank"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("kept", "dropped", "letter"), [(*LABELS, "c"), (*LABELS[::-1], "q")])
-def test_one_label_trains_in_every_mode(train_demo, relabelled, *, mode, loss, kept, dropped, letter):
+@pytest.mark.parametrize(("kept", "dropped"), [LABELS, LABELS[::-1]])
+def test_one_label_trains_in_every_mode(train_demo, relabelled, *, mode, loss, kept, dropped):
     def drop(rows):
         for row in rows:
             row[dropped] = ""
@@ -278,7 +302,7 @@ def test_one_label_trains_in_every_mode(train_demo, relabelled, *, mode, loss, k
     run = train_demo(cache=relabelled(drop), loss=loss, **MODES[mode] | {"epochs": 1})
     assert list(run.metrics["test"]) == [kept]
     assert run.metrics["test"][kept]["srocc"] is not None
-    assert np.isnan(numbers(read_csv(run.run / "predictions.csv"), letter)).all()
+    assert np.isnan(numbers(read_csv(run.run / "predictions.csv"), dropped)).all()
 
 
 def test_no_labels_is_an_error_before_anything_is_written(train_demo, relabelled, tmp_path):
@@ -303,14 +327,14 @@ def test_missing_labels_are_masked_not_dropped(train_demo, relabelled, demo_run)
     rows = read_csv(run.run / "predictions.csv")
     assert len(rows) == 240
     assert [row["split"] for row in rows] == [row["split"] for row in read_csv(demo_run / "predictions.csv")]
-    for label, letter, parity in zip(LABELS, "qc", (0, 1), strict=True):
-        assert np.isfinite(numbers(rows, letter)).all()
-        has_label = np.isfinite(numbers(rows, label))
+    for label, parity in zip(LABELS, (0, 1), strict=True):
+        assert np.isfinite(numbers(rows, label)).all()
+        has_label = np.isfinite(numbers(rows, f"{label}_label"))
         assert np.flatnonzero(has_label).tolist() == list(range(parity, 240, 2))
         for side in SIDES:
-            expected = sum(row["split"] == side and row[label] != "" for row in rows)
+            expected = sum(row["split"] == side and row[f"{label}_label"] != "" for row in rows)
             assert run.metrics[side][label]["n"] == expected > 0
     config = read_json(run.run / "config.json")
     train = [row for row in rows if row["split"] == "train"]
-    assert config["calibration"]["num_rows_q"] == sum(row["quality"] != "" for row in train)
-    assert config["calibration"]["num_rows_c"] == sum(row["consistency"] != "" for row in train)
+    for label in LABELS:
+        assert config["calibration"][label]["num_rows"] == sum(row[f"{label}_label"] != "" for row in train)

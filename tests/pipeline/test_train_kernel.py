@@ -74,20 +74,20 @@ def test_the_bases_are_the_kernels(train_kernel, stages_cache):
     _, said, fit, _ = fit_kernel([Part(rows.view(), 1.0)], target, groups, seed=42)
     table = read_csv(run.run / "predictions.csv")
     # Left-out scores are moved by one constant, to the mean of the training labels.
-    assert np.ptp((numbers(table, "q") - said.numpy())[fitted]) < 1e-4
-    for letter, label in zip("qc", LABELS, strict=True):
+    assert np.ptp((numbers(table, "quality") - said.numpy())[fitted]) < 1e-4
+    for label in LABELS:
         known = split.train[~np.isnan(rows.label(label)[split.train])]
         mean = rows.label(label)[known].astype(np.float64).mean()
-        assert numbers(table, f"{letter}_base")[known].mean() == pytest.approx(mean, abs=1e-5)
-    assert numbers(table, "q_base") == pytest.approx(numbers(table, "q"), abs=1e-6)
-    assert read_json(run.run / "config.json")["calibration"]["q_kernel"] == pytest.approx(fit.to_json())
-    assert any("f_q on stages" in line for line in read_json(run.run / "config.json")["description"])
+        assert numbers(table, f"{label}_base")[known].mean() == pytest.approx(mean, abs=1e-5)
+    assert numbers(table, "quality_base") == pytest.approx(numbers(table, "quality"), abs=1e-6)
+    assert read_json(run.run / "config.json")["calibration"]["kernels"]["quality"] == pytest.approx(fit.to_json())
+    assert any("f(x) on stages" in line for line in read_json(run.run / "config.json")["description"])
 
 
 def test_corrections_stay_within_their_scales(train_kernel):
     table = read_csv(train_kernel(residual_scale_q=0.1, residual_scale_c=0.3, lr=5e-3).run / "predictions.csv")
-    for letter, scale in (("q", 0.1), ("c", 0.3)):
-        moved = np.abs(numbers(table, letter) - numbers(table, f"{letter}_base"))
+    for label, scale in (("quality", 0.1), ("consistency", 0.3)):
+        moved = np.abs(numbers(table, label) - numbers(table, f"{label}_base"))
         assert moved.max() <= scale + 1e-5
 
 
@@ -100,9 +100,9 @@ def test_test_rows_score_alike_from_cache_from_disk_and_by_evaluate(train_kernel
         PredictConfig(run=run.run, target=str(tmp_path / "some.csv"), image_root=demo_folder, out=tmp_path / "o.csv")
     )
     found = read_csv(tmp_path / "o.csv")
-    for letter in "qc":
+    for label in LABELS:
         # Another batch size: bf16 sums differ in their last bit, as in test_predict.
-        assert numbers(found, letter) == pytest.approx(numbers(table, letter), abs=5e-3)
+        assert numbers(found, label) == pytest.approx(numbers(table, label), abs=5e-3)
 
 
 def test_test_labels_do_not_matter(train_kernel, with_rows):
@@ -127,7 +127,7 @@ def test_a_sweep_over_bases_gives_what_train_gives(train_kernel, stages_cache, t
     )
     assert len(swept.table) == 6
     for row in swept.table:
-        alone = train_kernel(base_init=row["base_init"], residual_scale_q=row["residual_scale_q"])
+        alone = train_kernel(base_init=row["base_init"], residual_scale_q=row["scale_quality"])
         mains = [alone.metrics["val"][label]["main"] for label in LABELS]
         assert [row[f"val_{label}"] for label in LABELS] == pytest.approx(mains, abs=1e-3)
     assert evaluate(EvaluateConfig(run=swept.run)).metrics["test"] == read_json(swept.run / "metrics.json")["test"]
@@ -195,7 +195,7 @@ def test_a_label_of_weight_0_shapes_no_other_kernel(train_kernel, with_rows, dem
     order = np.random.default_rng(0).permutation(len(demo_rows))
     shuffled = with_rows(lambda row, place: row | {"quality": demo_rows[order[place]]["quality"]})
     runs = [train_kernel(w_q=0.0), train_kernel(w_q=0.0, cache=shuffled)]
-    first, second = (numbers(read_csv(run.run / "predictions.csv"), "c") for run in runs)
+    first, second = (numbers(read_csv(run.run / "predictions.csv"), "consistency") for run in runs)
     assert np.array_equal(first, second)
 
 

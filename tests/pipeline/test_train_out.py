@@ -33,6 +33,7 @@ def test_default_names_are_numbered(train_demo, tmp_path, monkeypatch):
     assert all((path / "metrics.json").is_file() for path in found)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_leaves_nothing(demo_cache, tmp_path):
     command = [sys.executable, "-m", "deltaclip", "train", str(demo_cache), "--epochs", "1000000"]
     log, folder = tmp_path / "log", tmp_path / "work"

@@ -13,8 +13,8 @@ from deltaclip.tests.pipeline.conftest import read_csv, read_json
 
 TABLE = {
     "quick": {"epochs": 10, "batch_size": 64, "lr": 1e-3},
-    "small": {"residual_scale_q": 0.1, "residual_scale_c": 0.1, "epochs": 30, "batch_size": 16},
-    "balanced": {"residual_scale_q": 0.2, "residual_scale_c": 0.2, "epochs": 20, "batch_size": 32},
+    "small": {"scale": "0.1", "epochs": 30, "batch_size": 16},
+    "balanced": {"scale": "0.2", "epochs": 20, "batch_size": 32},
 }
 CACHE = Path("c.h5")
 
@@ -39,15 +39,22 @@ def test_without_a_preset_nothing_changes():
 
 
 def test_what_is_given_wins_also_where_it_is_the_default():
-    config, about = applied(preset="small", epochs=20, residual_scale_q=0.2)
-    assert (config.epochs, config.residual_scale_q) == (20, 0.2)
-    assert (config.batch_size, config.residual_scale_c) == (16, 0.1)
-    assert about.given == ("residual_scale_q", "epochs")
-    assert about.applied == {"residual_scale_c": 0.1, "batch_size": 16}
-    assert applied(preset="small", residual_scale_c=0)[0].residual_scale_c == 0
+    config, about = applied(preset="small", epochs=20, scale="0.2")
+    assert (config.epochs, config.scale, config.batch_size) == (20, "0.2", 16)
+    assert about.given == ("scale", "epochs")
+    assert about.applied == {"batch_size": 16}
+    assert applied(preset="small", scale="0")[0].scales.of("quality") == 0
     everything, about = applied(**(TABLE["small"] | {"preset": "small", "epochs": 1}))
     assert everything.epochs == 1
-    assert "nothing left to set; given and kept: --residual-scale-q" in about.lines()[0]
+    assert "nothing left to set; given and kept: --scale" in about.lines()[0]
+
+
+@pytest.mark.parametrize("given", [{"scale": "consistency=0.3"}, {"residual_scale_c": 0.3}])
+def test_a_scale_of_one_target_leaves_the_others_to_the_preset(given):
+    config, about = applied(preset="small", **given)
+    assert [config.scales.of(name) for name in ("quality", "consistency", "colour")] == [0.1, 0.3, 0.1]
+    assert "scale" in about.applied
+    assert "scale" not in about.given
 
 
 @pytest.mark.parametrize(
@@ -64,12 +71,12 @@ def test_auto_picks_by_rows_and_says_why(num_rows, name, reason):
     assert (about.name, about.reason) == (name, reason)
     assert config.preset == "auto"
     assert config.batch_size == TABLE[name]["batch_size"]
-    assert about.lines()[0].startswith(f"preset        {name} (auto: {reason}): --residual-scale-q ")
+    assert about.lines()[0].startswith(f"preset        {name} (auto: {reason}): --scale ")
 
 
 def test_scales_are_nothing_to_direct_heads():
     config, about = applied(preset="small", residual_learning=False)
-    assert config.residual_scale_q == TrainConfig(cache=CACHE).residual_scale_q
+    assert config.scale == TrainConfig(cache=CACHE).scale
     assert about.lines() == [
         "preset        small (for under 1,000 rows): --epochs 30, --batch-size 16",
         "              not used here: scales: direct heads have none; freezing 83% of CLIP, learning rate 1e-05: "
@@ -82,8 +89,8 @@ def test_a_preset_trains_as_its_settings_do(train_demo, tmp_path, capsys):
     run = train_demo(preset="auto", epochs=2)
     err = capsys.readouterr().err
     lines = [
-        "preset        small (auto: 168 training rows, under 1,000): --residual-scale-q 0.1, --residual-scale-c 0.1, "
-        "--batch-size 16; given and kept: --epochs",
+        "preset        small (auto: 168 training rows, under 1,000): --scale 0.1, --batch-size 16; "
+        "given and kept: --epochs",
         "              not used here: freezing 83% of CLIP, learning rate 1e-05: the backbone is frozen, "
         "and heads learn at 0.001",
         "epochs        2, batch 16, seed 42",
@@ -99,7 +106,7 @@ def test_a_preset_trains_as_its_settings_do(train_demo, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", cache, "--preset", "small", "--epochs", "2", "--out", str(out)])
     assert ended.value.code == 0
-    plain = train_demo(residual_scale_q=0.1, residual_scale_c=0.1, batch_size=16, epochs=2)
+    plain = train_demo(scale="0.1", batch_size=16, epochs=2)
     same = [path / "predictions.csv" for path in (run.run, out, plain.run)]
     assert len({path.read_bytes() for path in same}) == 1
     assert read_json(plain.run / "config.json")["preset"] is None

@@ -16,6 +16,7 @@ from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_js
 
 LABELS = ("quality", "consistency")
 SIDES = ("train", "val", "test")
+IMAGE_OUT, PAIR_OUT = "mlp.out.weight", "fusion.out.weight"  # zero at the start, and without a gradient
 
 # A new setting fails test_every_setting_has_a_test_of_its_effect until it stands in EFFECTS.
 
@@ -45,10 +46,10 @@ def direct_heads(effect):
         "rows.safetensors",
     ]
     rows = read_csv(effect.changed / "predictions.csv")
-    assert {row["q_base"] for row in rows} == {""}
-    assert np.isfinite(numbers(rows, "q")).all()
+    assert {row["quality_base"] for row in rows} == {""}
+    assert np.isfinite(numbers(rows, "quality")).all()
     assert effect.metrics()["diagnostics"] == []
-    return any("q = sigmoid(Linear(v))" in line for line in effect.config()["description"])
+    return any("quality       sigmoid(Linear(v))" in line for line in effect.config()["description"])
 
 
 def random_split_leaks(effect):
@@ -60,27 +61,31 @@ def random_split_leaks(effect):
 
 
 def learned_scales_move(effect):
-    base, changed = effect.history("scale_q")
+    base, changed = effect.history("scale_quality")
     assert np.unique(base).size == 1
-    return np.unique(changed).size == EPOCHS and effect.config()["scales"][0] != pytest.approx(0.2, abs=1e-7)
+    return np.unique(changed).size == EPOCHS and effect.config()["scales"]["quality"] != pytest.approx(0.2, abs=1e-7)
 
 
 def scale_of_quality_alone(effect):
-    return effect.history("scale_q")[1][0] == 0.1 and effect.history("scale_c")[1][0] == pytest.approx(0.2)
+    return effect.history("scale_quality")[1][0] == 0.1 and effect.history("scale_consistency")[1][0] == pytest.approx(
+        0.2
+    )
 
 
 def scale_of_consistency_alone(effect):
-    return effect.history("scale_c")[1][0] == 0.0 and effect.history("scale_q")[1][0] == pytest.approx(0.2)
+    return effect.history("scale_consistency")[1][0] == 0.0 and effect.history("scale_quality")[1][0] == pytest.approx(
+        0.2
+    )
 
 
 def quality_head_alone_is_trained(effect):
     weights = weights_of(effect.changed)
-    return weights["q_mlp.out.weight"].any() and not weights["c_fusion.out.weight"].any()
+    return weights[f"quality_head.{IMAGE_OUT}"].any() and not weights[f"consistency_head.{PAIR_OUT}"].any()
 
 
 def consistency_head_alone_is_trained(effect):
     weights = weights_of(effect.changed)
-    return weights["c_fusion.out.weight"].any() and not weights["q_mlp.out.weight"].any()
+    return weights[f"consistency_head.{PAIR_OUT}"].any() and not weights[f"quality_head.{IMAGE_OUT}"].any()
 
 
 def peak_learning_rate(effect):
@@ -111,6 +116,8 @@ EFFECTS = {
     "residual_learning": ({"residual_learning": False}, direct_heads),
     "base_init": ({"base_init": "identity"}, lambda e: e.config()["calibration"] is None and e.weights_differ()),
     "scale_mode": ({"scale_mode": "learned"}, learned_scales_move),
+    "scale": ({"scale": "0.2,quality=0.1"}, scale_of_quality_alone),
+    "weight": ({"weight": "quality=0"}, consistency_head_alone_is_trained),
     "residual_scale_q": ({"residual_scale_q": 0.1}, scale_of_quality_alone),
     "residual_scale_c": ({"residual_scale_c": 0}, scale_of_consistency_alone),
     "w_q": ({"w_q": 0}, consistency_head_alone_is_trained),
@@ -150,7 +157,7 @@ ELSEWHERE = {
     "device": "test_device",
     "freeze_clip": "test_cli.py, what published commands say",
     "partial_freeze": "test_cli.py, what published commands say",
-    "tensorboard": "run/test_tensorboard.py",
+    "tensorboard": "runs/test_curves.py",
 }
 
 
@@ -170,7 +177,7 @@ def test_every_loss_trains_and_repeats(loss, train_demo, demo_run):
     run = train_demo(loss=loss)
     effect = Effect(demo_run, run.run)
     assert effect.weights_differ()
-    assert any(f"0.5 {loss}(q) + 0.5 {loss}(c)" in line for line in effect.config()["description"])
+    assert any(f"0.5 {loss}(quality) + 0.5 {loss}(consistency)" in line for line in effect.config()["description"])
     losses = effect.history("train_loss")[1]
     assert min(losses[1:]) < losses[0]
     assert min(run.metrics["train"][label]["srocc"] for label in LABELS) > 0.3
@@ -235,12 +242,13 @@ def test_a_batch_of_one_has_nothing_to_compare(train_demo, capsys):
 def test_two_branches(train_demo):
     run = train_demo(residual_learning=False, two_branch=True, epochs=2)
     config, weights = read_json(run.run / "config.json"), weights_of(run.run)
-    assert "consistency   c = (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2, s = v . t" in config["description"]
+    assert "consistency   (sigmoid(MLP([v, t, s])) + sigmoid(k s + m)) / 2, s = v . t" in config["description"]
     assert "cosine branch k, m start calibrated on the training rows" in config["description"]
-    assert config["calibration"]["slope"] > 0
-    assert 0 < abs(float(weights["cosine_slope"]) - config["calibration"]["slope"]) < 0.1  # trained, from there
+    start = config["calibration"]["consistency"]["slope"]
+    assert start > 0
+    assert 0 < abs(float(weights["consistency_head.cosine_slope"]) - start) < 0.1  # trained, from there
     plain = train_demo(residual_learning=False, epochs=2)
-    rows = [numbers(read_csv(path / "predictions.csv"), "c") for path in (run.run, plain.run)]
+    rows = [numbers(read_csv(path / "predictions.csv"), "consistency") for path in (run.run, plain.run)]
     assert np.abs(rows[0] - rows[1]).max() > 1e-3
 
 
@@ -250,11 +258,11 @@ def test_refinement(train_demo):
 
     run = trained()
     rows = read_csv(run.run / "predictions.csv")
-    c, base, delta = (numbers(rows, name) for name in ("c", "c_base", "c_delta"))
+    c, base, delta = (numbers(rows, name) for name in ("consistency", "consistency_base", "consistency_delta"))
     assert 0 < np.abs(c - base).max() <= 0.2 + 1e-6  # six digits are stored
     np.testing.assert_allclose(c, np.clip(base + delta, 0, 1), atol=2e-6)
-    assert {row["q_base"] for row in rows} == {""}
-    line = "refinement    clamp(c + 0.2 tanh(Transformer(v, t, c)), 0, 1), 4 layers, 8 heads, width 256"
+    assert {row["quality_base"] for row in rows} == {""}
+    line = "refinement    clamp(coarse + 0.2 tanh(Transformer(v, t, coarse)), 0, 1), 4 layers, 8 heads, width 256"
     assert line in read_json(run.run / "config.json")["description"]
     again = evaluate(EvaluateConfig(run=run.run))
     assert again.metrics["test"] == run.metrics["test"]
@@ -277,16 +285,16 @@ def test_explanations_join_the_loss(train_demo, demo_rows, residual):
 
     plain, light, heavy = trained(), trained(use_explanations=True), trained(use_explanations=True, w_exp=10)
     assert same_weights(weights_of(light), weights_of(trained(use_explanations=True)))
-    assert not any(name.startswith("rationale") for name in weights_of(plain))
+    assert not any("rationale" in name for name in weights_of(plain))
     explained = sum(bool(row["explanation"]) for row in demo_rows)
     for run, weight in ((light, 0.1), (heavy, 10)):
         description = read_json(run / "config.json")["description"]
-        assert f"loss          0.5 mse(q) + 0.5 mse(c) + {weight} mse(explanation)" in description
+        assert f"loss          0.5 mse(quality) + 0.5 mse(consistency) + {weight} mse(explanation)" in description
         shared = "Fusion" if residual else "MLP"
         line = f"{explained} of 240 rows have one; predicted by a Linear on the first layer of {shared}([v, t, s])"
         assert f"explanations  {line}" in description
-        assert weights_of(run)["rationale.out.weight"].shape == (128, 256)
-    columns = [numbers(read_csv(run / "predictions.csv"), "c") for run in (plain, light, heavy)]
+        assert weights_of(run)["consistency_head.rationale.out.weight"].shape == (128, 256)
+    columns = [numbers(read_csv(run / "predictions.csv"), "consistency") for run in (plain, light, heavy)]
     assert (columns[0] != columns[1]).any()
     assert (columns[1] != columns[2]).any()
     assert evaluate(EvaluateConfig(run=heavy)).metrics["test"] == read_json(heavy / "metrics.json")["test"]
@@ -312,6 +320,14 @@ def test_explanations_that_cannot_be_used_are_said(train_demo, demo_run, relabel
         assert same_weights(weights_of(run.run), weights_of(demo_run))
 
 
+def test_explanations_need_a_target_that_sees_the_prompt(train_demo, relabelled, capsys):
+    cache = relabelled(lambda rows: [{n: cell for n, cell in row.items() if n != "consistency"} for row in rows])
+    run = train_demo(cache=cache, use_explanations=True, epochs=1).run
+    line = "warning: --use-explanations is not used: no target of the cache sees the prompt\n"
+    assert line in capsys.readouterr().err
+    assert read_json(run / "config.json")["labels"] == ["quality"]
+
+
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_device(train_demo, device):
     assert read_json(train_demo(device=device, epochs=1).run / "config.json")["settings"]["device"] == device
@@ -325,7 +341,7 @@ def test_the_largest_seed_trains(train_demo):
 
 def test_curriculum_ramps_to_the_given_scale(train_demo):
     history = read_csv(train_demo(scale_mode="curriculum").run / "history.csv")
-    scales = numbers(history, "scale_q")
+    scales = numbers(history, "scale_quality")
     assert scales == pytest.approx(np.linspace(0.02, 0.2, EPOCHS), abs=1e-6)
 
 
@@ -386,7 +402,7 @@ def test_unwise_settings_are_said(train_demo, capsys):
     train_demo(lr=0.1, residual_scale_c=0.75, epochs=1)
     err = capsys.readouterr().err
     assert "warning: --lr 0.1 is outside 0.001 to 0.005, the sane range of this mode\n" in err
-    assert "warning: --residual-scale-c 0.75 is above 0.5: the correction is no longer small\n" in err
+    assert "warning: --scale consistency=0.75 is above 0.5: the correction is no longer small\n" in err
 
 
 def test_configuration_is_printed_before_training(train_demo, capsys):

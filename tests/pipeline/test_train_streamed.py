@@ -38,8 +38,12 @@ def test_the_bound_decides(demo_cache, monkeypatch):
     np.testing.assert_array_equal(streamed.cosine(chosen), rows.cosine()[chosen])
     found = [each.batches(None, batch_size=8, explanations=True).in_order(100) for each in (rows, streamed)]
     for one, other in zip(*found, strict=True):
-        for name in ("v_BD", "t_BD", "q_B", "c_B", "e_BD"):
-            assert torch.equal(getattr(one, name).nan_to_num(9), getattr(other, name).nan_to_num(9))
+        assert list(one.label_B) == list(other.label_B) == ["quality", "consistency"]
+        for mine, theirs in (
+            *((getattr(one, name), getattr(other, name)) for name in ("v_BD", "t_BD", "e_BD")),
+            *((one.label_B[target], other.label_B[target]) for target in one.label_B),
+        ):
+            assert torch.equal(mine.nan_to_num(9), theirs.nan_to_num(9))
 
 
 @pytest.mark.usefixtures("_streamed")
@@ -53,7 +57,7 @@ def test_a_run_is_evaluated_to_the_same_digit(demo_run):
 def test_training_starts_from_the_same_base_and_repeats_itself(demo_run, train_demo):
     first, again = train_demo(epochs=2), train_demo(epochs=2)
     assert same_weights(weights_of(first.run), weights_of(again.run))
-    names = ("image", "prompt", "group", "source", "split", "quality", "consistency")
+    names = ("image", "prompt", "group", "source", "split", "quality_label", "consistency_label")
     for ours, theirs in zip(
         read_csv(first.run / "predictions.csv"), read_csv(demo_run / "predictions.csv"), strict=True
     ):

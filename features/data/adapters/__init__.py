@@ -25,11 +25,13 @@ from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.table import SUFFIXES, read_table
+from deltaclip.features.data.targets import parse_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from deltaclip.features.data.manifest import Manifest
+    from deltaclip.features.data.targets import AskedTarget
 
 FOLDER_ADAPTERS: dict[str, Callable[[Path], DataTables]] = {
     "agiqa-1k": read_agiqa_1k,
@@ -47,6 +49,7 @@ def read_manifest(
     *,
     image_root: Path | None = None,
     label_range: str | Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
     allow_outside: bool = False,
     read_labels: bool = True,
 ) -> Manifest:
@@ -56,24 +59,26 @@ def read_manifest(
         data: as the user typed it.
         image_root: folder of the images; default is the folder of the table.
         label_range: `LO,HI` of all labels, `LABEL=LO,HI` of one; default is the adapter's, else detected.
+        targets: `NAME=COLUMN:image` or `:pair` of each target beside the known ones.
         allow_outside: permit image paths that leave the image root.
         read_labels: False leaves the label columns alone, whatever is in them.
 
     Raises:
         UserError: unknown adapter, missing folder, or anything wrong in the table.
     """
-    given = parse_label_ranges(label_range)
-    tables = open_data(data, image_root=image_root)
+    asked = parse_targets(targets)
+    given = parse_label_ranges(label_range, asked)
+    tables = open_data(data, image_root=image_root, targets=asked)
     return manifest_of(tables, label_ranges=given, allow_outside=allow_outside, read_labels=read_labels)
 
 
-def open_data(data: str, *, image_root: Path | None = None) -> DataTables:
+def open_data(data: str, *, image_root: Path | None = None, targets: Sequence[AskedTarget] = ()) -> DataTables:
     """Open the tables of what `data` names, with `image_root` as the folder of the images where one is given.
 
     Raises:
         UserError: unknown adapter, missing folder, no such file, or a table that cannot be read.
     """
-    found = _open(data)
+    found = replace(_open(data), targets=tuple(targets))
     return replace(found, image_root=image_root) if image_root else found
 
 

@@ -1,15 +1,11 @@
-"""With the MATLAB reader that only it needs.
+"""AIGCIQA2023: scores in `DATA/MOS/mosz1.mat` to `mosz3.mat`, images `Image/allimg/<i>.png`, prompts in a workbook.
 
-AIGCIQA2023: scores in `DATA/MOS/mosz1.mat` to `mosz3.mat`, images `Image/allimg/<i>.png`, prompts in a workbook.
+2,400 images, i = 0 to 2399: 6 models, each 100 prompts, each 4 images. mosz1 is quality, mosz2 authenticity,
+mosz3 correspondence, about 26 to 72 on a scale of 0 to 100; `DATA/STD/SD1.mat` to `SD3.mat`, where they are there, are
+their SDs. Wang et al. 2023, arXiv 2307.00211.
 
-2,400 images, i = 0 to 2399: 6 models, each 100 prompts, each 4 images. mosz1 is quality, mosz2 authenticity (not used),
-mosz3 correspondence, about 26 to 72 on a scale of 0 to 100; `DATA/STD/SD1.mat` and `SD3.mat`, where they are there,
-are their SDs. Wang et al. 2023, arXiv 2307.00211.
-
-A vector of numbers in a MATLAB file (versions 4 to 7.2), from files that nobody vouches for.
-
-scipy reads them, in a process of its own: a few bytes that are wrong can end that process with a bus error. Knows that
-format. Must not know what the numbers mean.
+The MATLAB files (versions 4 to 7.2) are read by scipy in a process of its own: a few bytes that are wrong can end that
+process with a bus error.
 """
 
 from __future__ import annotations
@@ -49,7 +45,7 @@ QUOTES = "\"'“”‘’„ "
 
 
 def read_aigciqa2023(folder: Path) -> DataTables:
-    """Read the set from its folder; quality, and correspondence as consistency.
+    """Read the set from its folder; quality, correspondence as consistency, and authenticity where it is there.
 
     Which prompt an image has is said by `pic-index.xlsx`; without it rows are taken in the published order.
 
@@ -59,7 +55,11 @@ def read_aigciqa2023(folder: Path) -> DataTables:
     path = find_file(folder, ("mosz1.mat",), inside=MOS_PLACES, what="scores of quality")
     other = find_file(folder, ("mosz3.mat",), inside=MOS_PLACES, what="scores of correspondence")
     scores = {"quality": read_vector(path, "MOSz"), "consistency": read_vector(other, "MOSz")}
-    for label, name in (("quality", "SD1.mat"), ("consistency", "SD3.mat")):
+    if authentic := find_optional(folder, ("mosz2.mat",), inside=MOS_PLACES):
+        scores["authenticity"] = read_vector(authentic, "MOSz")
+    for label, name in (("quality", "SD1.mat"), ("authenticity", "SD2.mat"), ("consistency", "SD3.mat")):
+        if label not in scores:
+            continue
         if deviations := find_optional(folder, (name,), inside=STD_PLACES):
             scores[f"{label}_std"] = read_vector(deviations, "SD")
     num_rows = len(scores["quality"])

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.vocabulary import LABELS
 from deltaclip.features.data.manifest import joined, manifest_from_table
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from deltaclip.features.data.manifest import LabelRange, Manifest
     from deltaclip.features.data.table import Table
+    from deltaclip.features.data.targets import AskedTarget
 
 
 LOOKED_AT = 20  # images that tell which folder they lie in
@@ -37,12 +37,13 @@ class DataTables:
     tables: list[Table]
     image_root: Path
     label_range: LabelRange | None = None
+    targets: tuple[AskedTarget, ...] = ()  # that were asked for beside the known ones
     labelled_only: bool = False
     notes: tuple[str, ...] = ()
 
     def ranges(self, given: Mapping[str, LabelRange]) -> dict[str, LabelRange]:
         """Return the scales that are known of labels: those given, else the set's."""
-        return (dict.fromkeys(LABELS, self.label_range) if self.label_range else {}) | dict(given)
+        return ({"": self.label_range} if self.label_range else {}) | dict(given)
 
 
 def manifest_of(
@@ -65,6 +66,7 @@ def manifest_of(
             table,
             name=data.name,
             image_root=data.image_root,
+            targets=data.targets,
             label_ranges=data.ranges(label_ranges),
             allow_outside=allow_outside,
             read_labels=read_labels,
@@ -80,7 +82,8 @@ def manifest_of(
 
 
 def _labelled(part: Manifest) -> Manifest:
-    has = np.any([~np.isnan(part.labels[label]) for label in LABELS], axis=0)
+    known = [~np.isnan(part.labels[target.name]) for target in part.targets]
+    has = np.any(known, axis=0) if known else np.zeros(len(part), dtype=bool)
     if has.all():
         return part
     left = int((~has).sum())

@@ -1,7 +1,7 @@
 """PKU-I2IQA: text files of path, quality, authenticity, consistency, prompt between tabs, or `annotations.csv`.
 
-1,600 images by Midjourney and Stable Diffusion, scores about 1 to 5; authenticity is not used. `annotations.csv` has
-`name, mos_quality` and no prompts. Yuan et al. 2023, arXiv 2311.15556.
+1,600 images by Midjourney and Stable Diffusion, scores about 1 to 5. `annotations.csv` has `name, mos_quality` and no
+prompts. Yuan et al. 2023, arXiv 2311.15556.
 """
 
 from __future__ import annotations

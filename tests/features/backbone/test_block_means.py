@@ -50,7 +50,7 @@ def close(found, expected):
     assert found.unit_BD.dtype == found.norm_B.dtype == np.float32
 
 
-@pytest.mark.parametrize("batch_size", [1, 64])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_transformer(tiny, *, batch_size):
     images = pictures([(96, 96), (200, 120), (1, 1), (500, 5)])
     view, found = encode(tiny, images, batch_size=batch_size)

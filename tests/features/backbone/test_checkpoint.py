@@ -196,7 +196,8 @@ for backbone, pretrained in (("hf-hub:some/model", None), ("ViT-B-32", "openai")
 
 
 # A name that cannot be resolved, and a machine that drops every packet (TEST-NET, RFC 5737).
-@pytest.mark.parametrize("endpoint", ["https://hub.invalid", pytest.param("https://192.0.2.1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", ["https://hub.invalid", "https://192.0.2.1"])
 def test_an_unreachable_hub_is_one_sentence_at_once(tmp_path, monkeypatch, endpoint):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_HOME", str(tmp_path))

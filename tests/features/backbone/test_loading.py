@@ -333,9 +333,9 @@ def test_a_run_loads_its_wrapped_backbone_again(tmp_path, demo_folder):
     run = train(TrainConfig(cache=result.cache, out=tmp_path / "run", epochs=1)).run
     assert words.removeprefix("loaded: ") in json.loads((run / "config.json").read_text())["backbone"]["notes"]
     image = next((demo_folder / "images").iterdir())
-    wrapped = Scorer.load(run).score([image], ["a red circle"]).scores.q
+    wrapped = Scorer.load(run).score([image], ["a red circle"]).q
     plain = train(TrainConfig(cache=caches["tiny"].cache, out=tmp_path / "plain", epochs=1)).run
-    np.testing.assert_allclose(wrapped, Scorer.load(plain).score([image], ["a red circle"]).scores.q, atol=1e-5)
+    np.testing.assert_allclose(wrapped, Scorer.load(plain).score([image], ["a red circle"]).q, atol=1e-5)
 
 
 def test_image_positions_of_another_grid(tmp_path, vit):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,23 +14,23 @@ import torch
 from safetensors import safe_open
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.weights import TINY
 from deltaclip.features.scenes.render import DEMO_STREAM
-from tools.tiny import train as tiny_batches
+from tools.tiny import scenes as tiny_batches
 from tools.tiny import train as train_tiny
+from tools.tiny.scenes import TinyClip, evaluate_tiny, held_out_pairs, recall_at_1, zero_shot_srocc
 from tools.tiny.train import (
     Readers,
-    TinyClip,
     _encode_text,
     auxiliary_loss,
     contrastive_loss,
-    held_out_pairs,
     learning_rate,
     parameter_groups,
-    recall_at_1,
-    zero_shot_srocc,
 )
 
-TINY = Path(train_tiny.__file__).parent / "tiny"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 # Seeds of the test alone: neither training (its own stream) nor the figures in README.md use them.
 FRESH_SEED = 977
 
@@ -161,8 +163,6 @@ def test_a_short_training_learns_repeats_and_writes_all(tmp_path: Path, monkeypa
 
 def train_tiny_scores(folder: Path) -> object:
     """Evaluate as the recipe does, on fewer captions."""
-    from tools.tiny.train import evaluate_tiny
-
     return evaluate_tiny(folder, num_captions=4, num_prompts=2)
 
 
@@ -170,3 +170,16 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         train_tiny.train_tiny(tmp_path, steps=1, batch_size=6)
     assert str(caught.value) == "train_tiny: steps 1 and 1500, batch size 6; give at least one step and a multiple of 4"
+
+
+@pytest.mark.slow
+def test_the_command_of_make_backbone(tmp_path: Path) -> None:
+    """As `make backbone` calls it, from the root of the project, but for the number of steps and the folder."""
+    steps = ["--steps", "1", "--late-steps", "1", "--batch-size", "4"]
+    command = [sys.executable, "-m", "tools.tiny.train", "--out", str(tmp_path), *steps]
+    done = subprocess.run(command, cwd=TINY.parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"README.md", "open_clip_config.json", "open_clip_model.safetensors"}
+    bundled = (TINY / "README.md").read_text().splitlines()
+    assert (tmp_path / "README.md").read_text().splitlines()[:9] == bundled[:9]

@@ -10,6 +10,7 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.manifest import LabelRange, parse_label_ranges, read_label, read_label_std
 from deltaclip.features.data.table import Table
+from deltaclip.features.data.targets import parse_targets
 
 
 def table(*cells):
@@ -100,7 +101,7 @@ def test_a_given_range_wins():
 )
 def test_refusals(cells, given, line):
     with pytest.raises(UserError) as caught:
-        read_label(table(*cells), "mos", "quality", parse_label_ranges(given or []).get("quality"))
+        read_label(table(*cells), "mos", "quality", parse_label_ranges(given or []).get(""))
     assert str(caught.value) == f"t.csv, {line}"
 
 
@@ -129,12 +130,18 @@ def test_ranges_that_do_not_go_together(given, line):
 def test_ranges_of_the_command_line():
     one, ten = LabelRange(1.0, 5.0, "given"), LabelRange(1.0, 10.0, "given")
     assert parse_label_ranges([]) == {}
-    assert parse_label_ranges(" 1, 5 ") == {"quality": one, "consistency": one}
-    assert parse_label_ranges("-1,1")["quality"] == LabelRange(-1.0, 1.0, "given")
+    assert parse_label_ranges(" 1, 5 ") == {"": one}
+    assert parse_label_ranges("-1,1")[""] == LabelRange(-1.0, 1.0, "given")
     assert parse_label_ranges(["quality=1,10"]) == {"quality": ten}
     both = {"quality": ten, "consistency": one}
-    for given in (["quality=1,10", "consistency=1,5"], "quality=1,10,consistency=1,5", ["1,5", "quality=1,10"]):
+    for given in (["quality=1,10", "consistency=1,5"], "quality=1,10,consistency=1,5"):
         assert parse_label_ranges(given) == both
+    assert parse_label_ranges(["1,5", "quality=1,10"]) == {"": one, "quality": ten}
+    asked = parse_targets(["composition=comp:image"])
+    assert parse_label_ranges(["composition=1,10", "authenticity=1,5"], asked) == {
+        "composition": ten,
+        "authenticity": one,
+    }
 
 
 @pytest.mark.parametrize(

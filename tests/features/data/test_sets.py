@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import AUTHENTICITY, CONSISTENCY, QUALITY
 from deltaclip.features.data.adapters import FOLDER_ADAPTERS, read_manifest
 from deltaclip.features.data.adapters.agiqa_1k import prompt_of
 from deltaclip.features.data.adapters.aigciqa2023 import read_vector
@@ -67,7 +68,7 @@ def test_agiqa_1k(tmp_path):
     assert found.prompts == [row[1] for row in ONE_K]
     assert found.sources == ["stable-diffusion-v2.0", "stable-inpainting-v1.0"]
     np.testing.assert_allclose(found.labels["quality"], [0.65, 0])
-    assert np.isnan(found.labels["consistency"]).all()
+    assert found.targets == (QUALITY,)
     assert ranges(found) == {"quality": "0 to 5 (adapter)"}
     assert found.notes == ()
 
@@ -114,14 +115,27 @@ def test_aigciqa2023(aigciqa):
     assert found.sources == ["DALLE"] * 8 + ["Glide"] * 8 + ["LDM"] * 8
     np.testing.assert_allclose(found.labels["quality"], scores[1][:, 0] / 100, rtol=1e-12)
     np.testing.assert_allclose(found.labels["consistency"], scores[3][:, 0] / 100, rtol=1e-12)
+    np.testing.assert_allclose(found.labels["authenticity"], scores[2][:, 0] / 100, rtol=1e-12)
     assert np.isnan(found.labels["quality_std"]).all()
-    assert ranges(found) == dict.fromkeys(("quality", "consistency"), "0 to 100 (adapter)")
+    assert found.targets == (QUALITY, CONSISTENCY, AUTHENTICITY)
+    assert ranges(found) == dict.fromkeys(("quality", "consistency", "authenticity"), "0 to 100 (adapter)")
+
+
+def test_aigciqa2023_without_authenticity_or_with_one_of_another_length(aigciqa):
+    folder, _ = aigciqa
+    path = folder / "DATA" / "MOS" / "mosz2.mat"
+    scipy.io.savemat(path, {"MOSz": np.full((23, 1), 50.0)})
+    assert refused(f"aigciqa2023:{folder}") == (
+        f"{path.parent}: 23 values of authenticity and 24 of quality; unpack the set again"
+    )
+    path.unlink()
+    assert read_manifest(f"aigciqa2023:{folder}").targets == (QUALITY, CONSISTENCY)
 
 
 def test_aigciqa2023_with_deviations_and_prompts_counted_from_one_in_any_order(aigciqa):
     folder, scores = aigciqa
     (folder / "DATA" / "STD").mkdir()
-    for i in (1, 3):
+    for i in (1, 2, 3):
         scipy.io.savemat(folder / "DATA" / "STD" / f"SD{i}.mat", {"SD": np.full((24, 1), 2.0 * i)})
     index = [[model, f"{p:03d}-{k}.png"] for k in range(4) for p in (2, 1) for model in ("DALLE", "Glide", "LDM")]
     write_xlsx(folder / "pic-index.xlsx", index)
@@ -129,10 +143,12 @@ def test_aigciqa2023_with_deviations_and_prompts_counted_from_one_in_any_order(a
     assert found.prompts == (["a hammer"] * 3 + ["a blue cat"] * 3) * 4
     assert found.sources == ["DALLE", "Glide", "LDM"] * 8
     np.testing.assert_allclose(found.labels["quality_std"], 0.02)
+    np.testing.assert_allclose(found.labels["authenticity_std"], 0.04)
     np.testing.assert_allclose(found.labels["consistency_std"], 0.06)
     np.testing.assert_allclose(found.labels["quality"], scores[1][:, 0] / 100, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_aigciqa2023_without_an_index(aigciqa):
     folder, _ = aigciqa
     with_index = read_manifest(f"aigciqa2023:{folder}")
@@ -148,6 +164,7 @@ def test_aigciqa2023_without_an_index(aigciqa):
     )
 
 
+@pytest.mark.slow
 def test_aigciqa2023_refusals(aigciqa):
     folder, _ = aigciqa
     data = f"aigciqa2023:{folder}"
@@ -196,7 +213,7 @@ def test_aigiqa_20k(tmp_path, header, suffix):
     assert (found.prompts, found.sources) == (["a tray, of sushi", "a city"], ["DALLE2", "SD1.5"])
     assert (found.splits, found.image_root) == (["train", "train"], tmp_path)
     np.testing.assert_allclose(found.labels["quality"], [0.5, 1])
-    assert np.isnan(found.labels["consistency"]).all()
+    assert found.targets == (QUALITY,)
     assert ranges(found)["quality"] == "0 to 5 (adapter)"
     assert found.notes == (
         "info_val.csv: 1 rows have no score and are left out",
@@ -245,7 +262,9 @@ def test_pku_i2iqa(tmp_path, header, end):
     assert found.sources == ["Midjourney", "Stable Diffusion V1.5"]
     np.testing.assert_allclose(found.labels["quality"], [0.875, 0])
     np.testing.assert_allclose(found.labels["consistency"], [0.25, 1])
-    assert ranges(found) == dict.fromkeys(("quality", "consistency"), "1 to 5 (adapter)")
+    np.testing.assert_allclose(found.labels["authenticity"], [0.5, 0.25])
+    assert found.targets == (QUALITY, CONSISTENCY, AUTHENTICITY)
+    assert ranges(found) == dict.fromkeys(("quality", "consistency", "authenticity"), "1 to 5 (adapter)")
 
 
 def test_pku_i2iqa_in_parts_and_as_annotations(tmp_path):
@@ -300,7 +319,7 @@ def test_evalmuse_40k(tmp_path):
     assert found.groups == ["a cat in a hat", "snow"]
     np.testing.assert_allclose(found.labels["consistency"], [0.75, 0.25])
     np.testing.assert_allclose(found.labels["consistency_std"], [np.std([3, 4, 5], ddof=1) / 4, np.nan])
-    assert np.isnan(found.labels["quality"]).all()
+    assert found.targets == (CONSISTENCY,)
     assert ranges(found) == {"consistency": "1 to 5 (adapter)"}
     assert found.places[1] == f"{tmp_path}/train_list.json, entry 2"
     assert found.notes == (
@@ -412,6 +431,7 @@ def test_hostile_bytes_are_rows_or_one_line(tmp_path, name, data):
     meets_hostile_bytes(tmp_path, name, *SMALL[name], data=data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", MATLAB.values(), ids=MATLAB.keys())
 @given(data=st.data())
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # a process each

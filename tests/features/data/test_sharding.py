@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.vocabulary import Target
 from deltaclip.features.data.sharding import Shard, local_rank, part_of, read_shard, shard_of
 from deltaclip.tests.features.store.making import manifest
 
@@ -76,8 +77,11 @@ def test_what_makes_another_table():
         dataclasses.replace(base, prompts=["x", *base.prompts[1:]]),
         dataclasses.replace(base, explanations=["x", "", ""]),
         dataclasses.replace(base, labels=labels),
+        dataclasses.replace(base, targets=(*base.targets, Target("fit", "pair"))),
     ):
         assert table(other) != table(base)
+    fits = [dataclasses.replace(base, targets=(*base.targets, Target("fit", sees))) for sees in ("image", "pair")]
+    assert table(fits[0]) != table(fits[1])
 
 
 def test_names_of_shards():

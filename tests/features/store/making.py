@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from deltaclip.base.vocabulary import CONSISTENCY, QUALITY
 from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.store.integrity import write_seal
@@ -30,6 +31,7 @@ def manifest(tmp_path, rows):
         image_root=tmp_path,
         images=[f"{number}.png" for number in range(len(rows))],
         prompts=[row[1] for row in rows],
+        targets=(QUALITY, CONSISTENCY),
         labels=numbers | {"quality": np.array([row[4] for row in rows], dtype=float)},
         explanations=[row[2] for row in rows],
         groups=[row[3] for row in rows],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
+from deltaclip.base.vocabulary import AUTHENTICITY, CONSISTENCY, QUALITY, Target
+from deltaclip.features.data.images import ImageContent
 from deltaclip.features.store.reader import FeatureStore
-from deltaclip.features.store.schema import DONE, PENDING, ViewLayout
+from deltaclip.features.store.schema import DONE, PENDING, ViewLayout, make_plan
 from deltaclip.features.store.shards import merge
 from deltaclip.features.store.verify import find_problems
 from deltaclip.features.store.writer import open_writer, part_path
@@ -27,6 +30,7 @@ from deltaclip.tests.features.store.making import (
     edited,
     fill,
     key,
+    manifest,
     norms_of,
     plan_of,
     small,
@@ -166,9 +170,39 @@ def test_labels_and_ranges(tmp_path):
     with FeatureStore.open(tmp_path / "all.h5") as store:
         assert store.dataset == {
             "name": "a+b",
+            "targets": [QUALITY.to_json(), CONSISTENCY.to_json()],
             "label_ranges": {"quality": "0 to 5 (given); 1 to 5 (given)"},
         }
         assert store.rows().numbers["quality"].tolist() == [0.5, 0.75]  # another label is another row
+
+
+def targets_cache(path, content, targets):
+    """A cache of one row that has a label of 0.25, 0.5, ... of each target."""
+    given = manifest(path.parent, [(content, "a", "", "g", 0.5)])
+    labels = {}
+    for place, target in enumerate(targets, 1):
+        labels |= {target.name: np.array([place / 4]), target.std: np.array([np.nan])}
+    write(path, make_plan(replace(given, targets=targets, labels=labels), [ImageContent(key(content), "")]))
+
+
+def test_caches_of_unlike_targets(tmp_path):
+    composition = Target("composition", "pair")
+    targets_cache(tmp_path / "a.h5", 1, (QUALITY, composition))
+    targets_cache(tmp_path / "b.h5", 2, (AUTHENTICITY, composition))
+    targets_cache(tmp_path / "c.h5", 1, (QUALITY,))
+    merge([tmp_path / f"{name}.h5" for name in "abc"], tmp_path / "all.h5")
+    with FeatureStore.open(tmp_path / "all.h5") as store:
+        assert store.targets == (QUALITY, composition, AUTHENTICITY)
+        numbers = store.rows().numbers
+        names = ["quality", "composition", "authenticity"]
+        assert list(numbers) == [*names, *(f"{name}_std" for name in names)]
+        np.testing.assert_array_equal(numbers["quality"], [0.25, np.nan, 0.25])
+        np.testing.assert_array_equal(numbers["composition"], [0.5, 0.5, np.nan])
+        np.testing.assert_array_equal(numbers["authenticity"], [np.nan, 0.25, np.nan])
+        assert store.num_rows == 3  # the third row lacks a label that the first has: it is another one
+    targets_cache(tmp_path / "d.h5", 3, (Target("composition", "image"),))
+    line = "composition sees the image, in a.h5 the pair; extract one of them again with another --target"
+    assert refused([tmp_path / "a.h5", tmp_path / "d.h5"], tmp_path / "more.h5") == f"{tmp_path}/d.h5: {line}"
 
 
 def test_the_folder_of_the_images_is_kept_where_it_is_one(tmp_path):

@@ -228,13 +228,13 @@ def test_other_versions_and_unfinished_files(tmp_path):
     assert refused(part) == f"{part}: is not complete; {ANEW}"
     FeatureStore.open(part, unfinished=True).close()
     write(path, plan)
-    for version in (0, 3, 99):
+    for version in (0, 4, 99):
         with edited(path) as file:
             file.attrs["schema_version"] = version
-        assert refused(path) == f"{path}: has schema version {version}, this release reads 1 and 2; {ANEW}"
+        assert refused(path) == f"{path}: has schema version {version}, this release reads 1, 2 and 3; {ANEW}"
     with edited(path) as file:
         del file.attrs["schema_version"]
-    assert refused(path) == f"{path}: has schema version 0, this release reads 1 and 2; {ANEW}"
+    assert refused(path) == f"{path}: has schema version 0, this release reads 1, 2 and 3; {ANEW}"
 
 
 def test_truncated_files_are_refused_at_every_length(tmp_path):

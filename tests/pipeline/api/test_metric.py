@@ -41,14 +41,14 @@ def test_reset_and_the_value_of_a_batch(scorer, pairs):
     of_batch = metric(images[:2], prompts[:2])
     assert of_batch == metric.compute()
     metric.reset()
-    assert int(metric.q_count) == int(metric.failed) == 0
+    assert int(metric.quality_count) == int(metric.failed) == 0
 
 
 def test_what_cannot_be_read_is_counted_and_left_out(scorer, pairs):
     images, prompts = pairs
     metric = DeltaclipMetric(scorer)
     metric.update([images[0], "missing.png"], [prompts[0], "x"])
-    assert (int(metric.q_count), int(metric.failed)) == (1, 1)
+    assert (int(metric.quality_count), int(metric.failed)) == (1, 1)
     assert float(metric.compute()["q"]) == pytest.approx(float(scorer.score(images[0], prompts[0]).q[0]), abs=1e-6)
 
 
@@ -73,8 +73,10 @@ def test_a_label_that_was_not_learned_is_nan(scorer, pairs):
     metric = DeltaclipMetric(quality_only)
     metric.update(*pairs)
     found = metric.compute()
+    assert found.keys() == {"quality", "consistency", "q", "c"}
+    assert torch.isnan(found["consistency"])
     assert torch.isnan(found["c"])
-    assert 0 <= float(found["q"]) <= 1
+    assert 0 <= float(found["quality"]) == float(found["q"]) <= 1
 
 
 def test_it_loads_a_run_by_its_name(demo_run):

@@ -70,9 +70,9 @@ def test_a_copy_of_a_metric_goes_on_where_it_was(scorer, path, copied):
     metric.update(path, "a red circle")
     found = copied(metric)
     found.update(path, "a red circle")
-    assert (int(metric.q_count), int(found.q_count)) == (1, 2)
+    assert (int(metric.quality_count), int(found.quality_count)) == (1, 2)
     assert found.compute()["q"] == metric.compute()["q"]
-    assert int(metric.clone().q_count) == 1
+    assert int(metric.clone().quality_count) == 1
 
 
 def test_a_copy_of_an_estimator_predicts_the_same(copied):

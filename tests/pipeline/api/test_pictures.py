@@ -240,11 +240,11 @@ def test_an_empty_file_in_memory_and_no_images_at_all(scorer, path):
 def test_without_prompts_there_is_quality_alone(scorer, path):
     found, full = scorer.score([path, path]), scorer.score([path, path], PROMPT)
     assert found.q.tolist() == full.q.tolist()
-    assert found.scores.q_base.tolist() == full.scores.q_base.tolist()
-    assert np.isnan([found.c, found.scores.c_base, found.scores.c_delta]).all()
+    assert found.scores.targets["quality"].base.tolist() == full.scores.targets["quality"].base.tolist()
+    assert np.isnan([found.c, *found.scores.targets["consistency"]]).all()
     metric = DeltaclipMetric(scorer)
     metric.update(tensor(path)[None] / 255)
-    assert (int(metric.q_count), int(metric.c_count)) == (1, 0)
+    assert (int(metric.quality_count), int(metric.consistency_count)) == (1, 0)
     consistency_only = Scorer(scorer.heads, scorer.backbone, ["consistency"])
     with pytest.raises(ValueError, match=r"^this run has learned consistency alone, which needs prompts: give one an"):
         consistency_only.score(path)

@@ -18,7 +18,7 @@ from deltaclip.pipeline.rows.cached_rows import RowKeys, text_keys, write_keys
 from deltaclip.tests.pipeline.conftest import write_csv
 
 ROWS = [
-    # image, prompt, split, quality, q
+    # image, prompt, split, label of quality, its score
     ("a.png", "x", "train", "0.1", "0.5"),
     ("b.png", "x", "test", "0.2", "0.6"),
     ("b.png", "x", "test", "0.3", "0.7"),
@@ -28,8 +28,9 @@ ROWS = [
 
 
 def table(folder, name, rows):
-    names = ("image", "prompt", "split", "quality", "q")
-    full = [dict(zip(names, row, strict=True)) | {"group": row[1], "consistency": "", "c": ""} for row in rows]
+    names = ("image", "prompt", "split", "quality_label", "quality")
+    more = {"consistency_label": "", "consistency": ""}
+    full = [dict(zip(names, row, strict=True)) | {"group": row[1]} | more for row in rows]
     write_csv(folder / name, full)
     return folder / name
 
@@ -108,8 +109,12 @@ def test_what_a_run_has_seen(tmp_path):
 def test_damaged_tables_are_named(tmp_path):
     with pytest.raises(UserError) as error:
         read(table(tmp_path, "a.csv", [("a.png", "x", "test", "good", "0.5")]))
-    words = "column quality: could not convert string to float: 'good'"
+    words = "column quality_label: could not convert string to float: 'good'"
     assert str(error.value) == f"{tmp_path / 'a.csv'}: {words}; train again"
-    (tmp_path / "b.csv").write_text("image,prompt\na,b\n")
+    (tmp_path / "b.csv").write_text("image,prompt,quality_label\na,b,0.5\n")
     with pytest.raises(UserError, match="has no column 'group'; train again"):
         read(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("image,prompt\na,b\n")
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "c.csv")
+    assert str(error.value) == f"{tmp_path / 'c.csv'}: has no column of labels, such as 'quality_label'; train again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from deltaclip.pipeline.loop.batches import memory_batches
 from deltaclip.pipeline.loop.epochs import FitPlan, Validation, fit, seeded
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.model.losses import weighted_loss
-from deltaclip.pipeline.model.scores import HEADS, head_of, score_rows
+from deltaclip.pipeline.model.scores import head_of, score_rows
 
 DIM = 16
-SPECS = [{"kind": "residual", "scale_q": 0.4, "scale_c": 0.4}, {"kind": "direct"}]
+TARGETS = ("quality", "consistency")
+HALF = dict.fromkeys(TARGETS, 0.5)
+SPECS = [{"scales": dict.fromkeys(TARGETS, 0.4)}, {"kind": "direct"}]
 
 
 def toy(num_rows=200, seed=0, batch_size=32):
@@ -25,17 +28,21 @@ def toy(num_rows=200, seed=0, batch_size=32):
     direction = torch.randn(DIM, generator=generator)
     q = torch.sigmoid(v @ direction)
     c = 0.5 + 0.4 * (v * t).sum(1) + 0.1 * torch.sin(6 * t[:, 0])
-    return memory_batches(v, t, q, c, batch_size=batch_size, seed=seed)
+    return memory_batches(v, t, {"quality": q, "consistency": c}, batch_size=batch_size, seed=seed)
 
 
-def train(*, batches=None, plan=None, seed=0, validate=None, **spec):
+def relabelled(batches, **labels):
+    return replace(batches, label_N={**batches.label_N, **labels})
+
+
+def train(*, batches=None, plan=None, seed=0, validate=None, scales=None, **spec):
     batches = batches or toy()
     with seeded(seed):
-        heads = build_heads(HeadSpec(dim=DIM, **spec))
+        heads = build_heads(HeadSpec(dim=DIM, **spec).with_scales(scales or {}))
         result = fit(
             heads,
             batches,
-            objective=weighted_loss(),
+            objective=weighted_loss(weights=HALF),
             plan=plan or FitPlan(epochs=3, lr=3e-3),
             validate=validate and (lambda: validate(heads)),
         )
@@ -62,7 +69,8 @@ def test_learns_a_toy_problem(spec):
     assert result.history[-1].train_loss < 0.1 * result.history[0].train_loss
     scores = score_rows(heads, batches.in_order())
     assert not heads.training
-    assert ((scores.q - batches.q_N) ** 2).mean() < 0.1 * batches.q_N.var()
+    label_N = batches.label_N["quality"]
+    assert ((scores.of("quality") - label_N) ** 2).mean() < 0.1 * label_N.var()
 
 
 def test_history_has_a_row_per_epoch():
@@ -72,7 +80,7 @@ def test_history_has_a_row_per_epoch():
     result = fit(
         heads,
         batches,
-        objective=weighted_loss(),
+        objective=weighted_loss(weights=HALF),
         plan=FitPlan(epochs=4, lr=2e-3, schedule="constant", warmup_ratio=0.0),
         validate=lambda: both(0.5, srocc_q=0.25),
         on_epoch=seen.append,
@@ -81,10 +89,10 @@ def test_history_has_a_row_per_epoch():
     assert [row.epoch for row in seen] == [1, 2, 3, 4]
     assert [row.lr for row in seen] == [2e-3] * 4
     assert seen[0].figures == {"srocc_q": 0.25}
-    assert seen[0].scale_q == pytest.approx(0.2)
+    assert seen[0].scales == pytest.approx({"quality": 0.2, "consistency": 0.2})
     assert seen[0].seconds > 0
     _, direct = train(kind="direct")
-    assert (direct.history[0].scale_q, direct.history[0].scale_c) == (None, None)
+    assert direct.history[0].scales == {}
 
 
 def test_train_loss_is_the_mean_over_steps():
@@ -94,7 +102,7 @@ def test_train_loss_is_the_mean_over_steps():
     by_hand = []
     for batch in batches(1):
         scores = heads(batch.v_BD, batch.t_BD)
-        squares = (scores.q_sum_N - batch.q_B) ** 2 + (scores.c_sum_N - batch.c_B) ** 2
+        squares = sum((scores.targets[target].sum_N - batch.label_B[target]) ** 2 for target in TARGETS)
         by_hand.append(0.5 * float(squares.mean().detach()))
     assert result.history[0].train_loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
 
@@ -137,7 +145,7 @@ def test_each_head_keeps_its_own_best_epoch(spec):
 
     def validate(heads):
         states.append({name: tensor.clone() for name, tensor in heads.state_dict().items()})
-        return Validation(dict(zip(HEADS, next(values), strict=True)))
+        return Validation(dict(zip(TARGETS, next(values), strict=True)))
 
     heads, result = train(plan=FitPlan(epochs=3), validate=validate, **spec)
     assert result.best_epoch == {"quality": 1, "consistency": 2}
@@ -157,7 +165,7 @@ def test_heads_share_no_parameter_and_no_clipping():
     full = toy()
     states = []
     for factor in (1.0, 1e6):
-        batches = memory_batches(full.v_ID, full.t_MD, full.q_N * factor, full.c_N, batch_size=32, seed=0)
+        batches = relabelled(full, quality=full.label_N["quality"] * factor)
         heads, _ = train(batches=batches, plan=FitPlan(epochs=2))
         states.append({name: t for name, t in heads.state_dict().items() if head_of(name) == "consistency"})
     assert same_bits(*states)
@@ -172,12 +180,12 @@ def test_early_stop(patience, epochs_run):
     _, result = train(plan=FitPlan(epochs=8, patience=patience), validate=scripted(scores))
     assert len(result.history) == epochs_run
     assert result.stopped_early == (epochs_run < 8)
-    assert result.best_epoch == dict.fromkeys(HEADS, 5 if epochs_run > 4 else 2)
+    assert result.best_epoch == dict.fromkeys(TARGETS, 5 if epochs_run > 4 else 2)
 
 
 def test_without_validation_the_last_epoch_is_kept():
     _, result = train(plan=FitPlan(epochs=3, patience=1))
-    assert result.best_epoch == dict.fromkeys(HEADS, 3)
+    assert result.best_epoch == dict.fromkeys(TARGETS, 3)
     assert all(math.isnan(score) for score in result.best_score.values())
 
 
@@ -218,8 +226,8 @@ def test_names_a_damaged_embedding_rather_than_the_rate():
 def test_long_epochs_are_checked_on_the_way():
     """600 steps: the loss is read every 256, and the step is named exactly after the first reading too."""
     batches = toy(num_rows=600, batch_size=1)
-    order = [batch.q_B.item() for batch in batches(1)]
-    row = int((batches.q_N == order[399]).nonzero()[0])
+    order = [batch.label_B["quality"].item() for batch in batches(1)]
+    row = int((batches.label_N["quality"] == order[399]).nonzero()[0])
     batches.v_ID[row] = torch.inf
     with pytest.raises(UserError, match=r"epoch 1, step 400, where"):
         train(batches=batches, plan=FitPlan(epochs=1, lr=0.0))
@@ -228,43 +236,41 @@ def test_long_epochs_are_checked_on_the_way():
 def test_learned_scale_moves_and_stays_bounded():
     for given, upper in ((0.05, 0.5), (0.6, 1.0)):
         plan = FitPlan(epochs=20, lr=0.2, schedule="constant")
-        heads, result = train(plan=plan, scale_mode="learned", scale_q=given, scale_c=given)
-        scales = [(row.scale_q, row.scale_c) for row in result.history]
-        assert abs(scales[-1][0] - given) > 0.01
-        assert all(0 < scale < upper for pair in scales for scale in pair)
+        heads, result = train(plan=plan, scale_mode="learned", scales=dict.fromkeys(TARGETS, given))
+        scales = [row.scales for row in result.history]
+        assert abs(scales[-1]["quality"] - given) > 0.01
+        assert all(0 < scale < upper for by_target in scales for scale in by_target.values())
         assert heads.scales() == scales[-1]
 
 
 def test_learned_scale_of_zero_stays_zero():
-    heads, _ = train(scale_mode="learned", scale_q=0.0, scale_c=0.2)
-    assert heads.scales()[0] == 0.0
-    assert heads.scales()[1] != pytest.approx(0.2, abs=1e-6)
+    heads, _ = train(scale_mode="learned", scales={"quality": 0.0, "consistency": 0.2})
+    assert heads.scales()["quality"] == 0.0
+    assert heads.scales()["consistency"] != pytest.approx(0.2, abs=1e-6)
 
 
 def test_fixed_scale_does_not_move():
-    heads, _ = train(scale_q=0.3, scale_c=0.0)
-    assert heads.scales() == (pytest.approx(0.3), 0.0)
+    heads, _ = train(scales={"quality": 0.3, "consistency": 0.0})
+    assert heads.scales() == {"quality": pytest.approx(0.3), "consistency": 0.0}
 
 
 def test_curriculum_ramps_and_the_best_epochs_scale_is_restored():
     plan = FitPlan(epochs=4)
-    heads, result = train(
-        plan=plan, validate=scripted([0.1, 0.9, 0.2, 0.3]), scale_mode="curriculum", scale_q=0.2, scale_c=0.4
-    )
-    expected = [0.1, 0.4, 0.7, 1.0]
-    assert [row.scale_q for row in result.history] == pytest.approx([0.2 * share for share in expected])
-    assert [row.scale_c for row in result.history] == pytest.approx([0.4 * share for share in expected])
-    assert heads.scales() == pytest.approx((0.08, 0.16))
+    given = {"quality": 0.2, "consistency": 0.4}
+    heads, result = train(plan=plan, validate=scripted([0.1, 0.9, 0.2, 0.3]), scale_mode="curriculum", scales=given)
+    for target, scale in given.items():
+        expected = pytest.approx([scale * share for share in (0.1, 0.4, 0.7, 1.0)])
+        assert [row.scales[target] for row in result.history] == expected
+    assert heads.scales() == pytest.approx({"quality": 0.08, "consistency": 0.16})
 
 
 def test_a_label_that_is_all_missing_trains_the_other_head():
-    full = toy()
-    batches = memory_batches(full.v_ID, full.t_MD, full.q_N, torch.full((200,), torch.nan), batch_size=32, seed=0)
+    batches = relabelled(toy(), consistency=torch.full((200,), torch.nan))
     heads, result = train(batches=batches, plan=FitPlan(epochs=10, lr=1e-2))
     assert result.history[-1].train_loss < 0.5 * result.history[0].train_loss
-    scores = score_rows(heads, batches.in_order())
-    assert torch.equal(scores.c, scores.c_base_N)
-    assert heads.c_slope == 1
+    found = score_rows(heads, batches.in_order()).targets["consistency"]
+    assert torch.equal(found.reported, found.base_N)
+    assert heads.consistency_head.slope == 1
 
 
 def test_clipping_bounds_the_step():
@@ -272,9 +278,9 @@ def test_clipping_bounds_the_step():
 
     def first_losses(max_grad_norm):
         full = toy()
-        q = full.q_N.clone()
-        q[5] = 1e6
-        batches = memory_batches(full.v_ID, full.t_MD, q, full.c_N, batch_size=32, seed=0)
+        quality = full.label_N["quality"].clone()
+        quality[5] = 1e6
+        batches = relabelled(full, quality=quality)
         heads, _ = train(batches=batches, plan=FitPlan(epochs=1, max_grad_norm=max_grad_norm))
         return heads.state_dict()
 

@@ -36,8 +36,8 @@ def test_what_decays():
     assert decayed.weight_decay == 0.1
     assert plain.weight_decay == 0.0
     assert {names[id(p)] for p in decayed.parameters} == {
-        *("q_base.weight", "q_mlp.wide.weight", "q_mlp.out.weight"),
-        *("c_fusion.wide.weight", "c_fusion.narrow.weight", "c_fusion.out.weight"),
+        *(f"quality_head.{name}.weight" for name in ("base", "mlp.wide", "mlp.out")),
+        *(f"consistency_head.fusion.{name}.weight" for name in ("wide", "narrow", "out")),
     }
 
 
@@ -67,7 +67,7 @@ def test_same_bits_as_torch():
     )
     for step in range(7):
         for (name, parameter), its in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            missing = step % 3 == 1 and name.startswith("c_")
+            missing = step % 3 == 1 and name.startswith("consistency_head.")
             parameter.grad = None if missing else torch.randn(parameter.shape)
             its.grad = None if missing else parameter.grad.clone()
         for group in judge.param_groups:
@@ -88,8 +88,9 @@ from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.loop.batches import memory_batches
 from deltaclip.pipeline.loop.epochs import FitPlan, fit
 rows = torch.rand(8, 4)
-fit(build_heads(HeadSpec(dim=4)), memory_batches(rows, rows, rows[:, 0], rows[:, 1]),
-    objective=weighted_loss(), plan=FitPlan(epochs=2))
+labels = {"quality": rows[:, 0], "consistency": rows[:, 1]}
+fit(build_heads(HeadSpec(dim=4)), memory_batches(rows, rows, labels),
+    objective=weighted_loss(weights={"quality": 0.5, "consistency": 0.5}), plan=FitPlan(epochs=2))
 assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -98,7 +99,7 @@ assert "torch._dynamo" not in sys.modules
 
 def test_frozen_parameters_are_left_out():
     heads = build_heads(HeadSpec(dim=6))
-    heads.c_fusion.requires_grad_(requires_grad=False)
+    heads.consistency_head.fusion.requires_grad_(requires_grad=False)
     groups = parameter_groups(heads, weight_decay=0.1)
     assert sum(len(group.parameters) for group in groups) == 2 + 4 + 2
 

@@ -36,8 +36,8 @@ def stream(num_rows, *, batch_size=4, window_rows=64, seed=0, images=None, expla
     return StreamBatches(
         read_images=Vectors(num_rows),
         read_texts=Vectors(NUM_TEXTS),
-        q_N=number,
-        c_N=number + 0.25,
+        device=torch.device("cpu"),
+        label_N={"quality": number, "consistency": number + 0.25},
         image_index_N=image,
         text_index_N=np.arange(num_rows) % NUM_TEXTS,
         batch_size=batch_size,
@@ -50,14 +50,14 @@ def stream(num_rows, *, batch_size=4, window_rows=64, seed=0, images=None, expla
 
 def check(batches, num_rows, image):
     """Every row once, with what belongs to it."""
-    rows = torch.cat([batch.q_B for batch in batches]).long()
+    rows = torch.cat([batch.label_B["quality"] for batch in batches]).long()
     assert sorted(rows.tolist()) == list(range(num_rows))
     for batch in batches:
-        own = batch.q_B.long()
+        own = batch.label_B["quality"].long()
         assert batch.v_BD.dtype == batch.t_BD.dtype == torch.float32
         assert torch.equal(batch.v_BD[:, 0], torch.from_numpy(image)[own].float())
         assert torch.equal(batch.t_BD[:, -1], (own % NUM_TEXTS).float())
-        assert torch.equal(batch.c_B, batch.q_B + 0.25)
+        assert torch.equal(batch.label_B["consistency"], batch.label_B["quality"] + 0.25)
     return rows
 
 
@@ -73,7 +73,7 @@ def test_every_row_once_whatever_the_sizes(num_rows, batch_size, window_rows, re
     batches = stream(num_rows, batch_size=batch_size, window_rows=window_rows, images=image)
     found = list(batches(repeats))
     check(found, num_rows, image)
-    sizes = [len(batch.q_B) for batch in found]
+    sizes = [batch.num_rows for batch in found]
     assert len(found) == batches.steps_per_epoch
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
@@ -90,7 +90,7 @@ def test_at_the_borders_of_windows(num_rows, window_rows):
 
 def test_order_depends_on_seed_and_epoch():
     def order(seed, epoch):
-        return [int(x) for batch in stream(300, seed=seed)(epoch) for x in batch.q_B]
+        return [int(x) for batch in stream(300, seed=seed)(epoch) for x in batch.label_B["quality"]]
 
     assert order(1, 1) == order(1, 1)
     assert order(1, 1) != order(1, 2)
@@ -101,7 +101,9 @@ def test_order_depends_on_seed_and_epoch():
 def test_a_batch_mixes_rows_from_all_over_and_a_window_is_read_in_stretches():
     num_rows, window = 64_000, 6_400
     batches = stream(num_rows, batch_size=100, window_rows=window)
-    spread = np.array([[batch.q_B.min(), batch.q_B.max(), batch.q_B.std()] for batch in batches(1)])
+    spread = np.array(
+        [[told.min(), told.max(), told.std()] for told in (batch.label_B["quality"] for batch in batches(1))]
+    )
     # 100 rows of a perfect shuffle: SD 18,475; of neighbours: 29; of one block: 58.
     assert spread[:, 2].min() > 10_000
     assert np.median(spread[:, 2]) == pytest.approx(num_rows / 12**0.5, rel=0.1)
@@ -122,42 +124,46 @@ def test_in_order_is_what_memory_gives_bit_for_bit():
     q[::7] = torch.nan
     image, text = np.arange(500), np.random.default_rng(0).integers(40, size=500)
     explanation = np.where(np.arange(500) % 3, -1, (text + 1) % 40)
+    labels, columns = {"quality": q, "consistency": c}, {"std_B": {"quality": q + 1}}
     from_memory = memory_batches(
         v,
         t,
-        q,
-        c,
+        labels,
         image_index_N=torch.from_numpy(image),
         text_index_N=torch.from_numpy(text),
         explanation_index_N=torch.from_numpy(explanation),
-        columns_N={"q_std_B": q + 1},
+        columns_N=columns,
     )
     for window_rows in (63, 64, 65, 499, 500, 501):
         from_file = StreamBatches(
             read_images=lambda entries: v[torch.from_numpy(entries)],
             read_texts=lambda entries: t[torch.from_numpy(entries)],
-            q_N=q,
-            c_N=c,
+            device=torch.device("cpu"),
+            label_N=labels,
             image_index_N=image,
             text_index_N=text,
             explanation_index_N=explanation,
-            columns_N={"q_std_B": q + 1},
+            columns_N=columns,
             batch_size=64,
             seed=42,
             window_rows=window_rows,
         )
-        pairs = list(zip(from_memory.in_order(64), from_file.in_order(64), strict=True))
-        for ours, theirs in pairs:
-            for name in ("v_BD", "t_BD", "q_B", "c_B", "q_std_B", "e_BD"):
-                assert torch.equal(getattr(ours, name).nan_to_num(9), getattr(theirs, name).nan_to_num(9))
+        for pair in zip(from_memory.in_order(64), from_file.in_order(64), strict=True):
+            ours, theirs = (batch.map(lambda x: x.nan_to_num(9)) for batch in pair)
+            for name in ("v_BD", "t_BD", "e_BD"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+            for name in ("label_B", "std_B"):
+                mine, its = getattr(ours, name), getattr(theirs, name)
+                assert mine.keys() == its.keys()
+                assert all(torch.equal(mine[target], its[target]) for target in mine)
         both = [build_heads(HeadSpec(dim=8)) for _ in range(2)]
         told = [
             calibrate(heads, partial(source.in_order, 64))
             for heads, source in zip(both, (from_memory, from_file), strict=True)
         ]
         assert told[0] == told[1]
-        assert torch.equal(both[0].q_base.weight, both[1].q_base.weight)
-        shuffled = torch.cat([batch.q_std_B - batch.q_B for batch in from_file(1)])
+        assert torch.equal(both[0].quality_head.base.weight, both[1].quality_head.base.weight)
+        shuffled = torch.cat([batch.std_B["quality"] - batch.label_B["quality"] for batch in from_file(1)])
         assert ((shuffled - 1).abs().nan_to_num(0) < 1e-6).all()
 
 

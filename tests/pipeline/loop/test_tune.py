@@ -57,7 +57,7 @@ class Model:
         self.heads = build_heads(HeadSpec(dim=DIM, dropout=dropout))
         self.tower = Tower()
         self.towers = [self.tower]
-        self.objective = weighted_loss()
+        self.objective = weighted_loss(weights={"quality": 0.5, "consistency": 0.5})
         self.calls = 0
 
     def loss(self, part):
@@ -94,7 +94,8 @@ class Steps:
 
     def part(self, rows):
         nothing = torch.zeros(len(rows), DIM)
-        return Part(self.x[rows], Batch(nothing, self.t[rows], self.q[rows], self.c[rows]))
+        labels = {"quality": self.q[rows], "consistency": self.c[rows]}
+        return Part(self.x[rows], Batch(nothing, self.t[rows], labels))
 
 
 def train(steps=None, *, plan=PLAN, state=None, validate=None, dropout=0.1, **kwargs):
@@ -276,8 +277,8 @@ def test_rates_fall_with_depth_and_vectors_do_not_decay():
     assert rate[id(blocks["block2"].bias)] == (0.25, 0.0)
     assert rate[id(blocks["block2"].cls_token)] == (0.25, 0.0)
     assert id(blocks["block1"].weight) not in rate
-    assert rate[id(model.heads.q_base.weight)] == (0.5, 0.1)
-    assert rate[id(model.heads.c_slope)] == (0.5, 0.0)
+    assert rate[id(model.heads.quality_head.base.weight)] == (0.5, 0.1)
+    assert rate[id(model.heads.consistency_head.slope)] == (0.5, 0.0)
     held = [id(p) for group in groups for p in group["params"]]
     trainable = [*model.heads.parameters(), *model.tower.named_trainable().values()]
     assert sorted(held) == sorted(id(p) for p in trainable)

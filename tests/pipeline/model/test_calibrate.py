@@ -19,7 +19,7 @@ from deltaclip.pipeline.model.calibrate import (
     fit_line,
     fit_ridge,
 )
-from deltaclip.pipeline.model.heads import ResidualHeads
+from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, TargetSpec
 from deltaclip.pipeline.model.scores import Batch, score_rows
 
 
@@ -40,11 +40,24 @@ def clip_like(num_rows, dim, seed=None, noise=0.5):
     s = (v * t).sum(1)
     c = np.clip(0.5 + 0.2 * (s - s.mean()) / s.std() + 0.1 * rng.standard_normal(num_rows), 0, 1)
     q[:2] = (0, 1)[:num_rows]
-    return Batch(*(torch.from_numpy(x).float() for x in (v, t, q, c)))
+    v, t, q, c = (torch.from_numpy(x).float() for x in (v, t, q, c))
+    return Batch(v, t, {"quality": q, "consistency": c})
+
+
+def new_heads(dim):
+    return ResidualHeads(HeadSpec(dim=dim))
+
+
+def of_rows(batch, rows):
+    return batch.map(lambda x: x[rows])
+
+
+def relabelled(batch, **labels):
+    return batch._replace(label_B={**batch.label_B, **labels})
 
 
 def blocks(batch, size):
-    return [Batch(*(x[i : i + size] for x in batch[:4])) for i in range(0, len(batch.q_B), size)]
+    return [of_rows(batch, slice(i, i + size)) for i in range(0, batch.num_rows, size)]
 
 
 def logits(q):
@@ -54,30 +67,35 @@ def logits(q):
 @pytest.mark.parametrize(("num_rows", "dim"), [(30, 64), (31, 30), (64, 64), (65, 64), (600, 96), (30, 1280)])
 def test_bases_agree_with_scikit_learn(num_rows, dim):
     batch = clip_like(num_rows, dim)
-    heads = ResidualHeads(dim)
+    heads = new_heads(dim)
     found = calibrate(heads, lambda: blocks(batch, 17))
-    v, t, q, c = (x.double().numpy() for x in batch[:4])
+    quality, consistency = heads.quality_head, heads.consistency_head
+    v, t, q, c = (x.double().numpy() for x in (*batch[:2], *batch.label_B.values()))
+    assert found["quality"].keys() == {"num_rows", "strength", "level"}
+    assert found["consistency"].keys() == {"num_rows", "slope", "offset", "level"}
 
-    judge = Ridge(alpha=found.ridge_strength, solver="svd").fit(v, logits(q))
+    judge = Ridge(alpha=found["quality"]["strength"], solver="svd").fit(v, logits(q))
     # The weights are stored in float32: 1e-6 of the largest.
     scale = np.abs(judge.coef_).max()
-    np.testing.assert_allclose(heads.q_base.weight[0].detach(), judge.coef_, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(quality.base.weight[0].detach(), judge.coef_, rtol=0, atol=1e-6 * scale)
     np.testing.assert_allclose(
-        heads.q_base.bias.item() - found.level_q, judge.intercept_, rtol=1e-6, atol=1e-6 * scale + 1e-6
+        quality.base.bias.item() - found["quality"]["level"], judge.intercept_, rtol=1e-6, atol=1e-6 * scale + 1e-6
     )
 
     x = ((v * t).sum(1)[:, None] + 1) / 2
     line = LinearRegression().fit(x, c)
-    np.testing.assert_allclose(found.slope, line.coef_[0], rtol=1e-6)
-    np.testing.assert_allclose(found.offset - found.level_c, line.intercept_, rtol=1e-6)
-    np.testing.assert_allclose(heads.c_slope.item(), line.coef_[0], rtol=1e-6)
-    np.testing.assert_allclose(heads.c_offset.item(), found.offset, rtol=1e-6)
+    slope, offset, level = (found["consistency"][name] for name in ("slope", "offset", "level"))
+    np.testing.assert_allclose(slope, line.coef_[0], rtol=1e-6)
+    np.testing.assert_allclose(offset - level, line.intercept_, rtol=1e-6)
+    np.testing.assert_allclose(consistency.slope.item(), line.coef_[0], rtol=1e-6)
+    np.testing.assert_allclose(consistency.offset.item(), offset, rtol=1e-6)
 
     # Scores are float32 sums of D products; a steep slope enlarges the 1e-7 of a cosine.
     scores = score_rows(heads, [batch])
-    np.testing.assert_allclose(scores.q, expit(judge.predict(v) + found.level_q), rtol=0, atol=2e-5)
-    expected = np.clip(line.predict(x) + found.level_c, 0, 1)
-    np.testing.assert_allclose(scores.c, expected, rtol=0, atol=2e-5 + 1e-6 * found.slope)
+    expected = expit(judge.predict(v) + found["quality"]["level"])
+    np.testing.assert_allclose(scores.of("quality"), expected, rtol=0, atol=2e-5)
+    expected = np.clip(line.predict(x) + level, 0, 1)
+    np.testing.assert_allclose(scores.of("consistency"), expected, rtol=0, atol=2e-5 + 1e-6 * slope)
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])
@@ -85,14 +103,15 @@ def test_bases_agree_with_scikit_learn(num_rows, dim):
 def test_the_mean_of_a_base_is_that_of_its_labels(noise, where):
     batch = clip_like(400, 32, seed=1, noise=noise)
     if where == "at one end":  # two thirds of the labels are 0, where a logit is far from a mean
-        batch = batch._replace(q_B=(3 * batch.q_B - 2).clamp(min=0), c_B=(4 * batch.c_B - 2).clamp(0, 1))
-    heads = ResidualHeads(32)
+        quality, consistency = batch.label_B.values()
+        batch = relabelled(batch, quality=(3 * quality - 2).clamp(min=0), consistency=(4 * consistency - 2).clamp(0, 1))
+    heads = new_heads(32)
     found = calibrate(heads, lambda: blocks(batch, 64))
     scores = score_rows(heads, [batch])
-    for said, label in ((scores.q, batch.q_B), (scores.c, batch.c_B)):
-        assert float(said.double().mean()) == pytest.approx(float(label.double().mean()), abs=1e-5)
-    if where == "at one end":
-        assert min(abs(found.level_q), abs(found.level_c)) > 1e-3  # what least squares alone is off by
+    for target, label in batch.label_B.items():
+        assert float(scores.of(target).double().mean()) == pytest.approx(float(label.double().mean()), abs=1e-5)
+        if where == "at one end":
+            assert abs(found[target]["level"]) > 1e-3  # what least squares alone is off by
 
 
 def sums_of(x, y):
@@ -105,7 +124,7 @@ def sums_of(x, y):
 def test_strength_minimises_dense_gcv(num_rows, dim):
     """GCV from its definition, with the full hat matrix: mean (residual / (1 - tr H / N))^2."""
     batch = clip_like(num_rows, dim)
-    x, y = batch.v_BD.double().numpy(), logits(batch.q_B.double().numpy())
+    x, y = batch.v_BD.double().numpy(), logits(batch.label_B["quality"].double().numpy())
     centred = x - x.mean(0)
     unit = (centred**2).sum() / num_rows
     grid = [unit * relative for relative in RELATIVE_STRENGTHS]
@@ -125,7 +144,7 @@ def test_strength_minimises_dense_gcv(num_rows, dim):
 def test_a_direction_that_hardly_varies_still_counts():
     """Seed 417 has an eigenvalue of 2e-9 of the mean, below what GCV can use."""
     batch = clip_like(31, 30, seed=417)
-    x, y = batch.v_BD.double().numpy(), logits(batch.q_B.double().numpy())
+    x, y = batch.v_BD.double().numpy(), logits(batch.label_B["quality"].double().numpy())
     ridge = fit_ridge(sums_of(x, y))
     judge = Ridge(alpha=ridge.strength, solver="svd").fit(x, y)
     np.testing.assert_allclose(ridge.w_D, judge.coef_, rtol=0, atol=1e-8 * np.abs(judge.coef_).max())
@@ -135,7 +154,7 @@ def test_a_direction_that_hardly_varies_still_counts():
 def test_strength_agrees_with_leave_one_out(noise):
     """RidgeCV minimises leave-one-out exactly, GCV with the mean leverage: one step may differ."""
     batch = clip_like(800, 48, seed=11, noise=noise)
-    x, y = batch.v_BD.double().numpy(), logits(batch.q_B.double().numpy())
+    x, y = batch.v_BD.double().numpy(), logits(batch.label_B["quality"].double().numpy())
     grid = [10 ** (k / 2) for k in range(-10, 9)]
     judge = RidgeCV(alphas=grid).fit(x, y)
     chosen = fit_ridge(sums_of(x, y), grid).strength
@@ -146,7 +165,7 @@ def test_strength_agrees_with_leave_one_out(noise):
 def test_strength_follows_the_scale_of_the_rows():
     """Rows ten times as long: the same predictions."""
     batch = clip_like(200, 40, seed=5)
-    x, y = batch.v_BD.double().numpy(), logits(batch.q_B.double().numpy())
+    x, y = batch.v_BD.double().numpy(), logits(batch.label_B["quality"].double().numpy())
     one, ten = fit_ridge(sums_of(x, y)), fit_ridge(sums_of(10 * x, y))
     assert ten.strength == pytest.approx(100 * one.strength)
     np.testing.assert_allclose(10 * ten.w_D, one.w_D, rtol=1e-8)
@@ -156,65 +175,79 @@ def test_blocks_do_not_matter_and_only_given_rows_count():
     batch = clip_like(300, 32, seed=2)
     results = []
     for size in (300, 64, 7, 1):
-        heads = ResidualHeads(32)
+        heads = new_heads(32)
         calibrate(heads, partial(blocks, batch, size))
-        results.append(heads.q_base.weight.detach())
+        results.append(heads.quality_head.base.weight.detach())
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-7)
-    fewer = ResidualHeads(32)
+    fewer = new_heads(32)
     calibrate(fewer, lambda: blocks(batch, 7)[:-3])
-    assert not torch.allclose(fewer.q_base.weight, results[0], rtol=1e-3)
+    assert not torch.allclose(fewer.quality_head.base.weight, results[0], rtol=1e-3)
 
 
 def test_missing_labels_are_masked_per_head():
     batch = clip_like(120, 20, seed=3)
-    q, c = batch.q_B.clone(), batch.c_B.clone()
+    q, c = (label.clone() for label in batch.label_B.values())
     q[::3], c[1::2] = torch.nan, torch.nan
-    masked, only_q, only_c = (ResidualHeads(20) for _ in range(3))
-    found = calibrate(masked, lambda: blocks(batch._replace(q_B=q, c_B=c), 32))
-    assert (found.num_rows_q, found.num_rows_c) == (80, 60)
-    calibrate(only_q, lambda: [Batch(*(x[~q.isnan()] for x in batch[:4]))])
-    calibrate(only_c, lambda: [Batch(*(x[~c.isnan()] for x in batch[:4]))])
-    torch.testing.assert_close(masked.q_base.weight, only_q.q_base.weight, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(masked.c_slope, only_c.c_slope, rtol=1e-5, atol=1e-6)
+    masked, only_q, only_c = (new_heads(20) for _ in range(3))
+    found = calibrate(masked, lambda: blocks(relabelled(batch, quality=q, consistency=c), 32))
+    assert (found["quality"]["num_rows"], found["consistency"]["num_rows"]) == (80, 60)
+    calibrate(only_q, lambda: [of_rows(batch, ~q.isnan())])
+    calibrate(only_c, lambda: [of_rows(batch, ~c.isnan())])
+    of_quality, of_consistency = only_q.quality_head, only_c.consistency_head
+    torch.testing.assert_close(masked.quality_head.base.weight, of_quality.base.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(masked.consistency_head.slope, of_consistency.slope, rtol=1e-5, atol=1e-6)
 
 
 def test_an_absent_label_leaves_its_head_at_identity():
     batch = clip_like(50, 10, seed=4)
     nothing = torch.full((50,), torch.nan)
-    heads = ResidualHeads(10)
-    found = calibrate(heads, lambda: [batch._replace(q_B=nothing, c_B=nothing)])
-    assert found.to_json() == {
-        "num_rows_q": 0,
-        "num_rows_c": 0,
-        "slope": None,
-        "offset": None,
-        "ridge_strength": None,
-        "level_q": None,
-        "level_c": None,
+    heads = new_heads(10)
+    found = calibrate(heads, lambda: [relabelled(batch, quality=nothing, consistency=nothing)])
+    assert found == {
+        "quality": {"num_rows": 0, "strength": None, "level": None},
+        "consistency": {"num_rows": 0, "slope": None, "offset": None, "level": None},
     }
     scores = score_rows(heads, [batch])
-    assert torch.equal(scores.q, torch.full((50,), 0.5))
-    torch.testing.assert_close(scores.c, ((batch.v_BD * batch.t_BD).sum(1) + 1) / 2)
-    calibrate(heads, lambda: [batch._replace(c_B=nothing)])
-    assert heads.q_base.weight.any()
-    assert heads.c_slope == 1
+    assert torch.equal(scores.of("quality"), torch.full((50,), 0.5))
+    torch.testing.assert_close(scores.of("consistency"), ((batch.v_BD * batch.t_BD).sum(1) + 1) / 2)
+    calibrate(heads, lambda: [relabelled(batch, consistency=nothing)])
+    assert heads.quality_head.base.weight.any()
+    assert heads.consistency_head.slope == 1
+
+
+def test_every_target_is_calibrated_as_alone():
+    batch = clip_like(100, 12, seed=10)
+    quality, consistency = batch.label_B.values()
+    labels = {"a": quality, "b": consistency, "c": 1 - quality.flip(0), "d": consistency.flip(0)}
+    targets = [TargetSpec(name, sees) for name, sees in zip(labels, ("image", "image", "pair", "pair"), strict=True)]
+    together = ResidualHeads(HeadSpec(dim=12, targets=tuple(targets)))
+    found = calibrate(together, lambda: blocks(batch._replace(label_B=labels), 33))
+    assert list(found) == list(labels)
+    for target in targets:
+        alone = ResidualHeads(HeadSpec(dim=12, targets=(target,)))
+        about = calibrate(alone, lambda: blocks(batch._replace(label_B=labels), 33))
+        assert about[target.name] == found[target.name]
+        for name, parameter in alone.head(target.name).named_parameters():
+            if not name.startswith(("mlp", "fusion")):
+                assert torch.equal(together.head(target.name).get_parameter(name), parameter)
+                assert parameter.any()
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3])
 def test_few_rows_give_finite_bases(num_rows):
     batch = clip_like(max(num_rows, 2), 16, seed=6)
-    heads = ResidualHeads(16)
-    calibrate(heads, lambda: [Batch(*(x[:num_rows] for x in batch[:4]))])
+    heads = new_heads(16)
+    calibrate(heads, lambda: [of_rows(batch, slice(num_rows))])
     assert all(torch.isfinite(p).all() for p in heads.parameters())
 
 
 def test_constant_labels_and_constant_columns():
     batch = clip_like(40, 16, seed=7)
-    heads = ResidualHeads(16)
-    found = calibrate(heads, lambda: [batch._replace(q_B=torch.full((40,), 0.75))])
-    assert found.ridge_strength is None
-    torch.testing.assert_close(score_rows(heads, [batch]).q, torch.full((40,), 0.75))
+    heads = new_heads(16)
+    found = calibrate(heads, lambda: [relabelled(batch, quality=torch.full((40,), 0.75))])
+    assert found["quality"]["strength"] is None
+    torch.testing.assert_close(score_rows(heads, [batch]).of("quality"), torch.full((40,), 0.75))
     same = np.full((40, 1), 0.61)
     y = np.random.default_rng(0).random(40)
     assert fit_line(sums_of(same, y)) == (0.0, pytest.approx(y.mean()))
@@ -231,7 +264,7 @@ def test_damaged_embeddings_are_named():
     batch = clip_like(10, 4, seed=9)
     batch.v_BD[3, 1] = torch.inf
     with pytest.raises(UserError) as caught:
-        calibrate(ResidualHeads(4), lambda: [batch])
+        calibrate(new_heads(4), lambda: [batch])
     assert str(caught.value) == (
         "the training embeddings or labels hold values that are not finite; "
         "find the damaged rows with `deltaclip inspect --verify`"

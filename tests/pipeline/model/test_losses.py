@@ -19,7 +19,7 @@ from deltaclip.pipeline.model.losses import (
     std_weights,
     weighted_loss,
 )
-from deltaclip.pipeline.model.scores import Batch, HeadScores
+from deltaclip.pipeline.model.scores import Batch, HeadScores, TargetScores
 from deltaclip.tests import reference
 
 
@@ -47,11 +47,13 @@ def test_weights_and_unclamped_sums():
     q_sum, q = rows(32, 5, seed=1)
     c_sum, c = rows(32, 9, seed=2)
     assert (q_sum > 1).any()
-    scores = HeadScores(q_sum_N=torch.from_numpy(q_sum), c_sum_N=torch.from_numpy(c_sum))
-    batch = Batch(torch.empty(32, 0), torch.empty(32, 0), torch.from_numpy(q), torch.from_numpy(c))
+    sums = {"quality": torch.from_numpy(q_sum), "consistency": torch.from_numpy(c_sum)}
+    scores = HeadScores({target: TargetScores(sum_N) for target, sum_N in sums.items()})
+    labels = {"quality": torch.from_numpy(q), "consistency": torch.from_numpy(c)}
+    batch = Batch(torch.empty(32, 0), torch.empty(32, 0), labels)
     loss_q, loss_c = np.nanmean((q_sum - q) ** 2), np.nanmean((c_sum - c) ** 2)
     for w_q, w_c in ((0.5, 0.5), (0.9, 0.1), (1.0, 0.0), (0.0, 2.0)):
-        loss = weighted_loss("mse", w_q=w_q, w_c=w_c)(scores, batch)
+        loss = weighted_loss("mse", weights={"quality": w_q, "consistency": w_c})(scores, batch)
         assert loss.item() == pytest.approx(w_q * loss_q + w_c * loss_c, rel=1e-12)
 
 
@@ -64,13 +66,13 @@ def test_a_missing_prediction_still_shows():
     ("arguments", "message"),
     [
         ({"name": "mae"}, "unknown loss 'mae'; did you mean 'mse'?"),
-        ({"w_q": 0.0, "w_c": 0.0}, "loss weights must not be negative nor both 0, got w_q=0.0 and w_c=0.0"),
-        ({"w_q": -1.0}, "loss weights must not be negative nor both 0, got w_q=-1.0 and w_c=0.5"),
+        ({"weights": {"a": 0.0, "b": 0.0}}, "loss weights must not be negative nor all 0, got a=0.0, b=0.0"),
+        ({"weights": {"a": -1.0, "b": 0.5}}, "loss weights must not be negative nor all 0, got a=-1.0, b=0.5"),
     ],
 )
 def test_refusals(arguments, message):
     with pytest.raises(ValueError) as caught:  # the whole text is compared
-        weighted_loss(**arguments)
+        weighted_loss(**{"weights": {"a": 0.5}, **arguments})
     assert str(caught.value) == message
 
 
@@ -203,11 +205,19 @@ def test_a_missing_prediction_shows_in_every_loss(name):
 def test_each_head_gets_its_own_weights_and_stds():
     x, y, w, std = (torch.from_numpy(values) for values in case(32))
     none = torch.empty(32, 0)
-    batch = Batch(none, none, y, y.flip(0), q_std_B=std, c_std_B=std / 2, q_weight_B=w, c_weight_B=w.flip(0))
-    loss = weighted_loss("fidelity", w_q=0.3, w_c=0.6)(HeadScores(q_sum_N=x, c_sum_N=x + 0.1), batch)
-    of_q = LOSSES["fidelity"](x, y, weight_B=w, std_B=std)
-    of_c = LOSSES["fidelity"](x + 0.1, y.flip(0), weight_B=w.flip(0), std_B=std / 2)
-    assert loss.item() == pytest.approx(float(0.3 * of_q + 0.6 * of_c), rel=1e-12)
+    batch = Batch(
+        none,
+        none,
+        {"a": y, "b": y.flip(0), "c": y},
+        std_B={"a": std, "b": std / 2},
+        weight_B={"a": w, "b": w.flip(0)},
+    )
+    scores = HeadScores({"a": TargetScores(x), "b": TargetScores(x + 0.1), "c": TargetScores(x - 0.1)})
+    loss = weighted_loss("fidelity", weights={"a": 0.3, "b": 0.6, "c": 0.2})(scores, batch)
+    of_a = LOSSES["fidelity"](x, y, weight_B=w, std_B=std)
+    of_b = LOSSES["fidelity"](x + 0.1, y.flip(0), weight_B=w.flip(0), std_B=std / 2)
+    of_c = LOSSES["fidelity"](x - 0.1, y)  # neither weights nor SDs are known of it
+    assert loss.item() == pytest.approx(float(0.3 * of_a + 0.6 * of_b + 0.2 * of_c), rel=1e-12)
 
 
 def test_std_weights_are_inverse_variances_of_mean_one():

@@ -40,12 +40,16 @@ def test_loss_is_the_mean_square_over_explained_rows(explained):
 
 
 def batch_of(num_rows, explained):
-    return Batch(unit_rows(num_rows), unit_rows(num_rows), *torch.rand(2, num_rows), e_BD=targets(num_rows, explained))
+    labels = dict(zip(("quality", "consistency"), torch.rand(2, num_rows), strict=True))
+    return Batch(unit_rows(num_rows), unit_rows(num_rows), labels, e_BD=targets(num_rows, explained))
 
 
-def gradients(heads, batch, **weights):
+HALF = {"quality": 0.5, "consistency": 0.5}
+
+
+def gradients(heads, batch, *, w_exp=0.0):
     heads.zero_grad()
-    weighted_loss("mse", **weights)(heads(batch.v_BD, batch.t_BD), batch).backward()
+    weighted_loss("mse", weights=HALF, w_exp=w_exp)(heads(batch.v_BD, batch.t_BD), batch).backward()
     return {name: parameter.grad for name, parameter in heads.named_parameters()}
 
 
@@ -53,14 +57,16 @@ def gradients(heads, batch, **weights):
 def test_rows_without_explanation_leave_the_rationale_head_alone(kind):
     heads = build_heads(HeadSpec(dim=DIM, kind=kind, rationale=True, dropout=0.0)).train()
     none = gradients(heads, batch_of(8, 0), w_exp=0.1)
-    assert not none["rationale.out.weight"].any()
-    assert not none["rationale.out.bias"].any()
+    assert not none["consistency_head.rationale.out.weight"].any()
+    assert not none["consistency_head.rationale.out.bias"].any()
     batch = batch_of(8, 3)
     some = gradients(heads, batch, w_exp=0.1)
     kept = ~batch.e_BD[:, 0].isnan()
-    alone = gradients(heads, Batch(*(x[kept] for x in batch[:4]), e_BD=batch.e_BD[kept]), w_exp=0.1)
-    torch.testing.assert_close(some["rationale.out.weight"], alone["rationale.out.weight"])
-    assert some["rationale.out.weight"].any()
+    alone = gradients(heads, batch.map(lambda x: x[kept]), w_exp=0.1)
+    torch.testing.assert_close(
+        some["consistency_head.rationale.out.weight"], alone["consistency_head.rationale.out.weight"]
+    )
+    assert some["consistency_head.rationale.out.weight"].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,11 +74,13 @@ def test_explanations_teach_the_layer_that_consistency_reads(kind):
     heads = build_heads(HeadSpec(dim=DIM, kind=kind, rationale=True, dropout=0.0)).train()
     batch = batch_of(8, 8)
     with_them, without = gradients(heads, batch, w_exp=5.0), gradients(heads, batch)
-    assert not torch.allclose(with_them["c_fusion.wide.weight"], without["c_fusion.wide.weight"])
-    quality = [name for name in with_them if name.startswith("q_")]
+    assert not torch.allclose(
+        with_them["consistency_head.fusion.wide.weight"], without["consistency_head.fusion.wide.weight"]
+    )
+    quality = [name for name in with_them if name.startswith("quality_head.")]
     assert quality
     assert all(torch.equal(with_them[name], without[name]) for name in quality)
-    assert torch.equal(with_them["c_fusion.out.weight"], without["c_fusion.out.weight"])
+    assert torch.equal(with_them["consistency_head.fusion.out.weight"], without["consistency_head.fusion.out.weight"])
 
 
 @pytest.mark.parametrize("spec", [{}, {"kind": "direct"}, {"kind": "direct", "two_branch": True, "refinement": True}])
@@ -83,20 +91,20 @@ def test_scores_are_the_same_with_a_rationale_head(spec):
     v, t = unit_rows(5), unit_rows(5)
     for mode in (True, False):
         expected, found = plain.train(mode)(v, t), heads.train(mode)(v, t)
-        assert torch.equal(found.q, expected.q)
-        assert torch.equal(found.c, expected.c)
+        for target in HALF:
+            assert torch.equal(found.of(target), expected.of(target))
         assert (found.e_ND is None) is not mode  # only the loss reads it
         assert expected.e_ND is None
 
 
 def test_prediction_is_linear_in_the_shared_layer():
     heads = build_heads(HeadSpec(dim=DIM, rationale=True, dropout=0.0)).train()
-    assert isinstance(heads.rationale, RationaleHead)
+    rationale, layers = heads.consistency_head.rationale, heads.consistency_head.fusion
+    assert isinstance(rationale, RationaleHead)
     v, t = unit_rows(5), unit_rows(5)
-    layers = heads.c_fusion
     x = torch.cat((v, t, (v * t).sum(1, keepdim=True)), dim=1)
     hidden = torch.nn.functional.gelu(layers.wide(layers.norm(x)))
-    expected = hidden @ heads.rationale.out.weight.T + heads.rationale.out.bias
+    expected = hidden @ rationale.out.weight.T + rationale.out.bias
     torch.testing.assert_close(heads(v, t).e_ND, expected)
 
 
@@ -106,12 +114,15 @@ def test_the_random_start_of_the_scores_does_not_depend_on_it():
         torch.manual_seed(3)
         states.append(build_heads(HeadSpec(dim=DIM, rationale=rationale)).state_dict())
     assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
-    assert states[1].keys() - states[0].keys() == {"rationale.out.weight", "rationale.out.bias"}
+    assert states[1].keys() - states[0].keys() == {
+        "consistency_head.rationale.out.weight",
+        "consistency_head.rationale.out.bias",
+    }
 
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"^w_exp must not be negative, got -1$"):
-        weighted_loss("mse", w_exp=-1)
+        weighted_loss("mse", weights=HALF, w_exp=-1)
     batch = batch_of(4, 4)
     with pytest.raises(ValueError, match=r"^w_exp needs heads with a rationale, and batches with explanations$"):
         gradients(build_heads(HeadSpec(dim=DIM)).train(), batch, w_exp=0.1)

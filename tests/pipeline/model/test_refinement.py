@@ -18,6 +18,10 @@ def unit_rows(num_rows):
     return torch.nn.functional.normalize(torch.randn(num_rows, DIM), dim=1)
 
 
+def direct_heads(**parts):
+    return DirectHeads(HeadSpec(dim=DIM, kind="direct", **parts))
+
+
 def scrambled(module, magnitude=0.1):
     with torch.no_grad():
         for parameter in module.parameters():
@@ -92,51 +96,59 @@ def test_the_correction_keeps_its_bound(bound, magnitude):
     heads = scrambled(build_heads(HeadSpec(dim=DIM, kind="direct", refinement=True, refine_bound=bound)), magnitude)
     with torch.no_grad():
         scores = heads(unit_rows(200), unit_rows(200))
-    assert ((scores.c.double() - scores.c_base_N.double()).abs() <= scores.scale_c.double()).all()
-    assert ((scores.c >= 0) & (scores.c <= 1)).all()
-    assert (scores.dc_N.abs() <= 1).all()
-    assert scores.q_base_N is None
+    found = scores.targets["consistency"]
+    assert ((found.reported.double() - found.base_N.double()).abs() <= found.scale.double()).all()
+    assert ((found.reported >= 0) & (found.reported <= 1)).all()
+    assert (found.delta_N.abs() <= 1).all()
+    assert scores.targets["quality"].base_N is None
 
 
 def test_new_refinement_leaves_the_coarse_score():
-    heads = DirectHeads(DIM, refinement=True).eval()
-    scores = heads(unit_rows(8), unit_rows(8))
-    assert torch.equal(scores.c, scores.c_base_N)
-    (scores.c_sum_N - 0.9).square().sum().backward()
-    assert heads.refinement.out.weight.grad.any()
+    heads = direct_heads(refinement=True).eval()
+    found = heads(unit_rows(8), unit_rows(8)).targets["consistency"]
+    assert torch.equal(found.reported, found.base_N)
+    (found.sum_N - 0.9).square().sum().backward()
+    assert heads.consistency_head.refinement.out.weight.grad.any()
 
 
 @pytest.mark.parametrize("refinement", [False, True])
 def test_two_branches_are_averaged(refinement):
-    heads = scrambled(DirectHeads(DIM, two_branch=True, refinement=refinement))
-    one = DirectHeads(DIM).eval()
+    heads = scrambled(direct_heads(two_branch=True, refinement=refinement))
+    one = direct_heads().eval()
     one.load_state_dict(heads.state_dict(), strict=False)
     v, t = unit_rows(30), unit_rows(30)
     with torch.no_grad():
-        both, mlp = heads(v, t), one(v, t).c_sum_N.double().numpy()
-    k, m = float(heads.cosine_slope.detach()), float(heads.cosine_offset.detach())
+        both = heads(v, t).targets["consistency"]
+        mlp = one(v, t).targets["consistency"].sum_N.double().numpy()
+    head = heads.consistency_head
+    k, m = float(head.cosine_slope.detach()), float(head.cosine_offset.detach())
     expected = (mlp + expit(k * (v.double() * t.double()).sum(1).numpy() + m)) / 2
-    np.testing.assert_allclose(both.c_base_N if refinement else both.c_sum_N, expected, atol=1e-6)
+    np.testing.assert_allclose(both.base_N if refinement else both.sum_N, expected, atol=1e-6)
 
 
 def test_the_cosine_branch_starts_at_least_squares():
     v, t, c = unit_rows(50), unit_rows(50), torch.rand(50)
     c[:2], c[2:9] = torch.tensor([0.0, 1.0]), torch.nan
-    heads = DirectHeads(DIM, two_branch=True)
+    heads = direct_heads(two_branch=True)
     nothing = torch.full((50,), torch.nan)
-    batches = [Batch(v[:20], t[:20], nothing[:20], c[:20]), Batch(v[20:], t[20:], nothing[20:], c[20:])]
-    found = calibrate_branch(heads, lambda: batches)
+    batch = Batch(v, t, {"quality": nothing, "consistency": c})
+    batches = [batch.map(lambda x: x[:20]), batch.map(lambda x: x[20:])]
+    told = calibrate_branch(heads, lambda: batches)
+    assert list(told) == ["consistency"]
+    found = told["consistency"]
     s, kept = (v.double() * t.double()).sum(1).numpy(), ~c.isnan().numpy()
     slope, offset = np.polyfit(s[kept], logit(np.clip(c.double().numpy()[kept], LABEL_MARGIN, 1 - LABEL_MARGIN)), 1)
-    assert (found.num_rows_c, found.slope) == (43, pytest.approx(slope))
-    assert found.offset - found.level_c == pytest.approx(offset)
-    said = expit(found.slope * s[kept] + found.offset)
+    assert (found["num_rows"], found["slope"]) == (43, pytest.approx(slope))
+    assert found["offset"] - found["level"] == pytest.approx(offset)
+    said = expit(found["slope"] * s[kept] + found["offset"])
     assert said.mean() == pytest.approx(float(c[~c.isnan()].double().mean()), abs=1e-9)
-    assert float(heads.cosine_slope.detach()) == pytest.approx(slope, rel=1e-6)
-    assert float(heads.cosine_offset.detach()) == pytest.approx(found.offset, rel=1e-6)
-    untouched = DirectHeads(DIM, two_branch=True)
-    assert calibrate_branch(untouched, lambda: [Batch(v, t, nothing, nothing)]).slope is None
-    assert float(untouched.cosine_slope.detach()) == 10
+    head = heads.consistency_head
+    assert float(head.cosine_slope.detach()) == pytest.approx(slope, rel=1e-6)
+    assert float(head.cosine_offset.detach()) == pytest.approx(found["offset"], rel=1e-6)
+    untouched = direct_heads(two_branch=True)
+    nobody = batch._replace(label_B={"quality": nothing, "consistency": nothing})
+    assert calibrate_branch(untouched, lambda: [nobody])["consistency"]["slope"] is None
+    assert float(untouched.consistency_head.cosine_slope.detach()) == 10
 
 
 @pytest.mark.parametrize("name", ["two_branch", "refinement"])
@@ -147,4 +159,4 @@ def test_residual_heads_refuse_direct_parts(name):
 
 
 def test_the_default_bound_is_that_of_the_residual_scales():
-    assert HeadSpec(dim=4).scale_c == BOUND
+    assert {target.scale for target in HeadSpec(dim=4).targets} == {BOUND}

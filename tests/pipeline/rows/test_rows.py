@@ -32,8 +32,8 @@ def test_batches_hold_the_chosen_rows(rows):
     chosen = np.array([5, 0, 200])
     (batch,) = rows.batches(chosen, batch_size=8).in_order()
     assert batch.v_BD.dtype == batch.t_BD.dtype == torch.float32
-    assert batch.q_B.tolist() == rows.label("quality")[chosen].tolist()
-    assert batch.c_B.tolist() == rows.label("consistency")[chosen].tolist()
+    assert batch.label_B["quality"].tolist() == rows.label("quality")[chosen].tolist()
+    assert batch.label_B["consistency"].tolist() == rows.label("consistency")[chosen].tolist()
     assert torch.equal(batch.v_BD, rows.v_ID[rows.rows.image[chosen]].float())
     assert torch.equal(batch.t_BD, rows.t_TD[rows.rows.prompt[chosen]].float())
     assert rows.dim == batch.v_BD.shape[1]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from deltaclip.base.vocabulary import CONSISTENCY, QUALITY
 from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.store.schema import make_plan
@@ -33,7 +34,7 @@ before = peak()
 rows = module.load_rows(Path(sys.argv[1]), "cpu")
 count, total = 0, 0.0
 for batch in rows.batches(None, batch_size=64)(1):
-    count, total = count + len(batch.q_B), total + float(batch.q_B.sum())
+    count, total = count + batch.num_rows, total + float(batch.label_B["quality"].sum())
 print(json.dumps({"bytes": peak() - before, "rows": count, "sum": total, "cosine": float(rows.cosine().sum())}))
 """
 
@@ -49,6 +50,7 @@ def large_cache(tmp_path_factory):
         image_root=folder,
         images=[f"{row}.png" for row in range(ROWS)],
         prompts=texts,
+        targets=(QUALITY, CONSISTENCY),
         labels=missing | {"quality": number / ROWS},
         explanations=[""] * ROWS,
         groups=texts,

@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.model.heads import HeadSpec, build_heads
+from deltaclip.pipeline.model.heads import HeadSpec, TargetSpec, build_heads
 from deltaclip.pipeline.runs.folder import load_heads, save_heads
 
 SPECS = [
     HeadSpec(dim=8),
-    HeadSpec(dim=8, scale_q=0.0, scale_c=0.3, scale_mode="learned", dropout=0.0),
-    HeadSpec(dim=8, scale_mode="curriculum", hidden_q=4, hidden_c=(6, 3)),
+    HeadSpec(dim=8, scale_mode="learned", dropout=0.0).with_scales({"quality": 0.0, "consistency": 0.3}),
+    HeadSpec(dim=8, scale_mode="curriculum", hidden_image=4, hidden_pair=(6, 3)),
+    HeadSpec(dim=8, targets=(TargetSpec("lighting", "image", 0.1), TargetSpec("relevance", "pair", 0.4))),
     HeadSpec(dim=8, kind="direct"),
     HeadSpec(dim=8, kind="direct", two_branch=True),
     HeadSpec(dim=8, kind="direct", two_branch=True, refinement=True, refine_bound=0.3),
@@ -46,15 +47,15 @@ def test_heads_survive_exactly(spec, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     v, t = (torch.nn.functional.normalize(torch.randn(5, 8), dim=1) for _ in range(2))
     with torch.no_grad():
-        assert torch.equal(heads(v, t).q, loaded(v, t).q)
-        assert torch.equal(heads(v, t).c, loaded(v, t).c)
+        for target in spec.names:
+            assert torch.equal(heads(v, t).of(target), loaded(v, t).of(target))
 
 
 def test_a_curriculum_checkpoint_keeps_the_scale_of_its_epoch(tmp_path):
     heads = scrambled(SPECS[2])
     heads.set_scale_fraction(0.5)
     save_heads(tmp_path / "x.safetensors", heads, SPECS[2], {})
-    assert load_heads(tmp_path / "x.safetensors")[0].scales() == pytest.approx((0.1, 0.1))
+    assert load_heads(tmp_path / "x.safetensors")[0].scales() == pytest.approx({"quality": 0.1, "consistency": 0.1})
 
 
 def test_the_header_is_json_that_others_can_read(demo_run):
@@ -92,9 +93,9 @@ def test_heads_of_another_shape_are_refused(tmp_path):
 
 
 def test_an_unknown_head_setting_is_refused(tmp_path):
-    metadata = {"deltaclip": json.dumps({"spec": {"dim": 8, "scale_p": 0.1}})}
+    metadata = {"deltaclip": json.dumps({"spec": {"dim": 8, "drop_out": 0.1}})}
     save_file({"w": torch.zeros(2)}, tmp_path / "x.safetensors", metadata=metadata)
-    assert refused(tmp_path / "x.safetensors") == "unknown head setting 'scale_p'; did you mean 'scale_q'?"
+    assert refused(tmp_path / "x.safetensors") == "unknown head setting 'drop_out'; did you mean 'dropout'?"
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):

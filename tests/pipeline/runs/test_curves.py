@@ -28,10 +28,10 @@ def row(epoch, **changed):
         "train_loss": 0.5 / epoch,
         "val_score": 0.25,
         "lr": 0.001,
-        "scale_q": 0.2,
-        "scale_c": None,
+        "scales": {"quality": 0.2},
     }
-    return EpochRow(**values | {"seconds": 1.0, "figures": {"srocc_q": math.nan, "srocc_c": 0.5}} | changed)
+    figures = {"val_quality_srocc": math.nan, "val_consistency_srocc": 0.5}
+    return EpochRow(**values | {"seconds": 1.0, "figures": figures} | changed)
 
 
 def test_every_epoch_is_there_at_once(tmp_path):
@@ -42,9 +42,9 @@ def test_every_epoch_is_there_at_once(tmp_path):
     found = curves(tmp_path)
     assert found["loss/train"] == [(1, 0.5), (2, 0.25)]
     assert found["validation/main"] == [(1, 0.25)]
-    assert found["validation/srocc_c"] == [(1, 0.5), (2, 0.5)]
+    assert found["validation/val_consistency_srocc"] == [(1, 0.5), (2, 0.5)]
     assert found["scale/quality"] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.2))]
-    assert found.keys().isdisjoint({"scale/consistency", "validation/srocc_q"})
+    assert found.keys().isdisjoint({"scale/consistency", "validation/val_quality_srocc"})
 
 
 def test_live_events_lie_beside_the_run_and_go(tmp_path):

@@ -10,11 +10,13 @@ import pytest
 from deltaclip.features.store.texts import TextColumn
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.runs.measure import measure, present_labels, rankable_labels, trained_labels
-from deltaclip.pipeline.runs.prediction_table import Scores
+from deltaclip.pipeline.rows.task import present_labels
+from deltaclip.pipeline.runs.measure import measure
+from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores
 from deltaclip.pipeline.words.result_words import metrics_table
 
 LABELS = ["quality", "consistency"]
+SCALES = {"quality": 0.2, "consistency": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,9 @@ def with_columns(rows, *, source=None, **labels):
 
 def perfect(rows, delta=0.1):
     """Scores that equal the labels, each made of a base and a correction."""
-    q, c = (np.nan_to_num(rows.label(label), nan=0.5) for label in ("quality", "consistency"))
-    part = np.full(len(q), delta, dtype=np.float32)
-    return Scores(q=q, c=c, q_base=q - part, c_base=c - part, q_delta=part, c_delta=part)
+    part = np.full(len(rows.rows), delta, dtype=np.float32)
+    scores = {label: np.nan_to_num(rows.label(label), nan=0.5) for label in LABELS}
+    return Scores({label: ScoreColumns(score, score - part, part) for label, score in scores.items()})
 
 
 def split_of(rows, fractions="0.7,0.1,0.2"):
@@ -40,7 +42,7 @@ def split_of(rows, fractions="0.7,0.1,0.2"):
 
 
 def test_perfect_scores_have_perfect_metrics(rows):
-    metrics = measure(rows, perfect(rows), split_of(rows), labels=LABELS, scales=(0.2, 0.2))
+    metrics = measure(rows, perfect(rows), split_of(rows), labels=LABELS, scales=SCALES)
     for side in ("test", "val", "train"):
         for figures in metrics[side].values():
             assert figures["srocc"] == pytest.approx(1, abs=1e-9)
@@ -50,18 +52,18 @@ def test_perfect_scores_have_perfect_metrics(rows):
 
 
 def test_saturated_corrections_are_found_and_advised_against(rows):
-    metrics = measure(rows, perfect(rows, delta=0.199), split_of(rows), labels=LABELS, scales=(0.2, 0.2))
+    metrics = measure(rows, perfect(rows, delta=0.199), split_of(rows), labels=LABELS, scales=SCALES)
     found = {entry["name"]: entry for entry in metrics["diagnostics"]}
     assert found["quality.saturated_share"]["value"] == 1
     outcome = found["quality.outcome"]
-    assert (outcome["verdict"], outcome["advice"].endswith("raise --residual-scale-q.")) == ("bounded", True)
+    assert (outcome["verdict"], outcome["advice"].endswith("raise --scale quality.")) == ("bounded", True)
     assert f"outcome (quality): {outcome['advice']}" in metrics_table(metrics)
 
 
 def test_a_missing_label_has_no_figures_anywhere(rows):
     half = with_columns(rows, consistency=np.full(240, np.nan))
     assert present_labels(half) == ["quality"]
-    metrics = measure(half, perfect(half), split_of(half), labels=LABELS, scales=(0.2, 0.2))
+    metrics = measure(half, perfect(half), split_of(half), labels=LABELS, scales=SCALES)
     for part in ("test", "val", "train", "per_source"):
         assert list(metrics[part]) == ["quality"]
     assert list(metrics["floors"]["cosine"]) == ["quality"]
@@ -71,35 +73,18 @@ def test_a_missing_label_has_no_figures_anywhere(rows):
 
 def test_without_sources_there_is_no_table_of_them(rows):
     bare = with_columns(rows, source=[""] * 240)
-    metrics = measure(bare, perfect(bare), split_of(bare), labels=LABELS, scales=(0.2, 0.2))
+    metrics = measure(bare, perfect(bare), split_of(bare), labels=LABELS, scales=SCALES)
     assert metrics["per_source"] == {"quality": {}, "consistency": {}}
     assert "per source" not in metrics_table(metrics)
 
 
 def test_direct_heads_and_missing_validation_have_no_diagnostics(rows):
-    assert measure(rows, perfect(rows), split_of(rows), labels=LABELS, scales=(None, None))["diagnostics"] == []
-    assert (
-        measure(rows, perfect(rows), split_of(rows, "0.8,0,0.2"), labels=LABELS, scales=(0.2, 0.2))["diagnostics"] == []
-    )
+    assert measure(rows, perfect(rows), split_of(rows), labels=LABELS, scales={})["diagnostics"] == []
+    assert measure(rows, perfect(rows), split_of(rows, "0.8,0,0.2"), labels=LABELS, scales=SCALES)["diagnostics"] == []
 
 
-def test_what_can_rank(rows):
-    everything, none = np.arange(240), np.empty(0, dtype=np.int64)
-    assert rankable_labels(rows, everything) == LABELS
-    assert rankable_labels(rows, none) == []
-    assert rankable_labels(rows, everything[:2]) == []  # two rows always correlate
-    flat = np.full(240, 0.5)
-    assert rankable_labels(with_columns(rows, quality=flat, consistency=flat * np.nan), everything) == []
-    assert rankable_labels(with_columns(rows, quality=flat), everything) == ["consistency"]
-
-
-def test_what_is_trained(rows):
-    train = np.arange(100)
-    late = np.where(np.arange(240) < 100, np.nan, 0.5)
-    assert trained_labels(rows, train, (0.5, 0.5)) == LABELS
-    assert trained_labels(rows, train, (0.5, 0.0)) == ["quality"]
-    assert trained_labels(with_columns(rows, quality=late), train, (0.5, 0.5)) == ["consistency"]
-    metrics = measure(rows, perfect(rows), split_of(rows), labels=["quality"], scales=(0.2, 0.2))
+def test_heads_that_were_not_trained_have_no_figures(rows):
+    metrics = measure(rows, perfect(rows), split_of(rows), labels=["quality"], scales=SCALES)
     assert list(metrics["test"]) == list(metrics["floors"]["cosine"]) == ["quality"]
 
 
@@ -114,9 +99,9 @@ def rounded(figures):
 
 def test_a_large_side_is_judged_by_rows_drawn_from_it(rows, monkeypatch):
     split, scores = split_of(rows), perfect(rows)
-    exact = measure(rows, scores, split, labels=LABELS, scales=(0.2, 0.2))
+    exact = measure(rows, scores, split, labels=LABELS, scales=SCALES)
     monkeypatch.setattr("deltaclip.pipeline.runs.measure.JUDGED_ROWS", 40)
-    drawn = measure(rows, scores, split, labels=LABELS, scales=(0.2, 0.2))
+    drawn = measure(rows, scores, split, labels=LABELS, scales=SCALES)
     assert drawn["split"]["rows"] == exact["split"]["rows"] == {"train": 168, "val": 24, "test": 48}
     note = "figures of test are of 40 rows drawn from 48; figures of train are of 40 rows drawn from 168"
     assert drawn["split"]["note"] == note
@@ -127,4 +112,4 @@ def test_a_large_side_is_judged_by_rows_drawn_from_it(rows, monkeypatch):
     assert rounded(drawn["val"]) == rounded(exact["val"])
     # The floor is fitted to all training rows, and a recorded note is not said twice.
     again = replace(split, note=note)
-    assert rounded(measure(rows, scores, again, labels=LABELS, scales=(0.2, 0.2))) == rounded(drawn)
+    assert rounded(measure(rows, scores, again, labels=LABELS, scales=SCALES)) == rounded(drawn)

@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.model.heads import HeadSpec, build_heads
+from deltaclip.pipeline.model.heads import HeadSpec, TargetSpec, build_heads
 from deltaclip.pipeline.model.scores import Batch
-from deltaclip.pipeline.runs.prediction_table import Scores, blank_untrained, read_blocks, score, write_table
+from deltaclip.pipeline.runs.prediction_table import (
+    ScoreColumns,
+    Scores,
+    blank_untrained,
+    read_blocks,
+    score,
+    write_table,
+)
 
 WORDS = ["plain", 'a "quoted", word', "two\nlines", "", "naïve – 图"]
 
@@ -76,26 +83,51 @@ def test_an_unknown_suffix_is_refused(tmp_path, name):
 
 
 def test_scores_are_clamped_and_corrections_come_with_their_scale():
-    heads = build_heads(HeadSpec(dim=4, scale_q=0.3, scale_c=0.1))
+    heads = build_heads(HeadSpec(dim=4).with_scales({"quality": 0.3, "consistency": 0.1}))
     with torch.no_grad():
-        heads.q_base.bias.fill_(9.0)  # a base of almost 1
-        heads.q_mlp.out.bias.fill_(9.0)  # a correction of almost 1 times the scale
-        heads.c_fusion.out.bias.fill_(-9.0)
+        heads.quality_head.base.bias.fill_(9.0)  # a base of almost 1
+        heads.quality_head.mlp.out.bias.fill_(9.0)  # a correction of almost 1 times the scale
+        heads.consistency_head.fusion.out.bias.fill_(-9.0)
     v = torch.nn.functional.normalize(torch.ones(3, 4), dim=1)
-    nothing = torch.full((3,), torch.nan)
-    found = score(heads, [Batch(v, v, nothing, nothing)])
-    assert found.q.tolist() == [1.0] * 3
-    assert found.q_delta == pytest.approx(0.3, abs=1e-6)
-    assert found.c_delta == pytest.approx(-0.1, abs=1e-6)
-    assert found.c == pytest.approx(0.9, abs=1e-6)  # s = 1, so c_base = 1
-    assert list(found.columns()) == ["q", "c", "q_base", "c_base", "q_delta", "c_delta"]
-    assert found.of("quality") is found.q
-    assert found.of("consistency") is found.c
+    found = score(heads, [Batch(v, v, {})])
+    quality, consistency = found.targets["quality"], found.targets["consistency"]
+    assert quality.score.tolist() == [1.0] * 3
+    assert quality.delta == pytest.approx(0.3, abs=1e-6)
+    assert consistency.delta == pytest.approx(-0.1, abs=1e-6)
+    assert consistency.base == pytest.approx(1.0, abs=1e-6)  # s = 1
+    assert consistency.score == pytest.approx(0.9, abs=1e-6)
+    assert found.of("quality") is quality.score
+    assert found.of("consistency") is consistency.score
+    assert np.isnan(found.of("authenticity")).tolist() == [True] * 3
+
+
+TARGETS = (TargetSpec("quality", "image"), TargetSpec("lighting", "image"), TargetSpec("consistency", "pair"))
+
+
+@pytest.mark.parametrize("kind", ["residual", "direct"])
+def test_columns_are_named_by_target_and_two_have_short_names_too(kind):
+    """A row without a prompt, whose t is 0, has nothing to say of targets that see one."""
+    heads = build_heads(HeadSpec(dim=4, kind=kind, targets=TARGETS))
+    v, t = (torch.nn.functional.normalize(torch.randn(5, 4), dim=1) for _ in range(2))
+    t[[1, 4]] = 0
+    found = score(heads, [Batch(v[:2], t[:2], {}), Batch(v[2:], t[2:], {})]).columns()
+    names = [name for target in TARGETS for name in (target.name, f"{target.name}_base", f"{target.name}_delta")]
+    assert list(found) == [*names, "q", "c"]
+    assert found["q"] is found["quality"]
+    assert found["c"] is found["consistency"]
+    blind = [False, True, False, False, True]
+    for name, values in found.items():
+        assert values.dtype == np.float32
+        if kind == "direct" and name.endswith(("_base", "_delta")):
+            assert np.isnan(values).all()
+        else:
+            assert np.isnan(values).tolist() == (blind if name.startswith("c") else [False] * 5)
 
 
 def test_heads_without_labels_are_blanked():
     column = np.ones(2, dtype=np.float32)
-    full = Scores(q=column, c=column, q_base=column, c_base=column, q_delta=column, c_delta=column)
+    full = Scores({target: ScoreColumns(column, column, column) for target in ("quality", "consistency")})
     half = blank_untrained(full, ["quality"])
-    assert [name for name, values in half.columns().items() if np.isnan(values).all()] == ["c", "c_base", "c_delta"]
+    blank = [name for name, values in half.columns().items() if np.isnan(values).all()]
+    assert blank == ["consistency", "consistency_base", "consistency_delta", "c"]
     assert all(values is column for values in blank_untrained(full, ["quality", "consistency"]).columns().values())

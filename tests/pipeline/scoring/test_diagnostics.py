@@ -55,15 +55,15 @@ def test_an_even_correction_gets_figures_and_nothing_to_do():
     assert {one.advice + one.verdict for name, one in found.items() if name != "outcome"} == {""}
 
 
-@pytest.mark.parametrize(("head", "flag"), [("quality", "q"), ("consistency", "c")])
+@pytest.mark.parametrize("head", ["quality", "consistency", "lighting"])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_corrections_at_the_bound_ask_for_a_larger_scale(head, flag, sign):
+def test_corrections_at_the_bound_ask_for_a_larger_scale(head, sign):
     found = diagnose(BOUNDED * sign, head=head)
     gain = found["outcome"].value
     assert (found["outcome"].name, found["saturated_share"].value) == (f"{head}.outcome", 0.21)
     assert found["outcome"].advice == (
         f"The correction changes SROCC by {gain:+.3f} on validation rows; 21% of corrections press against the scale "
-        f"of 0.2: raise --residual-scale-{flag}."
+        f"of 0.2: raise --scale {head}."
     )
     assert diagnose(np.where(np.arange(100) < 20, 0.91, 0.5))["outcome"].verdict == "works"
     assert diagnose(np.full(100, 0.89))["saturated_share"].value == 0
@@ -91,7 +91,7 @@ def test_a_base_that_was_kept_needs_no_advice_on_corrections():
         "base alone",
         "The base alone was best on validation rows: training a correction did not help.",
     )
-    assert diagnose(EVEN, scale=0.0)["outcome"].advice == "--residual-scale-q is 0: the base alone."
+    assert diagnose(EVEN, scale=0.0)["outcome"].advice == "--scale quality is 0: the base alone."
 
 
 def test_a_correction_that_hurts_is_named_with_what_it_costs():
@@ -103,7 +103,7 @@ def test_a_correction_that_hurts_is_named_with_what_it_costs():
     assert found["final_srocc"].value == pytest.approx(final)
     assert found["outcome"].verdict == "hurts"
     assert found["outcome"].advice == (
-        f"The correction lowers SROCC by {1 - final:.3f} against the base alone: lower --residual-scale-q."
+        f"The correction lowers SROCC by {1 - final:.3f} against the base alone: lower --scale quality."
     )
 
 
@@ -131,11 +131,11 @@ def test_the_final_score_is_clamped():
     [
         ({"gap": 0.04}, None),
         ({"gap": -0.2}, None),
-        ({"gap": 0.06}, ": lower --residual-scale-q."),
-        ({"gap": 0.06, "tuned": True}, ": lower --residual-scale-q."),
+        ({"gap": 0.06}, ": lower --scale quality."),
+        ({"gap": 0.06, "tuned": True}, ": lower --scale quality."),
         ({"gap": 0.06, "base_gap": 0.05}, ", the base alone by 0.050: it takes more rows, not another scale."),
         ({"gap": 0.06, "base_gap": 0.05, "tuned": True}, ", the base alone by 0.050: raise --freeze-layers."),
-        ({"gap": 0.06, "base_gap": math.nan}, ": lower --residual-scale-q."),
+        ({"gap": 0.06, "base_gap": math.nan}, ": lower --scale quality."),
     ],
 )
 def test_a_gap_over_five_hundredths_is_overfitting(settings, words):
@@ -165,7 +165,7 @@ def test_labels_that_are_missing_leave_the_shares_alone():
 
 def flags(words):
     """Return which flags a sentence asks to raise or lower."""
-    return {flag: verb for verb, flag in re.findall(r"(raise|lower) (--[a-z-]+)", words)}
+    return {flag: verb for verb, flag in re.findall(r"(raise|lower) (--scale \w+|--[a-z-]+)", words)}
 
 
 outcomes = st.builds(
@@ -207,9 +207,10 @@ def test_no_two_sentences_of_a_run_ask_for_opposite_things(quality, consistency,
         assert len(mine) <= 1
         for flag, verb in mine.items():
             assert asked.setdefault(flag, verb) == verb
-            assert all(flag in OPTIONS[command] for command in commands)
-            if flag.startswith("--residual-scale"):
-                assert flag.endswith(head[0])
+            option, _, target = flag.partition(" ")
+            assert all(option in OPTIONS[command] for command in commands)
+            if option == "--scale":
+                assert target == head
                 assert case["scale"] < 1 if verb == "raise" else case["scale"] > 0
 
 

@@ -28,10 +28,12 @@ def steps_in(parts, *, loss, weighted):
     v, t = (F.normalize(torch.randn(ROWS, DIM, generator=draw), dim=1) for _ in range(2))
     q, c = (torch.rand(ROWS, generator=draw) for _ in range(2))
     q[5:30], c[33:] = torch.nan, torch.nan  # most rows lack one of their labels
-    columns = {f"{head}_weight_B": torch.rand(ROWS, generator=draw) for head in "qc"} if weighted else None
-    memory = memory_batches(v, t, q, c, batch_size=21, columns_N=columns)
+    labels = {"quality": q, "consistency": c}
+    columns = {"weight_B": {target: torch.rand(ROWS, generator=draw) for target in labels}} if weighted else None
+    memory = memory_batches(v, t, labels, batch_size=21, columns_N=columns)
     torch.manual_seed(0)
-    heads, objective = build_heads(HeadSpec(dim=DIM)).eval(), weighted_loss(loss)
+    heads = build_heads(HeadSpec(dim=DIM)).eval()
+    objective = weighted_loss(loss, weights=dict.fromkeys(labels, 0.5))
     entries = torch.arange(ROWS).numpy()
     batches = SideBatches(
         memory=memory,

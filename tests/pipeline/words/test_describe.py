@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deltaclip.pipeline.rows.cached_rows import load_rows
-from deltaclip.pipeline.rows.task import LossWeights
+from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.words.plan_words import describe
 
@@ -22,21 +23,24 @@ def rows(demo_cache):
         ({"patience": 3}, "epochs        20, batch 64, seed 42, stops after 3 epochs without gain"),
         ({"schedule": "linear", "warmup_ratio": 0.0}, "learning rate 0.001, 0% warm-up, then linear"),
         ({"max_grad_norm": 0}, "optimiser     AdamW, weight decay 0.0001, gradients not clipped, dropout 0.1"),
-        ({}, "loss          0.5 mse(q) + 0.25 mse(c); no explanations"),
+        ({"weight": "consistency=0.25"}, "loss          0.5 mse(quality) + 0.25 mse(consistency); no explanations"),
         ({}, "freezing      image tower: all frozen; text tower: all frozen (cached embeddings)"),
-        ({"residual_scale_q": 0}, "quality       q = clamp(sigmoid(w . v + b0) + 0 tanh(MLP(v)), 0, 1)"),
+        ({"residual_scale_q": 0}, "quality       clamp(sigmoid(w . v + b0) + 0 tanh(MLP(v)), 0, 1)"),
+        ({"scale": "quality=0.3"}, "quality       clamp(sigmoid(w . v + b0) + 0.3 tanh(MLP(v)), 0, 1)"),
         (
             {"scale_mode": "learned"},
-            "quality       q = clamp(sigmoid(w . v + b0) + 0.2 (start; learned) tanh(MLP(v)), 0, 1)",
+            "quality       clamp(sigmoid(w . v + b0) + 0.2 (start; learned) tanh(MLP(v)), 0, 1)",
         ),
         (
             {"scale_mode": "curriculum"},
-            "consistency   c = clamp(clamp(a (s + 1)/2 + b, 0, 1) + 0.2 (end; ramped up) tanh(Fusion([v, t, s])), "
+            "consistency   clamp(clamp(a (s + 1)/2 + b, 0, 1) + 0.2 (end; ramped up) tanh(Fusion([v, t, s])), "
             "0, 1), s = v . t",
         ),
         ({"base_init": "identity"}, "bases         identity"),
-        ({"residual_learning": False}, "consistency   c = sigmoid(MLP([v, t, s])), s = v . t"),
+        ({"residual_learning": False}, "consistency   sigmoid(MLP([v, t, s])), s = v . t"),
     ],
 )
 def test_line(rows, demo_cache, settings, line):
-    assert line in describe(TrainConfig(cache=demo_cache, **settings), rows, LossWeights(0.5, 0.25))
+    config = TrainConfig(cache=demo_cache, **settings)
+    split = split_cache(rows, config.split, fractions=config.fractions, seed=config.split_seed)
+    assert line in describe(Task(config=config, rows=rows, split=split))
