@@ -114,11 +114,6 @@ class Table:
         return self.columns[column]
 
 
-def is_table(path: Path) -> bool:
-    """Tell whether a file is called as tables are, compressed or not."""
-    return table_suffix(path) in SUFFIXES
-
-
 def table_suffix(path: Path) -> str:
     """Return the suffix that says what a file holds, in lower case: that before `.gz`, where it is compressed."""
     suffix = path.suffix.lower()

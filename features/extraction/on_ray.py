@@ -16,8 +16,6 @@ from deltaclip.base.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-LOCAL = "local"
-
 
 # Of a number, plain values; `error` among them is (message, place, remedy) where the input was wrong.
 Worker = Callable[[int], dict[str, Any]]

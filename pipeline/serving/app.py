@@ -240,7 +240,7 @@ def _answer_errors(app: FastAPI) -> None:
         }
         headers = dict(error.headers or {})
         if "GET" in headers.get("Allow", ""):
-            headers["Allow"] = "GET, HEAD"  # the second is answered as the first, see `limits`
+            headers["Allow"] = "GET, HEAD"  # the second is answered as the first, see the layer of limits
         return failure(error.status_code, words.get(error.status_code, str(error.detail)), headers)
 
     @app.exception_handler(Exception)

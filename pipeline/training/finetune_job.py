@@ -310,7 +310,6 @@ def _blocks(given: float, depth: int) -> int:
 # ---- Heads of a finished run to start a fine-tuning from, refused where they do not belong to it
 
 
-PLACE = "--init-heads"
 # What shapes heads, by the option that asks for it; the rest of a spec is either fixed or does not outlive training.
 OPTIONS = {
     "kind": "residual_learning",

@@ -1,4 +1,4 @@
-"""Many trainings of residual heads at once, in stacks; each gives what `learning.learn` gives alone.
+"""Many trainings of residual heads at once, in stacks; each gives what `train_heads.learn` gives alone.
 
 Heads share nothing, so what the head of a target does not see is trained once: a grid of 8 scales for each of two
 targets has 64 settings, but 8 heads of each. Must not know grids, run directories or the test rows.
