@@ -30,9 +30,10 @@ def ask_for_large_pages() -> None:
 
 # What the libraries' threads do while they wait for each other, and how that is asked of them. By themselves they spin
 # for milliseconds: beside other work each then burns the processor that the one it waits for would need, and a fit of
-# 2 s took 328 s at a load of 25. They read these once, when they are loaded. OpenBLAS counts in powers of 2 of cycles.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
-THREAD_SETTINGS = {*WAITING, "GOMP_SPINCOUNT", "OMP_NUM_THREADS"}
+# 2 s took 328 s at a load of 25. So they spin for some 50 microseconds, then sleep: to sleep at once doubles the time
+# of a head fit on idle processors. They read these once, when they are loaded. OpenBLAS counts in powers of 2 of cycles.
+WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
+THREAD_SETTINGS = {*WAITING, "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}
 
 
 def share_processors() -> None:
@@ -41,7 +42,7 @@ def share_processors() -> None:
     What the environment says already stays, whichever of the settings it has. For programs, before they import numpy
     or torch.
     """
-    if not any(name in os.environ for name in (*WAITING, "GOMP_SPINCOUNT")):
+    if not any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY")):
         os.environ.update(WAITING)
     count = usable_processors()
     # Left alone where it says nothing new: processes that Ray starts get numbers of their own.
