@@ -31,7 +31,7 @@ def ask_for_large_pages() -> None:
 # What the libraries' threads do while they wait for each other, and how that is asked of them. By themselves they spin
 # for milliseconds: beside other work each then burns the processor that the one it waits for would need, and a fit of
 # 2 s took 328 s at a load of 25. So they spin for some 50 microseconds, then sleep: to sleep at once doubles the time
-# of a head fit on idle processors. They read these once, when they are loaded. OpenBLAS counts in powers of 2 of cycles.
+# of a head fit on idle processors. They read these once, when they are loaded. OpenBLAS counts in powers of 2.
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
 THREAD_SETTINGS = {*WAITING, "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}
 
