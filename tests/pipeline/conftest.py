@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ from deltaclip.pipeline.train import train
 
 EPOCHS = 6
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+# deltaclip in two processes that train together on this machine.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deltaclip"]
 
 
 @pytest.fixture(scope="session")

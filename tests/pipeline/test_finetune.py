@@ -31,7 +31,7 @@ from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
-from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
+from deltaclip.tests.pipeline.conftest import TORCHRUN, numbers, read_csv, read_json, write_csv
 
 # Higher rates than anybody would take, so that two epochs of a few steps move everything.
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "precision": "fp32", "device": "cpu"}
@@ -481,17 +481,7 @@ def test_two_processes_are_one_with_the_same_batch(tune_few, tmp_path, few_cache
     settings = {"epochs": 2, "batch_size": 8, "loss": "plcc", "freeze_layers": 4, "freeze_text_layers": 3, "lr": 3e-4}
     alone = tune_few(**settings)
     out = tmp_path / "two" / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "deltaclip",
-    ]
-    command += ["finetune", str(few_cache), "--out", str(out), "--device", "cpu", "--precision", "fp32"]
+    command = [*TORCHRUN, "finetune", str(few_cache), "--out", str(out), "--device", "cpu", "--precision", "fp32"]
     for name, value in settings.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     done = subprocess.run(

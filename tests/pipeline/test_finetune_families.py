@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from deltaclip.pipeline.loop.epochs import StateFile
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import EvaluateConfig, FinetuneConfig
 from deltaclip.tests.features.backbone.small_models import as_folder
-from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, write_csv
+from deltaclip.tests.pipeline.conftest import TORCHRUN, numbers, read_csv, read_json, write_csv
 
 FAMILIES = ["vit", "resnet", "timm convnext", "siglip"]
 SETTINGS = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "device": "cpu", "fractions": "0.8,0,0.2"}
@@ -90,17 +89,7 @@ def words(shares, tensors):
 
 def under_torchrun(out, cache, **settings):
     """Train in two processes on CPUs, which speak gloo."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "deltaclip",
-    ]
-    command += ["finetune", str(cache), "--out", str(out)]
+    command = [*TORCHRUN, "finetune", str(cache), "--out", str(out)]
     for name, value in settings.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

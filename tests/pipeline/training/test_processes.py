@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.loop.layout import laid_out_like, same_layout
 from deltaclip.pipeline.training.processes import OneVoice, Processes
+from deltaclip.tests.pipeline.conftest import TORCHRUN
 
 
 @pytest.fixture
@@ -61,18 +61,8 @@ def test_layouts_are_told_apart():
 
 
 def torchrun(*words):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "deltaclip",
-    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.slow
