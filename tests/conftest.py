@@ -14,6 +14,17 @@ from deltaclip.features.settings import ExtractConfig
 
 SHARED = Path(os.environ.get("DELTACLIP_SHARED", Path(deltaclip.__file__).parent.parent / "shared"))
 
+LONGEST_ID = 60
+
+
+def pytest_make_parametrize_id(config, val, argname) -> str | None:
+    """Keep contents out of the names of tests.
+
+    Bytes may hold the time at which they were packed: then two processes that share the work collect other tests.
+    """
+    is_content = isinstance(val, bytes) or (isinstance(val, str) and len(val) > LONGEST_ID)
+    return argname if is_content else None
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_folder(tmp_path_factory):

@@ -132,3 +132,9 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_commands_are_thin(name):
     body = ast.parse(inspect.getsource(getattr(cli, STAGES[name]))).body[0]
     assert len(body.body) <= 5
+
+
+def test_the_names_of_tests_hold_no_content(request):
+    """Content may hold a time: processes that share the work would then collect tests of different names."""
+    names = [item.name for item in request.session.items]
+    assert not [name for name in names if "\\x" in name]
