@@ -17,7 +17,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_random_state, column_or_1d, validate_data
 
 from deltaclip.pipeline.loop.batches import MemoryBatches, memory_batches
-from deltaclip.pipeline.loop.epochs import FitPlan, Validation, fit, seeded
+from deltaclip.pipeline.loop.epochs import FitPlan, Validation, seeded
+from deltaclip.pipeline.loop.head_learner import fit
 from deltaclip.pipeline.model.calibrate import calibrate
 from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, TargetSpec
 from deltaclip.pipeline.model.losses import weighted_loss

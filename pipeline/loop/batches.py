@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -44,8 +45,8 @@ class TrainBatches(Protocol):
     def steps_per_epoch(self) -> int:
         """Number of batches that every epoch gives."""
 
-    def __call__(self, epoch: int) -> Iterable[Batch]:
-        """Return the batches of one epoch; the same epoch gives the same batches again."""
+    def __call__(self, epoch: int, *, first: int = 0) -> Iterable[Batch]:
+        """Return the batches of one epoch from batch `first` on; the same epoch gives the same batches again."""
 
 
 def _of_rows(columns: Mapping[str, Tensor], rows_B: Tensor) -> dict[str, Tensor]:
@@ -76,9 +77,9 @@ class MemoryBatches:
         """Number of batches of an epoch; the last rows are used too."""
         return math.ceil(self.num_rows / self.batch_size)
 
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        """Return every row once, in an order drawn from (seed, epoch)."""
-        for rows_B in self.order(epoch):
+    def __call__(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """Return every row once, in an order drawn from (seed, epoch), but the rows of the batches before `first`."""
+        for rows_B in self.order(epoch)[first:]:
             yield self.take(rows_B)
 
     def order(self, epoch: int) -> tuple[Tensor, ...]:
@@ -216,8 +217,11 @@ class StreamBatches:
         """Number of batches of an epoch; the last rows are used too."""
         return math.ceil(self.num_rows / self.batch_size)
 
-    def __call__(self, epoch: int) -> Iterator[Batch]:
+    def __call__(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """Return every row once, in an order drawn from (seed, epoch), in equal parts as `MemoryBatches` has them."""
+        return islice(self._all(epoch), first, None)
+
+    def _all(self, epoch: int) -> Iterator[Batch]:
         num_rows, num_steps = self.num_rows, self.steps_per_epoch
         short, num_long = divmod(num_rows, num_steps)
         done, held, missing = 0, list[Batch](), short + (num_long > 0)

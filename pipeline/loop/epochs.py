@@ -1,7 +1,9 @@
-"""The training loop: steps, learning rate, validation, the epoch of each head that is kept, early stopping.
+"""The training loop, the same whatever learns: steps, rates, validation, the epoch that is kept, early stopping.
 
 A training can be interrupted anywhere: its state is one file, written whole, from which it goes on exactly. Losses that
-are not finite end it. Must not know files but that one, splits or metrics: it gets batches and asks `validate`.
+are not finite are shown to the learner. Must not know heads, towers, files but that one, splits or metrics.
+
+Shapes: S steps, K heads that learn side by side.
 """
 
 from __future__ import annotations
@@ -11,15 +13,12 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
-from deltaclip.pipeline.loop.optimizer import AdamW
-from deltaclip.pipeline.model.scores import head_of, run_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from deltaclip.pipeline.loop.batches import TrainBatches
-    from deltaclip.pipeline.model.heads import Heads
-    from deltaclip.pipeline.model.losses import Objective
 
-
-# ---- The one training loop
+# ---- How long and how fast to train, what validation says, and what is left of a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +78,11 @@ class EpochRow:
     seconds: float
     figures: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, end: EpochEnd, seen: Validation, *, lr: float, scales: Mapping[str, float]) -> EpochRow:
+        """Return the row of an epoch of one loss; `lr` is the peak."""
+        return cls(end.epoch, end.loss.item(), seen.mean, lr * end.lr_factor, scales, end.seconds, seen.figures)
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -97,65 +97,189 @@ class FitResult:
     stopped_early: bool
 
 
-def fit(
-    heads: Heads,
-    train_batches: TrainBatches,
+# ---- The loop, and what learns in it
+
+
+Seen = TypeVar("Seen")
+
+
+class EpochEnd(NamedTuple):
+    """What the loop knows of an epoch, counted from 1, that has ended: the mean loss, () or (K,), as steps gave it."""
+
+    epoch: int
+    loss: Tensor
+    lr_factor: float
+    seconds: float
+
+
+class Batches(Protocol):
+    """Where the loop takes its steps from."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps that every epoch has."""
+
+    def __call__(self, epoch: int, *, first: int = 0) -> Iterable[Any]:
+        """Return what the steps of an epoch see, from step `first` on; the same epoch gives the same again."""
+
+
+class Learner(Protocol[Seen]):
+    """What learns in a loop: heads, stacks of heads, heads with towers. It decides what an epoch is chosen by."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing would be kept any more, however long the training goes on."""
+
+    def start_epoch(self, fraction: float) -> None:
+        """Go into training mode, with this share of curriculum scales in force."""
+
+    def step(self, batch: Any, lr_factor: float) -> Tensor:
+        """Take one step at so many times the peak rates and return its loss, () or (K,), still on the device."""
+
+    def diverged(self, wrong: NotFinite, epoch: int) -> None:
+        """Raise UserError where a loss that is not finite ends the training."""
+
+    def validated(self) -> Seen:
+        """Judge the weights as they are, in evaluation mode."""
+
+    def record(self, end: EpochEnd, seen: Seen) -> None:
+        """Add an epoch to the history."""
+
+    def choose(self, epoch: int, seen: Seen) -> None:
+        """Keep the weights where they are better than ever; epoch 0 is the start, before any step."""
+
+    def take_best(self) -> None:
+        """Put the weights in place that were kept, in evaluation mode."""
+
+
+class Resumable(Learner[Seen], Protocol[Seen]):
+    """A learner whose training can go on in another process."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return as tensors and JSON values all that later steps and choices depend on."""
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+
+class Saves(NamedTuple):
+    """The file that the state of a loop is saved in, whose learner it is, and the seconds between saves in an epoch."""
+
+    file: StateFile
+    learner: Resumable[Any]
+    every_s: float
+
+
+def run_epochs(
+    learner: Learner[Any],
+    batches: Batches,
     *,
-    objective: Objective,
     plan: FitPlan,
-    validate: Callable[[], Validation] | None = None,
-    on_epoch: Callable[[EpochRow], None] | None = None,
-) -> FitResult:
-    """Train `heads` in place; they end in evaluation mode, each with the weights of its best validation epoch.
+    on_epoch: Callable[[int], None] | None = None,
+    on_steps: Callable[[int], None] | None = None,
+    saves: Saves | None = None,
+) -> int:
+    """Train a learner, which ends with the weights that it kept; return the number of epochs that it took.
 
-    `validate` is called at the start and after each epoch, in evaluation mode and without gradients; how an epoch is
-    chosen says `BestEpoch`. A head without a score, and all without `validate`, keep the last epoch.
-    Each target is chosen for, and its gradients clipped, by itself: heads share no parameter. The only
-    randomness is dropout, from torch's global generator: call inside `seeded`. Raises UserError at the first loss that
-    is not finite.
+    It is validated at the start and after each epoch. With `saves` the state is saved after each epoch and within it,
+    and the loop goes on from there when called again with the same arguments: on one machine the losses are those of an
+    unbroken run, bit for bit. `on_epoch` is told the number of an epoch that has ended, `on_steps` of steps that are
+    done. The only randomness is torch's global generators: call inside `seeded`.
+
+    Raises:
+        UserError: as `Learner.diverged`; a damaged state.
     """
-    loop = _Loop(heads, train_batches, objective, plan)
-    history: list[EpochRow] = []
-    best = {target.name: BestEpoch(plan.patience) for target in heads.targets}
-    kept = {name: tensor.detach().clone() for name, tensor in heads.state_dict().items()}
-    _choose(best, 0, _validated(heads, validate), heads=heads, kept=kept)
-    for epoch in range(1, plan.epochs + 1):
-        started = time.perf_counter()
-        train_loss = loop.run_epoch(epoch)
-        found = _validated(heads, validate)
-        row = EpochRow(
-            epoch=epoch,
-            train_loss=train_loss,
-            val_score=found.mean,
-            lr=loop.lr,
-            scales=heads.scales(),
-            seconds=time.perf_counter() - started,
-            figures=found.figures,
-        )
-        history.append(row)
-        _choose(best, epoch, found, heads=heads, kept=kept)
+    loop = _Loop(learner, batches, plan=plan, saves=saves, on_steps=on_steps)
+    if loop.restore():
+        loop.tell(loop.step)
+    else:
+        learner.choose(0, _validated(learner))
+    while loop.epoch < plan.epochs and not learner.stopped:
+        loop.run_epoch()
         if on_epoch is not None:
-            on_epoch(row)
-        if all(best[head].stopped for head in found.scores or best):
-            break
-    heads.load_state_dict(kept)
-    heads.eval()
-    return FitResult(
-        history=tuple(history),
-        best_epoch={head: each.epoch for head, each in best.items()},
-        best_score={head: each.score for head, each in best.items()},
-        stopped_early=len(history) < plan.epochs,
-    )
+            on_epoch(loop.epoch)
+    learner.take_best()
+    return loop.epoch
 
 
-def _choose(
-    best: dict[str, BestEpoch], epoch: int, found: Validation, *, heads: Heads, kept: dict[str, Tensor]
-) -> None:
-    """Judge an epoch for each head, and keep its weights where it is the best so far."""
-    better = [head for head, each in best.items() if each.take(epoch, found.scores.get(head))]
-    for name, tensor in heads.state_dict().items():
-        if head_of(name) in better:
-            kept[name].copy_(tensor)
+def _validated(learner: Learner[Seen]) -> Seen:
+    with torch.no_grad():
+        return learner.validated()
+
+
+class _Loop:
+    """The state that lives between the steps of one training."""
+
+    def __init__(
+        self,
+        learner: Learner[Any],
+        batches: Batches,
+        *,
+        plan: FitPlan,
+        saves: Saves | None,
+        on_steps: Callable[[int], None] | None,
+    ) -> None:
+        self.learner, self.batches, self.plan, self.saves, self.on_steps = learner, batches, plan, saves, on_steps
+        self.epoch, self.step = 0, 0  # that are done
+        self.losses, self.seconds = StepLosses(), 0.0  # of the epoch under way, in earlier processes too
+        self.saved_at = self.started = time.perf_counter()
+
+    def tell(self, count: int) -> None:
+        """Tell of steps that are done."""
+        if self.on_steps is not None:
+            self.on_steps(count)
+
+    def run_epoch(self) -> None:
+        """Take the steps of the epoch that are left, then judge, record and save it."""
+        learner, epoch = self.learner, self.epoch + 1
+        learner.start_epoch(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
+        self.started = time.perf_counter()
+        for batch in self.batches(epoch, first=self.step - self.epoch * self.batches.steps_per_epoch):
+            loss = learner.step(batch, self._lr_factor(self.step))
+            self.step += 1
+            self._check(self.losses.add(loss), epoch)
+            self.tell(1)
+            if self.saves and self.saves.every_s and time.perf_counter() - self.saved_at >= self.saves.every_s:
+                self._check(self.losses.read(), epoch)
+                self._save(self._seconds())
+        self._check(self.losses.read(), epoch)
+        if not len(self.losses):
+            raise ValueError(f"epoch {epoch} has no batch")
+        seen = _validated(learner)
+        learner.record(EpochEnd(epoch, self.losses.mean(), self._lr_factor(self.step - 1), self._seconds()), seen)
+        learner.choose(epoch, seen)
+        self.epoch, self.losses, self.seconds = epoch, StepLosses(), 0.0
+        self._save(0.0)
+
+    def _seconds(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
+
+    def _lr_factor(self, step: int) -> float:
+        plan, num_steps = self.plan, self.plan.epochs * self.batches.steps_per_epoch
+        return lr_factor(step, num_steps=num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule)
+
+    def _check(self, wrong: NotFinite | None, epoch: int) -> None:
+        if wrong:
+            self.learner.diverged(wrong, epoch)
+
+    def _save(self, seconds: float) -> None:
+        self.saved_at = time.perf_counter()
+        if self.saves is None:
+            return
+        tensors, values = self.saves.learner.state()
+        own = {"epoch": self.epoch, "step": self.step, "seconds": seconds}
+        self.saves.file.save({**tensors, "losses": self.losses.values()}, {**values, **own})
+
+    def restore(self) -> bool:
+        """Go on from the saved state, where there is one."""
+        found = self.saves.file.load() if self.saves is not None else None
+        if self.saves is None or found is None:
+            return False
+        tensors, values = found
+        self.losses = StepLosses(tensors["losses"])
+        self.epoch, self.step, self.seconds = values["epoch"], values["step"], values["seconds"]
+        self.saves.learner.load_state(tensors, values)
+        return True
 
 
 @contextmanager
@@ -169,67 +293,6 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-class _Loop:
-    """The state that lives between the epochs of one fit."""
-
-    def __init__(self, heads: Heads, train_batches: TrainBatches, objective: Objective, plan: FitPlan) -> None:
-        self.heads, self.train_batches, self.objective, self.plan = heads, train_batches, objective, plan
-        self.optimizer = AdamW(heads, weight_decay=plan.weight_decay)
-        named = [(head_of(name), parameter) for name, parameter in heads.named_parameters()]
-        self.clipped = [[parameter for head, parameter in named if head == each.name] for each in heads.targets]
-        self.num_steps = plan.epochs * train_batches.steps_per_epoch
-        self.step = 0
-        self.lr = 0.0
-
-    def run_epoch(self, epoch: int) -> float:
-        """Take one step per batch and return the mean loss."""
-        self.heads.start_epoch(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
-        self.heads.train()
-        losses = StepLosses()
-        for batch in self.train_batches(epoch):
-            loss = self.objective(run_heads(self.heads, batch), batch)
-            torch.autograd.backward(loss)
-            self._update()
-            if wrong := losses.add(loss):
-                raise self._diverged(wrong, epoch)
-        if wrong := losses.read():
-            raise self._diverged(wrong, epoch)
-        if not losses.values:
-            raise ValueError(f"epoch {epoch} has no batch")
-        return losses.mean()
-
-    def _update(self) -> None:
-        plan = self.plan
-        if plan.max_grad_norm:
-            for parameters in self.clipped:
-                torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm, foreach=True)
-        self.lr = plan.lr * lr_factor(
-            self.step, num_steps=self.num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule
-        )
-        self.optimizer.step(self.lr)
-        self.step += 1
-
-    def _diverged(self, wrong: NotFinite, epoch: int) -> UserError:
-        message = f"the training loss is {wrong.loss} at epoch {epoch}, step {wrong.step}"
-        # An epoch gives the same batches again, so the batch that failed can be looked at: is it the data or
-        # the rate?
-        for batch in islice(self.train_batches(epoch), wrong.step - 1, wrong.step):
-            if not (torch.isfinite(batch.v_BD).all() and torch.isfinite(batch.t_BD).all()):
-                return UserError(
-                    f"{message}, where an embedding is not finite",
-                    remedy="find the damaged rows with `deltaclip inspect --verify`",
-                )
-        return UserError(message, remedy=f"lower --lr, which is {self.plan.lr:g}")
-
-
-def _validated(heads: Heads, validate: Callable[[], Validation] | None) -> Validation:
-    if validate is None:
-        return Validation()
-    heads.eval()
-    with torch.no_grad():
-        return validate()
 
 
 # ---- Which epoch of a head is kept, and when to stop waiting for a better one
@@ -310,11 +373,14 @@ class NotFinite(NamedTuple):
 
 
 class StepLosses:
-    """Losses of an epoch in the order of its steps; `values` are those that were read, from an earlier process too."""
+    """Losses of an epoch in the order of its steps, () or (K,) each; those that an earlier process `read` go before."""
 
-    def __init__(self, values: Iterable[float] = ()) -> None:
-        self.values = list(values)
+    def __init__(self, read: Tensor | None = None) -> None:
+        self._read = [] if read is None or not len(read) else [read]
         self._unread: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._read)) + len(self._unread)
 
     def add(self, loss: Tensor) -> NotFinite | None:
         """Take the loss of a step, and read what has gathered where that is much."""
@@ -325,15 +391,22 @@ class StepLosses:
         """Read what has gathered; the first loss that is not finite is returned."""
         if not self._unread:
             return None
-        start = len(self.values)
-        self.values += torch.stack(self._unread).tolist()
-        self._unread = []
-        found = (NotFinite(step, loss) for step, loss in enumerate(self.values[start:], start + 1))
-        return next((one for one in found if not math.isfinite(one.loss)), None)
+        losses_SK = torch.stack(self._unread).double().cpu()
+        start, self._unread = len(self) - len(losses_SK), []
+        self._read.append(losses_SK)
+        wrong = (~losses_SK.isfinite()).nonzero().tolist()
+        return NotFinite(start + wrong[0][0] + 1, float(losses_SK[tuple(wrong[0])])) if wrong else None
 
-    def mean(self) -> float:
-        """Return the mean loss of the steps that were read, the same however often they were read."""
-        return math.fsum(self.values) / len(self.values)
+    def values(self) -> Tensor:
+        """Return the losses that were read, (S,) or (S, K) float64."""
+        return torch.cat(self._read) if self._read else torch.empty(0, dtype=torch.float64)
+
+    def mean(self) -> Tensor:
+        """Return the mean over the steps that were read, () or (K,) float64, the same however often they were read."""
+        losses_SK = self.values()
+        if losses_SK.ndim > 1:
+            return losses_SK.mean(dim=0)
+        return torch.tensor(math.fsum(losses_SK.tolist()) / len(losses_SK), dtype=torch.float64)
 
 
 # ---- State of a training in one file, written whole, from which it goes on exactly

@@ -1,4 +1,4 @@
-"""Training of stacks of heads: one pass over the batches for all of them, AdamW and clipping for every head by itself.
+"""Stacks of heads as a learner: one pass over the batches for all of them, AdamW and clipping for every head by itself.
 
 Each head ends where `fit` would leave it alone with the same seeds, up to rounding: batches, dropout masks, clipping,
 schedule, best epoch and early stopping are those that it would have. Must not know grids or files.
@@ -9,14 +9,13 @@ Shapes: K heads of a stack, P heads of a part, B rows, H and F outputs and input
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from deltaclip.pipeline.loop.epochs import BestEpoch, Validation, curriculum_fraction, lr_factor
+from deltaclip.pipeline.loop.epochs import BestEpoch, Validation, run_epochs
 from deltaclip.pipeline.loop.optimizer import Moments, adamw_step, decays
 from deltaclip.pipeline.model.stack import DropoutMasks, HeadStack, stacked_loss
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deltaclip.pipeline.loop.batches import TrainBatches
-    from deltaclip.pipeline.loop.epochs import FitPlan
+    from deltaclip.pipeline.loop.epochs import EpochEnd, FitPlan, NotFinite
     from deltaclip.pipeline.model.scores import Batch
     from deltaclip.pipeline.model.stack import WideTape
 
@@ -90,89 +89,44 @@ def fit_stacks(
     A head whose loss is not finite keeps an earlier epoch, and stops no one. With a patience, a head that validation
     cannot rank goes on to the last epoch, while `fit` ends with the other heads.
     """
-    for job in jobs:
-        job.choice = [BestEpoch(plan.patience) for _ in range(len(job.stack))]
-        job.best = {name: stacked.detach().clone() for name, stacked in job.stack.parameters.items()}
-        _judge(job, 0, None, validate)
-    loop = _StackLoop(jobs, train_batches, plan, generators)
-    started = time.perf_counter()
-    for epoch in range(1, plan.epochs + 1):
-        losses = loop.run_epoch(epoch)
-        for job, loss_K in zip(jobs, losses, strict=True):
-            found = _judge(job, epoch, loss_K, validate)
-            job.history.append(
-                StackEpoch(
-                    lr_factor=loop.lr_factor,
-                    train_loss=loss_K,
-                    val_score=[seen.scores.get(job.stack.target, math.nan) for seen in found],
-                    scale=job.stack.scales().detach().tolist(),
-                    figures=[seen.figures for seen in found],
-                )
-            )
-        if on_epoch is not None:
-            on_epoch(epoch)
-        if all(choice.stopped for job in jobs for choice in job.choice):
-            break
-    return time.perf_counter() - started
+    learner = _StackLearner(jobs, plan, generators, validate)
+    run_epochs(learner, train_batches, plan=plan, on_epoch=on_epoch)
+    return learner.seconds
 
 
-def _judge(
-    job: StackJob,
-    epoch: int,
-    loss_K: list[float] | None,
-    validate: Callable[[HeadStack], list[Validation]] | None,
-) -> list[Validation]:
-    """Validate a stack, keep the weights of the heads that are better than ever; epoch 0 has no loss."""
-    stack, target = job.stack, job.stack.target
-    with torch.no_grad():
-        found = validate(stack) if validate is not None else [Validation()] * len(stack)
-    for k, (choice, seen) in enumerate(zip(job.choice, found, strict=True)):
-        if loss_K is not None and not math.isfinite(loss_K[k]):
-            continue  # a diverged head keeps what it was before
-        if choice.take(epoch, seen.scores.get(target)):
-            for name, stacked in stack.parameters.items():
-                job.best[name][k].copy_(stacked.detach()[k])
-    return found
-
-
-class _StackLoop:
-    """The state that lives between the epochs."""
+class _StackLearner:
+    """Stacks of heads with their optimizers; what was seen of them has a `Validation` per head of each."""
 
     def __init__(
         self,
         jobs: Sequence[StackJob],
-        train_batches: TrainBatches,
         plan: FitPlan,
         generators: Mapping[int, torch.Generator],
+        validate: Callable[[HeadStack], list[Validation]] | None,
     ) -> None:
-        self.jobs, self.train_batches, self.plan, self.generators = jobs, train_batches, plan, generators
+        self.jobs, self.generators, self.validate = jobs, generators, validate
         self.optimizers = [
             StackAdamW(job.stack, job.own.lr, job.own.weight_decay, max_grad_norm=plan.max_grad_norm) for job in jobs
         ]
         self.masks = [DropoutMasks(generators, job.own.seed, job.own.dropout) for job in jobs]
         self.weights = [torch.tensor(list(job.own.weight), device=job.stack.scales().device) for job in jobs]
-        self.num_steps = plan.epochs * train_batches.steps_per_epoch
-        self.step = 0
-        self.lr_factor = 0.0
+        self.seconds = 0.0
+        for job in jobs:
+            job.choice = [BestEpoch(plan.patience) for _ in range(len(job.stack))]
+            job.best = {name: stacked.detach().clone() for name, stacked in job.stack.parameters.items()}
 
-    def run_epoch(self, epoch: int) -> list[list[float]]:
-        """Take one step per batch and return the mean loss of each head of each stack."""
+    @property
+    def stopped(self) -> bool:
+        return all(choice.stopped for job in self.jobs for choice in job.choice)
+
+    def start_epoch(self, fraction: float) -> None:
         for job in self.jobs:
             if job.stack.scale_mode == "curriculum":
-                job.stack.set_scale_fraction(curriculum_fraction(epoch, num_epochs=self.plan.epochs))
-        losses: list[list[Tensor]] = [[] for _ in self.jobs]
-        for batch in self.train_batches(epoch):
-            self.lr_factor = lr_factor(
-                self.step,
-                num_steps=self.num_steps,
-                warmup_ratio=self.plan.warmup_ratio,
-                schedule=self.plan.schedule,
-            )
-            uniform = self._draw(batch.num_rows)
-            for index in range(len(self.jobs)):
-                losses[index].append(self._step(index, batch, uniform[index]))
-            self.step += 1
-        return [torch.stack(each).double().mean(dim=0).tolist() for each in losses]
+                job.stack.set_scale_fraction(fraction)
+
+    def step(self, batch: Batch, lr_factor: float) -> Tensor:
+        uniform = self._draw(batch.num_rows)
+        return torch.cat([self._step(index, batch, drawn, lr_factor) for index, drawn in enumerate(uniform)])
 
     def _draw(self, num_rows: int) -> list[dict[int, Tensor]]:
         """Draw the uniform numbers of dropout, (B, H) per seed and stack, in the order of training alone."""
@@ -184,7 +138,7 @@ class _StackLoop:
                 numbers[seed] = torch.rand(num_rows, job.stack.width, generator=generator, device=generator.device)
         return drawn
 
-    def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor]) -> Tensor:
+    def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor], lr_factor: float) -> Tensor:
         job, stack = self.jobs[index], self.jobs[index].stack
         mask_KHB = self.masks[index].of(uniform, (stack.width, batch.num_rows))
         scores, tape = stack.forward(batch, mask_KHB)
@@ -192,8 +146,41 @@ class _StackLoop:
             scores.sum_N, batch, target=stack.target, names=job.own.loss, weight_K=self.weights[index]
         )
         torch.autograd.backward(loss_K.sum())
-        self.optimizers[index].step(tape, self.lr_factor)
+        self.optimizers[index].step(tape, lr_factor)
         return loss_K.detach()
+
+    def diverged(self, wrong: NotFinite, epoch: int) -> None:
+        """Stop no one: `choose` leaves out the head whose loss it is."""
+
+    def validated(self) -> list[list[Validation]]:
+        stacks = [job.stack for job in self.jobs]
+        return [[Validation()] * len(stack) if self.validate is None else self.validate(stack) for stack in stacks]
+
+    def record(self, end: EpochEnd, seen: list[list[Validation]]) -> None:
+        losses = end.loss.split([len(job.stack) for job in self.jobs])
+        for job, loss_K, found in zip(self.jobs, losses, seen, strict=True):
+            job.history.append(
+                StackEpoch(
+                    lr_factor=end.lr_factor,
+                    train_loss=loss_K.tolist(),
+                    val_score=[one.scores.get(job.stack.target, math.nan) for one in found],
+                    scale=job.stack.scales().detach().tolist(),
+                    figures=[one.figures for one in found],
+                )
+            )
+        self.seconds += end.seconds
+
+    def choose(self, epoch: int, seen: list[list[Validation]]) -> None:
+        for job, found in zip(self.jobs, seen, strict=True):
+            for k, (choice, one) in enumerate(zip(job.choice, found, strict=True)):
+                if epoch and not math.isfinite(job.history[-1].train_loss[k]):
+                    continue  # a diverged head keeps what it was before
+                if choice.take(epoch, one.scores.get(job.stack.target)):
+                    for name, stacked in job.stack.parameters.items():
+                        job.best[name][k].copy_(stacked.detach()[k])
+
+    def take_best(self) -> None:
+        """Leave the stacks where they are: `best` of each job is what was kept."""
 
 
 # ---- AdamW and clipping for every head of a stack by itself

@@ -1,4 +1,4 @@
-"""The training loop of heads and towers together: as `fit`, and it can be interrupted anywhere.
+"""Heads and towers together as a learner that can be interrupted anywhere.
 
 Learning rates go by depth, decay by rule, both by names and shapes of parameters. Must not know files, splits, metrics
 or how a batch is made: it gets batches and asks `validate`.
@@ -6,37 +6,25 @@ or how a batch is made: it gets batches and asks `validate`.
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.loop.epochs import (
-    BestEpoch,
-    EpochRow,
-    FitPlan,
-    FitResult,
-    NotFinite,
-    StepLosses,
-    Validation,
-    curriculum_fraction,
-    lr_factor,
-)
-from deltaclip.pipeline.loop.layout import laid_out_like
-from deltaclip.pipeline.loop.optimizer import check_layouts, decays
+from deltaclip.pipeline.loop.epochs import BestEpoch, EpochRow, FitPlan, FitResult, Saves, Validation, run_epochs
+from deltaclip.pipeline.loop.optimizer import check_layouts, decays, laid_out_like
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from deltaclip.pipeline.loop.epochs import StateFile
+    from deltaclip.pipeline.loop.epochs import Batches, EpochEnd, NotFinite, StateFile
     from deltaclip.pipeline.model.heads import Heads
 
 
-# ---- The training loop of heads and towers together: as `fit`, and it can be interrupted anywhere
+# ---- Training of heads and towers together
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of them in the state of AdamW
@@ -59,17 +47,6 @@ class Part(Protocol):
         """Return the number of rows."""
 
 
-class TuneBatches(Protocol):
-    """Where the loop takes its steps from: each is a list of parts, whose gradients are averaged over rows."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of steps that every epoch has."""
-
-    def __call__(self, epoch: int, *, first: int = 0) -> Iterable[Sequence[Part]]:
-        """Return the steps of one epoch from step `first` on; the same epoch gives the same steps again."""
-
-
 class Tunable(Protocol):
     """Heads and towers that train together."""
 
@@ -88,7 +65,7 @@ class Tunable(Protocol):
 
 def tune(
     model: Tunable,
-    batches: TuneBatches,
+    batches: Batches,
     *,
     plan: TunePlan,
     validate: Callable[[], Validation] | None = None,
@@ -98,33 +75,29 @@ def tune(
 ) -> FitResult:
     """Train heads and towers in place; they end with the weights of the best epoch, heads in evaluation mode.
 
-    Both heads share the tower, so one epoch is chosen for all, by the mean of their validation scores. `validate` is
-    called at the start and after each epoch. With a `state` the loop saves itself after each epoch and
-    `plan.save_seconds` within it, and goes on from there when called again with the same arguments: on one machine
-    the losses are those of an unbroken run, bit for bit. `on_steps` is told of steps that are done. Call inside
-    `seeded`.
+    Step by step batches give lists of parts, whose gradients are averaged over rows. All heads share the tower, so one
+    epoch is chosen for all, by the mean of their validation scores. With a `state` the training goes on where it was,
+    as `run_epochs` says.
 
     Raises:
         UserError: a loss that is not finite; a damaged state.
     """
-    tuning = _Tuning(model, batches, plan, state)
-    if tuning.restore():
-        tuning.tell(on_steps, tuning.step)
-    else:
-        tuning.choose(_validated(model, validate))
-    while tuning.epoch < plan.epochs and not tuning.best.stopped:
-        train_loss = tuning.run_epoch(on_steps)
-        found = _validated(model, validate)
-        row = tuning.finish_epoch(train_loss, found)
-        if on_epoch is not None:
-            on_epoch(row)
-    tuning.take_best()
-    chosen = {target.name: tuning.best.epoch for target in model.heads.targets}
+    learner = _TowerLearner(model, plan, validate)
+    told = on_epoch or (lambda _: None)
+    num_epochs = run_epochs(
+        learner,
+        batches,
+        plan=plan,
+        on_epoch=lambda _: told(learner.history[-1]),
+        on_steps=on_steps,
+        saves=Saves(state, learner, plan.save_seconds) if state is not None else None,
+    )
+    chosen = {target.name: learner.best.epoch for target in model.heads.targets}
     return FitResult(
-        history=tuple(tuning.history),
+        history=tuple(learner.history),
         best_epoch=chosen,
-        best_score=dict.fromkeys(chosen, tuning.best.score),
-        stopped_early=tuning.epoch < plan.epochs,
+        best_score=dict.fromkeys(chosen, learner.best.score),
+        stopped_early=num_epochs < plan.epochs,
     )
 
 
@@ -143,19 +116,11 @@ def _check_layouts(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -
                 check_layouts(parameter, parameter.grad, *(moments[name] for name in MOMENTS if name in moments))
 
 
-def _validated(model: Tunable, validate: Callable[[], Validation] | None) -> Validation:
-    if validate is None:
-        return Validation()
-    model.heads.eval()
-    with torch.no_grad():
-        return validate()
+class _TowerLearner:
+    """Heads and towers with their optimizer, history, and the weights of the best epoch."""
 
-
-class _Tuning:
-    """The state that lives between the steps of one training."""
-
-    def __init__(self, model: Tunable, batches: TuneBatches, plan: TunePlan, state: StateFile | None) -> None:
-        self.model, self.batches, self.plan, self.state = model, batches, plan, state
+    def __init__(self, model: Tunable, plan: TunePlan, validate: Callable[[], Validation] | None) -> None:
+        self.model, self.plan, self.validate = model, plan, validate
         groups = tuning_groups(
             model.heads,
             model.towers,
@@ -171,118 +136,71 @@ class _Tuning:
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=plan.scale_loss)
         self.kept = {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
         self.best, self.history = BestEpoch(plan.patience), list[EpochRow]()
-        self.epoch, self.step = 0, 0
-        self.losses, self.seconds = StepLosses(), 0.0
-        self.saved_at = self.started = time.perf_counter()
 
-    def choose(self, found: Validation) -> None:
-        """Judge the weights as they are, and keep them where they are the best so far."""
-        if self.best.take(self.epoch, found.mean if found.scores else None):
-            for name, tensor in trained_tensors(self.model).items():
-                self.kept[name].copy_(tensor)
+    @property
+    def stopped(self) -> bool:
+        return self.best.stopped
 
-    def tell(self, on_steps: Callable[[int], None] | None, count: int = 1) -> None:
-        """Tell of steps that are done."""
-        if on_steps is not None:
-            on_steps(count)
+    def start_epoch(self, fraction: float) -> None:
+        self.model.heads.start_epoch(fraction)
+        self.model.heads.train()
 
-    def run_epoch(self, on_steps: Callable[[int], None] | None) -> float:
-        """Take the steps of the epoch that are left and return its mean loss."""
-        heads, plan, epoch = self.model.heads, self.plan, self.epoch + 1
-        heads.start_epoch(curriculum_fraction(epoch, num_epochs=plan.epochs))
-        heads.train()
-        self.started = time.perf_counter()
-        for parts in self.batches(epoch, first=self.step - self.epoch * self.batches.steps_per_epoch):
-            self._take_step(parts, epoch)
-            self.tell(on_steps)
-            if plan.save_seconds and time.perf_counter() - self.saved_at >= plan.save_seconds:
-                self._check(self.losses.read(), epoch)
-                self._save(self.seconds + time.perf_counter() - self.started)
-        self._check(self.losses.read(), epoch)
-        return self.losses.mean()
-
-    def _take_step(self, parts: Sequence[Part], epoch: int) -> None:
-        num_rows = sum(len(part) for part in parts)
+    def step(self, batch: Sequence[Part], lr_factor: float) -> Tensor:
+        num_rows = sum(len(part) for part in batch)
         total = torch.zeros((), device=self.parameters[0].device)
-        for part in parts:
+        for part in batch:
             loss = self.model.loss(part) * (len(part) / num_rows)
             torch.autograd.backward(self.scaler.scale(loss))
             total = total + loss.detach()
         self.model.share_gradients()
-        plan, factor = self.plan, self._lr_factor(self.step)
         self.scaler.unscale_(self.optimizer)
-        if plan.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters, plan.max_grad_norm, foreach=True)
+        if self.plan.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm, foreach=True)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+            group["lr"] = peak * lr_factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self._check(self.losses.add(total), epoch)
+        return total
 
-    def _lr_factor(self, step: int) -> float:
-        plan, num_steps = self.plan, self.plan.epochs * self.batches.steps_per_epoch
-        return lr_factor(step, num_steps=num_steps, warmup_ratio=plan.warmup_ratio, schedule=plan.schedule)
+    def diverged(self, wrong: NotFinite, epoch: int) -> None:
+        message = f"the training loss is {wrong.loss} at epoch {epoch}, step {wrong.step}"
+        rates = f"--lr, which is {self.plan.lr:g}, or --head-lr, which is {self.plan.head_lr:g}"
+        raise UserError(message, remedy=f"lower {rates}")
 
-    def _check(self, wrong: NotFinite | None, epoch: int) -> None:
-        if wrong:
-            message = f"the training loss is {wrong.loss} at epoch {epoch}, step {wrong.step}"
-            rates = f"--lr, which is {self.plan.lr:g}, or --head-lr, which is {self.plan.head_lr:g}"
-            raise UserError(message, remedy=f"lower {rates}")
+    def validated(self) -> Validation:
+        if self.validate is None:
+            return Validation()
+        self.model.heads.eval()
+        return self.validate()
 
-    def finish_epoch(self, train_loss: float, found: Validation) -> EpochRow:
-        """Record an epoch, judge it and save the state behind it."""
-        heads = self.model.heads
-        self.epoch += 1
-        row = EpochRow(
-            epoch=self.epoch,
-            train_loss=train_loss,
-            val_score=found.mean,
-            lr=self.plan.lr * self._lr_factor(self.step - 1),
-            scales=heads.scales(),
-            seconds=self.seconds + time.perf_counter() - self.started,
-            figures=found.figures,
-        )
-        self.history.append(row)
-        self.choose(found)
-        self.losses, self.seconds = StepLosses(), 0.0
-        self._save(0.0)
-        return row
+    def record(self, end: EpochEnd, seen: Validation) -> None:
+        self.history.append(EpochRow.of(end, seen, lr=self.plan.lr, scales=self.model.heads.scales()))
+
+    def choose(self, epoch: int, seen: Validation) -> None:
+        if self.best.take(epoch, seen.mean if seen.scores else None):
+            for name, tensor in trained_tensors(self.model).items():
+                self.kept[name].copy_(tensor)
 
     def take_best(self) -> None:
-        """Put the weights of the best epoch in place."""
         with torch.no_grad():
             for name, tensor in trained_tensors(self.model).items():
                 tensor.copy_(self.kept[name])
         self.model.heads.eval()
 
-    def _save(self, seconds: float) -> None:
-        self.saved_at = time.perf_counter()
-        if self.state is None:
-            return
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"now.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.kept.items()}
         for number, parameter in enumerate(self.parameters):
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"moment.{number}.{name}": value for name, value in moments.items()}
-        tensors["losses"] = torch.tensor(self.losses.values, dtype=torch.float64)
-        values = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": seconds,
+        return tensors, {
             "best": {"epoch": self.best.epoch, "score": self.best.score, "stopped": self.best.stopped},
             "history": [asdict(row) for row in self.history],
             "scaler": self.scaler.state_dict(),
         }
-        self.state.save(tensors, values)
 
-    def restore(self) -> bool:
-        """Go on from the saved state, where there is one."""
-        found = self.state.load() if self.state is not None else None
-        if found is None:
-            return False
-        tensors, values = found
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for name, tensor in trained_tensors(self.model).items():
                 tensor.copy_(tensors[f"now.{name}"])
@@ -294,14 +212,11 @@ class _Tuning:
                 for name, value in moments.items()
                 if value is not None  # before the first step there are none
             }
-        self.losses = StepLosses(tensors["losses"].tolist())
-        self.epoch, self.step, self.seconds = values["epoch"], values["step"], values["seconds"]
         best = values["best"]
         self.best.epoch, self.best.score, self.best.stopped = best["epoch"], best["score"], best["stopped"]
         self.history = [EpochRow(**row) for row in values["history"]]
         if self.plan.scale_loss:
             self.scaler.load_state_dict(values["scaler"])
-        return True
 
 
 # ---- Parameter groups of heads and towers that train together: learning rates by depth, decay by rule

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.loop.layout import laid_out_like
+from deltaclip.pipeline.loop.optimizer import laid_out_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

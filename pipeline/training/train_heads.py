@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from deltaclip.base.progress import Progress
-from deltaclip.pipeline.loop.epochs import EpochRow, FitPlan, FitResult, Validation, fit, seeded
+from deltaclip.pipeline.loop.epochs import EpochRow, FitPlan, FitResult, Validation, seeded
+from deltaclip.pipeline.loop.head_learner import fit
 from deltaclip.pipeline.model.calibrate import Sums, calibrate, calibrate_branch, fit_line
 from deltaclip.pipeline.model.heads import DirectHeads, HeadSpec, KernelShape, TargetSpec, build_heads
 from deltaclip.pipeline.model.kernel import Kernel, Part, Refits, fit_kernel

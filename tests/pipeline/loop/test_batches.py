@@ -20,6 +20,10 @@ def test_every_row_once(num_rows, batch_size):
     batches = rows(num_rows, batch_size)
     epoch = list(batches(1))
     assert len(epoch) == batches.steps_per_epoch
+    for first in {0, 1, len(epoch) - 1, len(epoch)}:
+        left = list(batches(1, first=first))
+        assert len(left) == len(epoch) - first
+        assert all(torch.equal(a.v_BD, b.v_BD) for a, b in zip(left, epoch[first:], strict=True))
     sizes = [batch.num_rows for batch in epoch]
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1

@@ -10,7 +10,8 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.loop.batches import memory_batches
-from deltaclip.pipeline.loop.epochs import FitPlan, Validation, fit, seeded
+from deltaclip.pipeline.loop.epochs import FitPlan, Validation, seeded
+from deltaclip.pipeline.loop.head_learner import fit
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import head_of, score_rows

@@ -86,7 +86,8 @@ import sys, torch
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.loop.batches import memory_batches
-from deltaclip.pipeline.loop.epochs import FitPlan, fit
+from deltaclip.pipeline.loop.epochs import FitPlan
+from deltaclip.pipeline.loop.head_learner import fit
 rows = torch.rand(8, 4)
 labels = {"quality": rows[:, 0], "consistency": rows[:, 1]}
 fit(build_heads(HeadSpec(dim=4)), memory_batches(rows, rows, labels),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from deltaclip.pipeline.loop.batches import memory_batches
-from deltaclip.pipeline.loop.epochs import FitPlan, Validation, fit, seeded
+from deltaclip.pipeline.loop.epochs import FitPlan, Validation, seeded
+from deltaclip.pipeline.loop.head_learner import fit
 from deltaclip.pipeline.loop.stack_learner import CHUNK, HeadPlan, StackJob, fit_stacks
 from deltaclip.pipeline.model.calibrate import calibrate
 from deltaclip.pipeline.model.heads import HeadSpec, TargetSpec, build_heads

@@ -73,6 +73,8 @@ def test_every_row_once_whatever_the_sizes(num_rows, batch_size, window_rows, re
     batches = stream(num_rows, batch_size=batch_size, window_rows=window_rows, images=image)
     found = list(batches(repeats))
     check(found, num_rows, image)
+    left = list(batches(repeats, first=len(found) // 2))
+    assert all(torch.equal(a.v_BD, b.v_BD) for a, b in zip(left, found[len(found) // 2 :], strict=True))
     sizes = [batch.num_rows for batch in found]
     assert len(found) == batches.steps_per_epoch
     assert max(sizes) <= batch_size

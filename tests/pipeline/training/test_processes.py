@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.loop.layout import laid_out_like, same_layout
+from deltaclip.pipeline.loop.optimizer import laid_out_like, same_layout
 from deltaclip.pipeline.training.processes import OneVoice, Processes
 from deltaclip.tests.pipeline.conftest import TORCHRUN
 
