@@ -7,49 +7,24 @@ epoch runs only what trains. With repeats, all of that but the frozen part once 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.progress import say
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.runs.folder import free_run_path
-from deltaclip.pipeline.runs.measure import combine
+from deltaclip.pipeline.runs.save_run import TrainedResult
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.training.finetune_job import TuningJob
 from deltaclip.pipeline.training.presets import apply_preset
 from deltaclip.pipeline.training.processes import OneVoice
-from deltaclip.pipeline.words.result_words import result_json, result_words
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deltaclip.pipeline.settings import FinetuneConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneResult:
-    """A finished run; of repeats, the metrics are those of all, epoch and scales those of the first."""
-
-    run: Path
-    metrics: dict[str, Any]
-    best_epoch: dict[str, int]
-    scales: dict[str, float]
-    fit_seconds: float
-    seconds: float
-    is_silent: bool = False  # of a process that is not the first
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the metrics in the shape of `metrics.json`, with the run and its times."""
-        return result_json(self)
-
-    def summary(self) -> str:
-        """Return the metrics table and where the run lies."""
-        return result_words(self)
-
-
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+def finetune(config: FinetuneConfig) -> TrainedResult:
     """Fine-tune CLIP with heads and write a run directory; goes on where an interrupted run of this command was.
 
     Raises:
@@ -73,13 +48,4 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
                     say(line)
             repeats = job.learn()
             run = job.save(repeats, preset=preset.to_json() if preset else None)
-    done = repeats[0]
-    return FinetuneResult(
-        run=run,
-        metrics=combine([one.metrics for one in repeats]),
-        best_epoch=done.learned.fitted.best_epoch,
-        scales=done.learned.heads.scales(),
-        fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
-        seconds=round(time.monotonic() - started, 3),
-        is_silent=not processes.is_first,
-    )
+    return TrainedResult.of(repeats, run=run, started=started, is_silent=not processes.is_first)

@@ -21,7 +21,7 @@ from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task, rankable_labels, trainable_labels
 from deltaclip.pipeline.runs.folder import free_run_path
-from deltaclip.pipeline.runs.save_run import judge, save_run
+from deltaclip.pipeline.runs.save_run import TrainedResult, judge, save_run
 from deltaclip.pipeline.training.sweep_grid import axis_names, axis_value, sweep_settings, varied
 from deltaclip.pipeline.training.train_heads import base_view
 from deltaclip.pipeline.training.train_stacks import Stacked
@@ -29,29 +29,22 @@ from deltaclip.pipeline.words.plan_words import describe, warnings_of
 from deltaclip.pipeline.words.result_words import heatmap_lines, heatmaps, metrics_table, table_lines
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deltaclip.pipeline.settings import SweepConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """A finished sweep: `table` has a row per setting, best first, without test figures; `metrics` are the winner's."""
+class SweepResult(TrainedResult):
+    """The winner of a sweep; `table` has a row per setting, best first, without test figures."""
 
-    run: Path
     varied: list[str]
     table: list[dict[str, Any]]
     heatmaps: list[dict[str, Any]]
-    metrics: dict[str, Any]
     num_heads: int
-    fit_seconds: float
-    seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the winner's metrics in the shape of `metrics.json`, with the sweep beside them."""
         about = {"varied": self.varied, "table": self.table, "heatmaps": self.heatmaps, "num_heads": self.num_heads}
-        times = {"fit_seconds": self.fit_seconds, "seconds": self.seconds}
-        return {**self.metrics, "run": str(self.run), "sweep": about, **times}
+        return {**TrainedResult.to_json(self), "sweep": about}
 
     def summary(self) -> str:
         """Return the best settings, a heat map of the validation scores, and the winner's test metrics."""
@@ -106,15 +99,15 @@ def sweep(config: SweepConfig) -> SweepResult:
         tables={"sweep.csv": {name: [row[name] for row in table] for name in table[0]}},
         sweep={**about, "num_settings": len(settings), "num_heads": stacked.num_heads, "heatmaps": maps},
     )
-    return SweepResult(
+    return SweepResult.of(
+        [done],
         run=run,
+        started=started,
         varied=names,
         table=table,
         heatmaps=maps,
-        metrics=done.metrics,
         num_heads=stacked.num_heads,
         fit_seconds=round(stacked.seconds, 3),
-        seconds=round(time.monotonic() - started, 3),
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
@@ -18,41 +18,18 @@ from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task, loss_weights
 from deltaclip.pipeline.runs.curves import EpochLog, live_events, require_tensorboard
 from deltaclip.pipeline.runs.folder import free_run_path
-from deltaclip.pipeline.runs.measure import combine, repeat_configs
-from deltaclip.pipeline.runs.save_run import judge, run_mode, save_run
+from deltaclip.pipeline.runs.measure import repeat_configs
+from deltaclip.pipeline.runs.save_run import TrainedResult, judge, run_mode, save_run
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.training.presets import apply_preset
 from deltaclip.pipeline.training.train_heads import base_view, learn
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
-from deltaclip.pipeline.words.result_words import result_json, result_words
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deltaclip.pipeline.settings import TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """A finished run; of repeats, the metrics are those of all, epoch and scales those of the first."""
-
-    run: Path
-    metrics: dict[str, Any]
-    best_epoch: dict[str, int]
-    scales: dict[str, float]
-    fit_seconds: float
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the metrics in the shape of `metrics.json`, with the run and its times."""
-        return result_json(self)
-
-    def summary(self) -> str:
-        """Return the metrics table and where the run lies."""
-        return result_words(self)
-
-
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig) -> TrainedResult:
     """Train heads on a cache and write a run directory.
 
     Raises:
@@ -85,11 +62,4 @@ def train(config: TrainConfig) -> TrainResult:
         done, *others = repeats
         about = {"preset": preset.to_json() if preset else None}
         run = save_run(whole, replace(done, events=events), name=run_name, others=others, **about)
-    return TrainResult(
-        run=run,
-        metrics=combine([one.metrics for one in repeats]),
-        best_epoch=done.learned.fitted.best_epoch,
-        scales=done.learned.heads.scales(),
-        fit_seconds=round(sum(row.seconds for one in repeats for row in one.learned.fitted.history), 3),
-        seconds=round(time.monotonic() - started, 3),
-    )
+    return TrainedResult.of(repeats, run=run, started=started)

@@ -15,8 +15,8 @@ import pytest
 from deltaclip import cli
 from deltaclip.cli import command_names, main
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.runs.save_run import TrainedResult
 from deltaclip.pipeline.settings import TrainConfig
-from deltaclip.pipeline.train import TrainResult
 
 COMMANDS = command_names()
 # Whose stage is not pipeline.NAME.NAME.
@@ -47,7 +47,7 @@ def parsed(monkeypatch, nothing_is_there):
 
     def record(config):
         found.append(config)
-        return TrainResult(
+        return TrainedResult(
             run=config.cache,
             metrics={},
             scales={"quality": 0.2, "consistency": 0.2},
@@ -164,7 +164,7 @@ def test_every_example_is_understood(name, monkeypatch, capsys, *, nothing_is_th
 
     def record(config):
         found.append(config)
-        return TrainResult(
+        return TrainedResult(
             run=None,
             metrics={},
             scales={"quality": 0.2, "consistency": 0.2},
@@ -205,7 +205,7 @@ def test_values_with_underscores_arrive_as_they_are(monkeypatch, nothing_is_ther
 
     def record(config):
         found.append(config)
-        return TrainResult(
+        return TrainedResult(
             run=config.data,
             metrics={},
             scales={"quality": 0.2, "consistency": 0.2},

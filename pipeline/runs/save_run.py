@@ -1,7 +1,8 @@
-"""From heads that have learned to a run directory: the test rows are scored here, once."""
+"""From heads that have learned to a run directory, and what is said of it; the test rows are scored here, once."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ from deltaclip.pipeline.runs.measure import Training, combine, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.runs.run_split import SIDES
 from deltaclip.pipeline.words.plan_words import describe
+from deltaclip.pipeline.words.result_words import metrics_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Self
 
     from deltaclip.pipeline.loop.epochs import EpochRow
     from deltaclip.pipeline.rows.cached_rows import CacheRows
@@ -38,6 +41,47 @@ class Finished:
     scores: Scores
     metrics: dict[str, Any]
     events: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedResult:
+    """A finished run, whatever was trained; of repeats, the metrics are those of all, epoch and scales of the first."""
+
+    run: Path
+    metrics: dict[str, Any]
+    best_epoch: dict[str, int]
+    scales: dict[str, float]
+    fit_seconds: float
+    seconds: float
+    is_silent: bool = False  # of a process that is not the first
+
+    @classmethod
+    def of(cls, repeats: Sequence[Finished], *, run: Path, started: float, **other: Any) -> Self:
+        """Return the result of repeats that were written to `run`, of a stage that started at that monotonic time."""
+        learned, seconds = repeats[0].learned, sum(row.seconds for one in repeats for row in one.learned.fitted.history)
+        found = {
+            "metrics": combine([one.metrics for one in repeats]),
+            "best_epoch": learned.fitted.best_epoch,
+            "scales": learned.heads.scales(),
+            "fit_seconds": round(seconds, 3),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        return cls(run=run, **{**found, **other})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics in the shape of `metrics.json`, with the run and its times."""
+        times = {"fit_seconds": self.fit_seconds, "seconds": self.seconds}
+        return {**self.metrics, "run": str(self.run), "best_epoch": self.best_epoch, "scales": self.scales, **times}
+
+    def summary(self) -> str:
+        """Return the metrics table and where the run lies."""
+        found = " ".join(f"{target} {scale:.3f}" for target, scale in self.scales.items())
+        scales = f", scales {found}" if found else ""
+        times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
+        best = " ".join(f"{label} {self.best_epoch[label]}" for label in self.metrics["test"])
+        seeds = self.metrics["split"]["seeds"]
+        kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
+        return f"{metrics_table(self.metrics)}\n\nrun: {self.run} ({kept}best epoch {best}{scales}, {times})"
 
 
 def judge(

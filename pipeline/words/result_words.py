@@ -1,4 +1,4 @@
-"""What came out, in words: metrics with every result beside its floors, the end of a training, a sweep's heat maps.
+"""What came out, in words: metrics with every result beside its floors, comparisons, a sweep's heat maps.
 
 Knows rows of plain values alone.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 # ---- Metrics as lines for a person: every result beside its floors
@@ -139,61 +138,6 @@ def _number(value: Any, width: int) -> str:
         sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
         return f"{_number(value['mean'], 0) + sd:>{width}}"
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
-
-
-# ---- What a training says at its end, as JSON values and in words, whatever was trained
-
-
-class Trained(Protocol):
-    """A finished run; of repeats, the metrics are those of all, epoch and scales those of the first."""
-
-    @property
-    def run(self) -> Path:
-        """Where it lies."""
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """As in `metrics.json`."""
-
-    @property
-    def best_epoch(self) -> dict[str, int]:
-        """The epoch that each head keeps."""
-
-    @property
-    def scales(self) -> dict[str, float]:
-        """Scales by target, none of direct heads."""
-
-    @property
-    def fit_seconds(self) -> float:
-        """Time of all epochs."""
-
-    @property
-    def seconds(self) -> float:
-        """Time of the stage."""
-
-
-def result_json(done: Trained) -> dict[str, Any]:
-    """Return the metrics in the shape of `metrics.json`, with the run and its times."""
-    about = {
-        "run": str(done.run),
-        "best_epoch": done.best_epoch,
-        "scales": done.scales,
-        "fit_seconds": done.fit_seconds,
-        "seconds": done.seconds,
-    }
-    return {**done.metrics, **about}
-
-
-def result_words(done: Trained) -> str:
-    """Return the metrics table and where the run lies."""
-    found = " ".join(f"{target} {scale:.3f}" for target, scale in done.scales.items())
-    scales = f", scales {found}" if found else ""
-    times = f"fit {done.fit_seconds:.1f} s, all {done.seconds:.1f} s"
-    best = " ".join(f"{label} {done.best_epoch[label]}" for label in done.metrics["test"])
-    seeds = done.metrics["split"]["seeds"]
-    kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
-    where = f"run: {done.run} ({kept}best epoch {best}{scales}, {times})"
-    return f"{metrics_table(done.metrics)}\n\n{where}"
 
 
 # ---- Validation scores of a sweep as a table and as heat maps, numbers and text

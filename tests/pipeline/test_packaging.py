@@ -32,7 +32,8 @@ import torch
 from deltaclip import DeltaclipMetric, DeltaclipRegressor, Scorer, UserError, __version__
 from deltaclip.pipeline.api.scorer import ScoredPairs
 from deltaclip.pipeline.settings import TrainConfig
-from deltaclip.pipeline.train import TrainResult, train
+from deltaclip.pipeline.runs.save_run import TrainedResult
+from deltaclip.pipeline.train import train
 
 
 def score(run: Path, picture: Path) -> list[float]:
@@ -49,7 +50,7 @@ def score(run: Path, picture: Path) -> list[float]:
     return [*found.q.tolist(), mean.item(), *said]
 
 
-def learn(cache: Path) -> TrainResult:
+def learn(cache: Path) -> TrainedResult:
     return train(TrainConfig(cache=cache, epochs=1))
 
 
