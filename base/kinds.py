@@ -38,6 +38,8 @@ PARQUET = Kind("parquet", "a Parquet file", "name it .parquet")
 XLSX = Kind("xlsx", "an Excel workbook", "name it .xlsx")
 ZIP = Kind("zip", "a ZIP archive", UNPACK)
 GZIP = Kind("gzip", "gzip-compressed", UNPACK)
+ARROW = Kind("arrow", "an Arrow file", "name it .arrow")
+TAR = Kind("tar", "a tar archive", UNPACK)
 HDF5 = Kind("hdf5", "an HDF5 file")
 PICKLE = Kind("pickle", "a Python pickle", "save it in another format: a pickle can run any program")
 TORCH = Kind("torch", "a checkpoint as torch.save writes it")
@@ -60,8 +62,8 @@ MARKS: tuple[tuple[bytes, Kind], ...] = (
     (b"7z\xbc\xaf\x27\x1c", Kind("7z", "a 7z archive", UNPACK)),
     (b"Rar!\x1a\x07", Kind("rar", "a RAR archive", UNPACK)),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("xls", "an old Excel workbook (.xls)", "save it as .xlsx or .csv")),
-    (b"ARROW1", Kind("arrow", "an Arrow file (Feather)", "save it as .parquet")),
-    (b"\xff\xff\xff\xff", Kind("arrow", "an Arrow stream", "save it as .parquet")),
+    (b"ARROW1", ARROW),
+    (b"\xff\xff\xff\xff", ARROW),  # a stream
     (b"SQLite format 3\x00", Kind("sqlite", "an SQLite database", AS_TABLE)),
     (b"%PDF", Kind("pdf", "a PDF", AS_TABLE)),
     (b"\x89PNG\r\n\x1a\n", IMAGE),
@@ -105,7 +107,7 @@ SHAPES: tuple[tuple[Callable[[bytes], bool], Kind], ...] = (
     (lambda head: head[:4] in {b"PK\x03\x04", b"PK\x05\x06"}, ZIP),
     (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", IMAGE),
     (lambda head: head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}, PICKLE),
-    (lambda head: head[257:262] == b"ustar", Kind("tar", "a tar archive", UNPACK)),
+    (lambda head: head[257:262] == b"ustar", TAR),
     (_is_safetensors, SAFETENSORS),
     (
         lambda head: _text(head).startswith(MARKUP) or (_text(head).startswith(b"<?xml") and b"<html" in _text(head)),

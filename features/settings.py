@@ -24,7 +24,7 @@ class ExtractConfig:
     """Settings of `extract`."""
 
     data: str = setting(
-        help="demo, ADAPTER:DIR (agiqa-3k:DIR), or a CSV, TSV, JSONL, Parquet or Excel manifest.", argument=True
+        help="demo, ADAPTER:DIR (agiqa-3k:DIR), a table (CSV, JSONL, Parquet, Excel, ...), or a folder.", argument=True
     )
     out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.", names="file")
     backbone: str = setting(
@@ -124,7 +124,7 @@ class InspectConfig:
 class CheckConfig:
     """Settings of `data check`."""
 
-    data: str = setting(help="What extract would be given: demo, ADAPTER:DIR, or a manifest.", argument=True)
+    data: str = setting(help="What extract would be given: demo, ADAPTER:DIR, a table or a folder.", argument=True)
     images: Literal["header", "full", "none"] = setting(
         "header", help="How to look at images: header reads their first bytes, full decodes all, none leaves them."
     )

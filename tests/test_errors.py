@@ -84,12 +84,11 @@ TABLE = [
     ("extract {at}/gone.csv", "{at}/gone.csv: no such file; check the path of the manifest"),
     (
         "extract {at}/wrong.txt",
-        "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx",
+        "{at}/wrong.txt: unknown suffix '.txt'; use one of .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .xlsx",
     ),
     (
         "extract {at}/empty",
-        "{at}/empty: is a folder; give a table, or ADAPTER:{at}/empty with one of: "
-        "agiqa-1k, agiqa-3k, aigciqa2023, aigiqa-20k, evalmuse-40k, koniq-10k, pku-i2iqa",
+        "{at}/empty: holds no pictures: it is empty; give a table, or ADAPTER:{at}/empty for a public set",
     ),
     (
         "extract koniq-10k:{at}/empty",

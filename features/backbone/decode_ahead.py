@@ -16,13 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from deltaclip.base.device import usable_processors
-from deltaclip.features.data.images import (
-    UnreadableFile,
-    UnreadableImage,
-    from_memory,
-    open_image,
-    read_image_bytes,
-)
+from deltaclip.features.data.images import from_memory, open_image
+from deltaclip.features.data.sources import UnreadableFile, UnreadableImage, read_image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence

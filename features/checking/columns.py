@@ -90,7 +90,7 @@ def _call(name: str, field: str) -> str:
 def _check_types(findings: Findings, table: Table) -> None:
     """Report what `extract` would stop at: cells that are neither text nor number, and numbers in place of texts."""
     for field, name in find_columns(table, findings.rows.asked).items():
-        read = table.texts if field in TEXTS else table.values
+        read = table.texts if field in TEXTS else table.images if field == "image" else table.values
         try:
             read(name)
         except UserError as error:

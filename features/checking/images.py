@@ -13,16 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.progress import Progress
-from deltaclip.features.data.images import (
-    UnreadableImage,
-    has_more_frames,
-    hash_images,
-    open_image,
-    read_header,
-    read_image_bytes,
-)
+from deltaclip.features.data.images import has_more_frames, hash_images, open_image, read_header
 from deltaclip.features.data.manifest import rows_outside
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, why_gone
+from deltaclip.features.data.sources import UnreadableImage, read_image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
-import stat
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from PIL import Image
 
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.png import SIGNATURE, picture_only
+from deltaclip.features.data.sources import UnreadableFile, UnreadableImage, open_source, read_image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,74 +60,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 LYING = {5, 6, 7, 8}  # width and height change places
-NOT_FILES = {
-    stat.S_IFDIR: "Is a directory",
-    stat.S_IFIFO: "a pipe, not a file",
-    stat.S_IFSOCK: "a socket, not a file",
-    stat.S_IFCHR: "a device, not a file",
-    stat.S_IFBLK: "a device, not a file",
-}
-
-
-class UnreadableImage(Exception):  # noqa: N818 - a reason to list, not an error to stop at
-    """Why a file cannot be used as an image; `str()` is the reason without the file's name."""
-
-
-class UnreadableFile(UnreadableImage):
-    """The bytes could not be had now; says nothing of what they are, so that another run may fare better."""
-
-
-def read_image_bytes(path: Path, root: Path | None) -> bytes:
-    """Return the bytes of an image file.
-
-    Args:
-        path: the file.
-        root: folder that it must lie in once symbolic links are followed; None permits every place.
-
-    Raises:
-        UnreadableFile: no such file, no right to read it, empty, no regular file, or outside the root.
-    """
-    with _refusing_files(), _open_file(path, root) as file:
-        return file.read()
-
-
-@contextlib.contextmanager
-def _refusing_files() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise UnreadableFile("no such file") from None
-    except OSError as error:
-        raise UnreadableFile(error.strerror or str(error)) from error
-    except ValueError:  # a zero byte, or a letter that this machine's names cannot have
-        raise UnreadableFile("not the name of a file") from None
-    except MemoryError:
-        raise UnreadableFile("not enough memory to read it") from None
-
-
-def _open_file(path: Path, root: Path | None) -> IO[bytes]:
-    refuse_outside_links(path, root)
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise UnreadableFile(NOT_FILES.get(stat.S_IFMT(status.st_mode), "empty file"))
-    # Not to wait, should it have become a pipe: that has no end before somebody writes to it. Windows lacks the flag.
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-
-
-def refuse_outside_links(path: Path, root: Path | None) -> None:
-    """Refuse a file that does not lie in the root once symbolic links are followed.
-
-    Raises:
-        UnreadableFile: it lies elsewhere.
-        OSError: there is no such file, or links lead in a circle.
-    """
-    if root is None:
-        return
-    # Not Path.resolve: it answers a circle of links with a RuntimeError.
-    base = os.path.realpath(root)
-    there = os.path.realpath(path, strict=True)
-    if there != base and not there.startswith(os.path.join(base, "")):  # noqa: PTH118 - ends in one separator
-        raise UnreadableFile("links to a file outside the image root")
 
 
 def open_image(content: bytes, *, short_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -264,10 +195,10 @@ def read_header(path: Path, root: Path | None) -> ImageHeader:
     Raises:
         UnreadableImage: as `read_image_bytes` and `open_image`, as far as a header tells.
     """
-    with _refusing_files(), _open_file(path, root) as file, _refusing():
+    with open_source(path, root) as file, _refusing():
         image, more_frames = _look(file, header=True)
         width, height = image.size[::-1] if _orientation(image) in LYING else image.size
-        return ImageHeader(width, height, more_frames, os.fstat(file.fileno()).st_size)
+        return ImageHeader(width, height, more_frames, file.seek(0, io.SEEK_END))
 
 
 def has_more_frames(content: bytes) -> bool:

@@ -44,6 +44,7 @@ ALIASES = {
     "image": (
         *("image", "img", "image_path", "img_path", "image_name", "img_name", "name", "filename", "file_name"),
         *("filepath", "file_path", "file", "path", "image_file", "image_filename", "image_file_name"),
+        *("picture", "jpg", "jpeg", "png", "webp", "image_bytes"),
     ),
     "prompt": ("prompt", "caption", "text", "description", "prompt_text", "text_prompt"),
     "quality": (
@@ -165,7 +166,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
         _refuse_outside(table, found["image"], images, image_root)
     labels, ranges, notes = _read_labels(table, found, labelled, label_ranges)
     unprompted = _mask_unprompted(table, prompts, labelled, labels)
-    notes = [*table.notes, *notes, *_missing_prompts(prompts), *unprompted]
+    notes = [*table.notes, *_picture_notes(table, found["image"]), *notes, *_missing_prompts(prompts), *unprompted]
     empty = [""] * len(images)
     sources, groups, splits = (table.names(found[f]) if f in found else empty for f in ("source", "group", "split"))
     if source_of and "source" not in found:
@@ -202,6 +203,7 @@ def find_columns(table: Table, targets: Sequence[AskedTarget] = ()) -> dict[str,
     wanted = [plain_name(asked.column) for asked in targets]
     own = {by_name.get(name) for column in wanted for name in (column, f"{column}std", f"std{column}")}
     free = {field: [name for name in columns if name not in own] for field, columns in aliases.items()}
+    free["image"] = _pictures_first(table, free["image"])
     found = {field: columns[0] for field, columns in free.items() if columns}
     for asked, column in zip(targets, wanted, strict=True):
         name = asked.target.name
@@ -213,6 +215,15 @@ def find_columns(table: Table, targets: Sequence[AskedTarget] = ()) -> dict[str,
         if stds:
             found[asked.target.std] = by_name[stds[0]]
     return found
+
+
+def _pictures_first(table: Table, columns: list[str]) -> list[str]:
+    """Put a column that holds pictures before those of paths; the only one may have any name that means nothing."""
+    holding = [name for name in columns if name in table.pictures]
+    if not holding and len(table.pictures) == 1:
+        known = {alias for field in ALIASES for alias in _plain_aliases(field)}
+        holding = [name for name in table.pictures if plain_name(name) not in known]
+    return [*holding, *(name for name in columns if name not in holding)]
 
 
 @cache
@@ -242,11 +253,22 @@ def _images(table: Table, found: dict[str, str]) -> list[str]:
     if "image" not in found:
         message, remedy = missing_image(table)
         raise UserError(message, place=table.path, remedy=remedy)
-    cells = table.names(found["image"])
+    cells = table.images(found["image"])
     row = next((row for row, cell in enumerate(cells) if not cell), None)
     if row is not None:
-        raise UserError("empty image", place=table.place(row, found["image"]), remedy="fill it in or remove the row")
+        what = "has neither bytes nor a path" if found["image"] in table.pictures else "empty image"
+        raise UserError(what, place=table.place(row, found["image"]), remedy="fill it in or remove the row")
     return cells
+
+
+def _picture_notes(table: Table, column: str) -> list[str]:
+    """Say which of several columns of pictures is taken, and of how many the table has paths alone."""
+    notes, others = [], [name for name in table.pictures if name != column]
+    if others or (column in table.pictures and plain_name(column) not in _plain_aliases("image")):
+        notes.append(f"the pictures of column {column!r} are taken" + (f", not {', '.join(others)}" if others else ""))
+    if column in table.pictures and (outside := int((~table.pictures[column]).sum())):
+        notes.append(f"{outside:,} rows have the path of their picture and no bytes: it is looked for as a file")
+    return notes
 
 
 def missing_image(table: Table) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Read a CSV, TSV, JSONL, JSON, Parquet or Excel table as named columns of text, with the line of every row.
+"""Read a CSV, TSV, JSONL, JSON, Parquet, Arrow or Excel table as named columns of text, with the line of every row.
 
 Knows file formats, and what a broken or hostile workbook does: what a file holds decides, not what it is called. Must
 not know what a column means.
@@ -6,6 +6,8 @@ not know what a column means.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import re
 import struct
@@ -13,10 +15,13 @@ import zipfile
 import zlib
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.kinds import (
+    ARROW,
     EMPTY,
     GZIP,
     HEAD_BYTES,
@@ -38,26 +43,50 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from deltaclip.base.kinds import Kind
     from deltaclip.features.data.cells import Odd
 
 
-# ---- Read a CSV, TSV, JSONL, JSON, Parquet or Excel table as named columns of text, with the line of every row
+# ---- Read a CSV, TSV, JSONL, JSON, Parquet, Arrow or Excel table as named columns of text, with the line of every row
 
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES)
-SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".xlsx")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow", ".xlsx")
+CALLED = {".parquet": PARQUET, ".arrow": ARROW, ".feather": ARROW, ".xlsx": XLSX}
+WANTED = {".parquet": "Parquet file", ".arrow": "Arrow file", ".feather": "Arrow file", ".xlsx": "Excel workbook"}
 PACKED = ".gz"  # behind the suffix of a text file
 ROWS_OF_JSON = re.compile(rb"\s*\[\s*\{")
+
+
+class Part(NamedTuple):
+    """The rows of one file among those of several."""
+
+    first: int
+    path: Path
+    line_word: str
+
+    def where(self, line: int) -> str:
+        """Name one of its rows in a message."""
+        return f"{self.path}, {self.line_word} {line}"
+
+
+def _part_of(parts: Sequence[Part], row: int) -> Part:
+    return parts[bisect.bisect_right(parts, row, key=lambda part: part.first) - 1]
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns of equal length; a missing cell is ''. `lines[i]` is where row i stands in the file.
 
+    Rows of several files have `parts`: of each file its first row here, its path and its word for lines.
+
     `odd` says of a column that some of its cells are neither text nor numbers (their text is ''), `numbers` which
-    columns hold numbers that are no text, with the first such row; `notes` what is to be said of how it was read.
+    columns hold numbers that are no text, with the first such row; `notes` what is to be said of how it was read;
+    `pictures` says of columns that hold pictures which have their bytes in the file, (N,) bool: those cells are their
+    addresses, relative to its folder.
     """
 
     path: Path
@@ -67,15 +96,18 @@ class Table:
     odd: Mapping[str, Odd] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pictures: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def places(self) -> Sequence[str]:
         """Return where each row stands, 'file, line', for messages."""
-        words, lines = f"{self.path}, {self.line_word}", array("q", self.lines)
-        return LazySequence(len(lines), lambda row: f"{words} {lines[row]}")
+        lines, parts = array("q", self.lines), self.parts or (Part(0, self.path, self.line_word),)
+        return LazySequence(len(lines), lambda row: _part_of(parts, row).where(lines[row]))
 
     def place(self, row: int, column: str) -> str:
         """Name one cell in an error message."""
-        return f"{self.path}, {self.line_word} {self.lines[row]}, column {column}"
+        parts = self.parts or (Part(0, self.path, self.line_word),)
+        return f"{_part_of(parts, row).where(self.lines[row])}, column {column}"
 
     def texts(self, column: str) -> list[str]:
         """Return a column whose cells must be texts: numbers are refused.
@@ -111,7 +143,83 @@ class Table:
                 "save pictures as files and give their paths" if "picture" in odd.words else "write texts and numbers"
             )
             raise UserError(f"holds {odd.words}, no text", place=self.place(odd.row, column), remedy=remedy)
+        if column in self.pictures and self.pictures[column].any():
+            place = self.place(int(self.pictures[column].argmax()), column)
+            raise UserError("holds a picture, no text", place=place, remedy="call the column image, or remove it")
         return self.columns[column]
+
+    def images(self, column: str) -> list[str]:
+        """Return a column of images: their paths, and the addresses of pictures inside the file.
+
+        Raises:
+            UserError: names the first cell that is neither.
+        """
+        return self.columns[column] if column in self.pictures else self.names(column)
+
+
+def joined_tables(path: Path, tables: Sequence[Table]) -> Table:
+    """Return the rows of several files as one table, a cell '' where a file lacks its column; such files are said.
+
+    Addresses of pictures become relative to `path`, the folder that all files lie in.
+    """
+    tables = [below(path, table, table.path.parent) for table in tables]
+    if len(tables) == 1:
+        return tables[0]
+    names = list(dict.fromkeys(name for table in tables for name in table.columns))
+    firsts = [0, *itertools.accumulate(len(table.lines) for table in tables)]
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for table in tables:
+        for name, cells in columns.items():
+            cells.extend(table.columns.get(name) or [""] * len(table.lines))
+    placed = list(zip(firsts, tables, strict=False))
+    return Table(
+        path,
+        columns,
+        [line for table in tables for line in table.lines],
+        tables[0].line_word,
+        {
+            name: replace(odd, row=first + odd.row)
+            for first, table in reversed(placed)
+            for name, odd in table.odd.items()
+        },
+        {name: first + row for first, table in reversed(placed) for name, row in table.numbers.items()},
+        (*_lacking(tables, names), *dict.fromkeys(note for table in tables for note in table.notes)),
+        _joined_pictures(tables),
+        tuple(Part(first, table.path, table.line_word) for first, table in placed),
+    )
+
+
+def _lacking(tables: Sequence[Table], names: Sequence[str]) -> list[str]:
+    """Say which columns are not in all files."""
+    lacking = {name: [table for table in tables if name not in table.columns] for name in names}
+    return [
+        f"{len(without):,} of {len(tables):,} files lack the column {name} (the first: {without[0].path.name})"
+        for name, without in lacking.items()
+        if without
+    ]
+
+
+def _joined_pictures(tables: Sequence[Table]) -> dict[str, NDArray[np.bool_]]:
+    names = dict.fromkeys(name for table in tables for name in table.pictures)
+    none = [np.zeros(len(table.lines), dtype=bool) for table in tables]
+    return {
+        name: np.concatenate([table.pictures.get(name, no) for table, no in zip(tables, none, strict=True)])
+        for name in names
+    }
+
+
+def below(folder: Path, table: Table, here: Path) -> Table:
+    """Return a table whose addresses of pictures inside files, now relative to `here`, are so to a folder above it."""
+    above = here.relative_to(folder).as_posix()
+    if above == "." or not table.pictures:
+        return table
+    moved = {
+        name: [
+            f"{above}/{cell}" if inside else cell for cell, inside in zip(table.columns[name], inside_N, strict=True)
+        ]
+        for name, inside_N in table.pictures.items()
+    }
+    return replace(table, columns=table.columns | moved)
 
 
 def table_suffix(path: Path) -> str:
@@ -135,11 +243,11 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
     if not path.is_file():
         raise UserError("no such file", place=path, remedy="check the path of the manifest")
     suffix = table_suffix(path)
-    if suffix not in SUFFIXES and not delimiter:
+    if suffix not in {*SUFFIXES, *CALLED} and not delimiter:
         raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(SUFFIXES)}")
     kind = _kind(path)
-    if kind is PARQUET:
-        table = _read_parquet(path)
+    if kind in (PARQUET, ARROW):
+        table = _read_columnar(path)
     elif kind is XLSX:
         table = _from_rows(path, *read_rows(path), without_header=names, line_word="row")
     elif kind is JSON or (suffix in JSON_SUFFIXES and not delimiter):
@@ -151,7 +259,7 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
     if not table.lines:
         raise UserError("has no rows", place=path, remedy="a manifest needs a header and at least one row")
     refuse_no_text(table)
-    named = {".parquet": PARQUET, ".xlsx": XLSX}.get(suffix, JSON if suffix in JSON_SUFFIXES else None)
+    named = CALLED.get(suffix, JSON if suffix in JSON_SUFFIXES else None)
     if kind is named or delimiter:
         return table
     words = kind.words if kind else "text between separators"
@@ -165,20 +273,20 @@ def _kind(path: Path) -> Kind | None:
         UserError: it surely is no table.
     """
     suffix, kind = table_suffix(path), kind_of(path)
-    called = {".parquet": PARQUET, ".xlsx": XLSX}.get(suffix)
+    called = CALLED.get(suffix)
     if kind is GZIP:
         kind = kind_of_bytes(_head(path))
         if kind not in (JSON, EMPTY, None):  # no text
             raise wrong_kind(path, GZIP)
     if kind is JSON and suffix not in JSON_SUFFIXES:
         return JSON if _begins_as_json(path) else None  # a bracket can begin a header
-    if kind in (PARQUET, XLSX, JSON):
+    if kind in (PARQUET, ARROW, XLSX, JSON):
         return kind
     if called and (kind is ZIP or (kind is None and not _has_fields(path))):
         return called  # whose reader says what is wrong
     if kind is None or (kind is EMPTY and not called):
         return None
-    raise wrong_kind(path, kind, {".parquet": "Parquet file", ".xlsx": "Excel workbook"}.get(suffix, "table"))
+    raise wrong_kind(path, kind, WANTED.get(suffix, "table"))
 
 
 def _head(path: Path) -> bytes:
@@ -341,20 +449,15 @@ def _can_be_encoded(text: str) -> bool:
     return True
 
 
-def _read_parquet(path: Path) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _read_columnar(path: Path) -> Table:
+    """Read Parquet or Arrow; pictures in it stay where they are."""
+    from deltaclip.features.data.columnar import read_columns
 
-    try:
-        with pq.ParquetFile(path) as file:
-            _refuse_duplicates(path, file.schema_arrow.names)
-            table = file.read()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"is no readable Parquet file ({str(error).splitlines()[0]})", place=path, remedy="write it again"
-        ) from error
-    columns = {name: as_column(table.column(name).to_pylist()) for name in table.column_names}
-    return _table(path, columns, list(range(1, table.num_rows + 1)), line_word="row")
+    found = read_columns(path)
+    columns = {name: as_column(cells.values) for name, cells in found.items()}
+    num_rows = len(next(iter(columns.values())).cells) if columns else 0
+    pictures = {name: cells.embedded for name, cells in found.items() if cells.embedded is not None}
+    return replace(_table(path, columns, list(range(1, num_rows + 1)), line_word="row"), pictures=pictures)
 
 
 # ---- Rows of an Excel sheet as text, from files that nobody vouches for

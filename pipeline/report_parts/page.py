@@ -20,7 +20,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from deltaclip.features.data.images import UnreadableImage, read_image_bytes, thumbnail
+from deltaclip.features.data.images import thumbnail
+from deltaclip.features.data.sources import UnreadableImage, read_image_bytes
 from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.report_parts.charts import number as shown_number

@@ -21,6 +21,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.data.prompts import prompt_group
+from deltaclip.features.data.sources import is_there
 from deltaclip.features.data.views import RECIPES
 from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.shards import open_cache
@@ -399,7 +400,7 @@ def image_files(rows: CacheRows, image_root: Path | None, *, allow_outside: bool
         int(entry): ImageFile(int(entry), folder / str(name), keys[entry].tobytes())
         for entry, name in zip(entries, names, strict=True)
     }
-    missing = [file.path for file in files.values() if not file.path.is_file()]
+    missing = [file.path for file in files.values() if not is_there(file.path)]
     if missing:
         message = f"{len(missing):,} of {len(files):,} images are not there, the first: {missing[0].name}"
         raise UserError(message, place=folder, remedy="give --image-root FOLDER of the images that were extracted")

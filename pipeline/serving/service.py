@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from deltaclip.features.backbone.decode_ahead import default_workers
 from deltaclip.features.backbone.view_vectors import file_opener
-from deltaclip.features.data.images import UnreadableImage, read_image_bytes
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
+from deltaclip.features.data.sources import UnreadableImage, container_of, read_image_bytes
 from deltaclip.pipeline.runs.prediction_table import Scores
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class Service:
                 raise Refused("path: is not a file")
             if path.is_file() and path.stat().st_size > self.max_bytes:
                 raise Refused(f"path: the file is over {self.max_bytes / 1e6:g} MB")
+            if not path.is_file() and container_of(path):  # nobody has said how large what lies in there may be
+                raise Refused("path: leads into a file, and files alone are taken here")
         except OSError as error:  # such as a name that is too long
             raise Refused(f"path: {error.strerror}") from error
         return read_image_bytes(path, self.root)

@@ -303,7 +303,7 @@ def test_one_image_that_cannot_be_read(scored, pictures):
 def test_a_missing_text_file_is_named(scored, pictures):
     folder, rows = pictures
     (folder / "a.txt").write_text(rows["a.png"]["prompt"])
-    remedy = "give --prompts TABLE (.csv/.tsv/.jsonl/.ndjson/.json/.parquet/.xlsx) or --prompt 'TEXT'"
+    remedy = "give --prompts TABLE (.csv/.tsv/.jsonl/.ndjson/.json/.parquet/.arrow/.xlsx) or --prompt 'TEXT'"
     assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt; {remedy}"
     (folder / "b.txt").write_text(" \n")
     assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt; {remedy}"

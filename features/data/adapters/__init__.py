@@ -18,13 +18,15 @@ from deltaclip.features.data.adapters.agiqa_1k import read_agiqa_1k
 from deltaclip.features.data.adapters.agiqa_3k import read_agiqa_3k
 from deltaclip.features.data.adapters.aigciqa2023 import read_aigciqa2023
 from deltaclip.features.data.adapters.aigiqa_20k import read_aigiqa_20k
+from deltaclip.features.data.adapters.any_files import is_pattern, open_pattern
+from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.demo import read_demo
 from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
 from deltaclip.features.data.adapters.finding import DataTables, manifest_of
 from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.manifest import parse_label_ranges
-from deltaclip.features.data.table import SUFFIXES, read_table
+from deltaclip.features.data.table import SUFFIXES, below, read_table
 from deltaclip.features.data.targets import parse_targets
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def read_manifest(
     allow_outside: bool = False,
     read_labels: bool = True,
 ) -> Manifest:
-    """Read what `data` names: `demo`, `ADAPTER:DIR`, or the path of a CSV, TSV, JSONL, Parquet or Excel table.
+    """Read what `data` names: `demo`, `ADAPTER:DIR`, the path of a table or folder, or a pattern of several files.
 
     Args:
         data: as the user typed it.
@@ -79,7 +81,22 @@ def open_data(data: str, *, image_root: Path | None = None, targets: Sequence[As
         UserError: unknown adapter, missing folder, no such file, or a table that cannot be read.
     """
     found = replace(_open(data), targets=tuple(targets))
-    return replace(found, image_root=image_root) if image_root else found
+    return _with_root(found, image_root) if image_root else found
+
+
+def _with_root(found: DataTables, image_root: Path) -> DataTables:
+    """Return tables with another folder of images; pictures inside the files stay where they are.
+
+    Raises:
+        UserError: the files with pictures do not lie in that folder.
+    """
+    if not any(inside_N.any() for table in found.tables for inside_N in table.pictures.values()):
+        return replace(found, image_root=image_root)
+    here, root = Path(os.path.abspath(found.image_root)), Path(os.path.abspath(image_root))  # noqa: PTH100 - links stay
+    if not here.is_relative_to(root):
+        message = "is another folder than that of the pictures, which lie in the data itself"
+        raise UserError(message, place="--image-root", remedy=f"leave it out, or give {found.image_root} or one above")
+    return replace(found, tables=[below(root, table, here) for table in found.tables], image_root=image_root)
 
 
 def _open(data: str) -> DataTables:
@@ -92,15 +109,13 @@ def _open(data: str) -> DataTables:
                 "no such folder", place=folder or data, remedy=f"give {name}:DIR with the folder of the set"
             )
         return FOLDER_ADAPTERS[name](Path(folder))
-    if colon and not Path(data).exists():
+    if colon and not Path(data).exists() and not is_pattern(data):
         raise UserError(f"unknown adapter {name!r}", place=data, remedy=did_you_mean(name, FOLDER_ADAPTERS))
     path = Path(data)
     if path.is_dir():
-        raise UserError(
-            "is a folder",
-            place=path,
-            remedy=f"give a table, or ADAPTER:{path} with one of: {', '.join(FOLDER_ADAPTERS)}",
-        )
+        return open_folder(path)
+    if is_pattern(data):
+        return open_pattern(data)
     if not path.exists() and path.suffix == "":
         raise UserError(
             "no such file",

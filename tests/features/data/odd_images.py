@@ -141,3 +141,14 @@ def refused_files():
 def without_count(reason):
     """The reason without the number of bytes that a decoder was left with, which is the decoder's own affair."""
     return re.sub(r"\d+ bytes", "N bytes", reason)
+
+
+def noise_pictures(folder, count, *, suffix="png"):
+    """Write pictures of noise, each of its own content and size, and return their paths."""
+    paths = []
+    for number in range(count):
+        random = np.random.default_rng(number)
+        pixels = random.integers(0, 256, (*random.integers(12, 48, 2).tolist(), 3), dtype=np.uint8)
+        paths.append(folder / f"p{number}.{suffix}")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths

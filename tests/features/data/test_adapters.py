@@ -57,7 +57,8 @@ def test_refusals(small_agiqa, tmp_path, monkeypatch):
     assert refused("agiqa-3k:nowhere") == "nowhere: no such folder; give agiqa-3k:DIR with the folder of the set"
     assert refused("agiqa-3k:") == "agiqa-3k:: no such folder; give agiqa-3k:DIR with the folder of the set"
     assert refused("agiqa3k:x") == "agiqa3k:x: unknown adapter 'agiqa3k'; did you mean 'agiqa-3k'?"
-    assert refused(".") == f".: is a folder; give a table, or ADAPTER:. with one of: {ALL}"
+    (tmp_path / "notes.txt").write_text("notes")
+    assert refused(".") == ".: holds no pictures: 2 text files; give a table, or ADAPTER:. for a public set"
     assert refused("dmeo") == "dmeo: no such file; did you mean 'demo'?"
     assert refused("t.csv") == "t.csv: no such file; check the path of the manifest"
     (small_agiqa / "data.csv").unlink()

@@ -196,7 +196,11 @@ NO_TEXT = "holds a character that is no text (U+0000 or half of a surrogate pair
             b"PK",
             "t.xlsx: is no readable Excel workbook (File is not a zip file); save it again, as .xlsx or .csv",
         ),
-        ("t", b"image\n", "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx"),
+        (
+            "t",
+            b"image\n",
+            "t: unknown suffix ''; use one of .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .xlsx",
+        ),
         (
             "t.jsonl",
             b"[" * 100_000,
@@ -445,7 +449,6 @@ ODD = {
     "a truth value": True,
     "bytes": b"\xff\xfe",
     "a date or time": dt.date(2024, 5, 4),
-    "a picture inside the table": {"bytes": b"\x89PNG", "path": None},
 }
 
 
@@ -462,8 +465,19 @@ def test_what_is_no_text_is_refused_in_every_column(tmp_path, words, column):
     pq.write_table(pa.table(cells), path)
     with pytest.raises(UserError) as caught:
         manifest_from_table(read_table(path), name="t", image_root=tmp_path)
-    remedy = "save pictures as files and give their paths" if "picture" in words else "write texts and numbers"
-    assert str(caught.value) == f"{path}, row 1, column {column}: holds {words}, no text; {remedy}"
+    assert str(caught.value) == f"{path}, row 1, column {column}: holds {words}, no text; write texts and numbers"
+
+
+@pytest.mark.parametrize("column", ["prompt", "explanation", "group", "source", "split", "quality"])
+def test_a_picture_is_refused_where_a_text_belongs(tmp_path, column):
+    path = tmp_path / "t.parquet"
+    picture = {"bytes": b"\x89PNG", "path": None}
+    cells = {"image": ["a.png"] * 2, "prompt": ["x"] * 2} | {column: [{"bytes": None, "path": None}, picture]}
+    pq.write_table(pa.table(cells), path)
+    with pytest.raises(UserError) as caught:
+        manifest_from_table(read_table(path), name="t", image_root=tmp_path)
+    line = f"{path}, row 2, column {column}: holds a picture, no text; call the column image, or remove it"
+    assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("value", [1984, 1.0, decimal.Decimal("1.5"), np.float32(2.5)])
