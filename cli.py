@@ -193,12 +193,18 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     info: Any = (
         typer.Argument(help=words)
         if field.metadata["argument"]
-        else typer.Option(help=words, show_default=not is_optional(hint))
+        else typer.Option(*_spellings(field), help=words, show_default=not is_optional(hint))
     )
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
     )
+
+
+def _spellings(field: dataclasses.Field[Any]) -> list[str]:
+    """Return the options that set a field, none where it has the one of its name."""
+    also = field.metadata["spelling"]
+    return [option_name(field.name), also] if also else []
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -43,6 +43,7 @@ def setting(
     help: str,  # noqa: A002 - the word that typer and argparse use
     argument: bool = False,
     names: str | None = None,
+    spelling: str | None = None,
     **limits: Unpack[Limits],
 ) -> Any:
     """Declare one setting.
@@ -54,10 +55,11 @@ def setting(
         names: what the value names, for `base.places.CHECKS`: `cache`, `run`, another file (`input`) or `folder` of
             images that must be there; what is to be written, `new` or a `file` that may replace one or things `within`
             a folder; or a `device`, `backbone` or its `pretrained` weights.
+        spelling: another option that sets it, such as one of before.
         limits: `ge`, at least this; `gt`, above; `le`, at most; `lt`, below.
     """
     bounds = {name: limits.get(name) for name in ("ge", "gt", "le", "lt")}
-    metadata = {"help": help, "argument": argument, "names": names, **bounds}
+    metadata = {"help": help, "argument": argument, "names": names, "spelling": spelling, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -39,7 +39,7 @@ def main() -> None:
         folder = Path(name)
         cache = random_cache(folder / "random.h5", rows=ROWS, dim=DIM)
         tasks = {
-            "fit": (["train", str(cache), "--base-init", "identity"], lambda told: told["fit_seconds"]),
+            "fit": (["train", str(cache), "--base", "identity"], lambda told: told["fit_seconds"]),
             "extraction": (
                 ["extract", "demo", "--workers", "2"],
                 lambda told: told["new_images"] / told["images_per_s"],

@@ -32,7 +32,7 @@ from deltaclip.pipeline.comparing.variants import (
     predict_variants,
     variants_of,
 )
-from deltaclip.pipeline.rows.cached_rows import load_rows, view_there
+from deltaclip.pipeline.rows.cached_rows import load_rows, view_there, views_there
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task, present_labels
 from deltaclip.pipeline.runs.folder import free_run_path, surroundings
@@ -88,14 +88,16 @@ def ablate(config: AblateConfig) -> AblateResult:
     free_run_path(config.out, name)
     common = _train_config(config)
     configs = repeat_configs(common)
-    rows = load_rows(config.cache, choose_device(config.device), view=view_there(config.cache, config.view))
+    named = view_there(config.cache, config.view)
+    views = dict.fromkeys([*views_there(config.cache), *([named] if named else [])])
+    rows = load_rows(config.cache, choose_device(config.device), views=list(views))
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=one.split_seed) for one in configs]
     _check_against(config, rows)
     labels = _labels(common, rows, splits)
     if config.finetune:
         announce_tuned(config, splits)
     predicted = []
-    num_variants = len(variants_of(rows)) + (len(TUNED_VARIANTS) if config.finetune else 0)
+    num_variants = len(variants_of(rows, config.view)) + (len(TUNED_VARIANTS) if config.finetune else 0)
     with Progress(len(configs) * num_variants, "ablating", unit="variants") as progress:
         for one, split in zip(configs, splits, strict=True):
             predicted.append(predict_variants(one, rows, split, labels, on_variant=progress.advance))
@@ -120,7 +122,7 @@ def _check_against(config: AblateConfig, rows: CacheRows) -> None:
     if against in {one.name for one in TUNED_VARIANTS}:
         if not config.finetune:
             raise UserError(f"{against!r} trains CLIP", place="--against", remedy="add --finetune")
-    elif against not in {one.name for one in variants_of(rows)}:
+    elif against not in {one.name for one in variants_of(rows, config.view)}:
         message = f"{against!r} needs the view {view!r}, which the cache does not have"
         raise UserError(message, place="--against", remedy=f"give --views {view} to `deltaclip extract`")
     if config.image_root and not config.finetune:
@@ -155,7 +157,9 @@ def _write(path: Path, result: AblateResult, config: AblateConfig, rows: CacheRo
         "stage": "ablate",
         "settings": settings_to_json(config),
         "common": settings_to_json(_train_config(config)),
-        "variants": {one.name: None if one.overrides is None else dict(one.overrides) for one in variants_of(rows)}
+        "variants": {
+            one.name: None if one.overrides is None else dict(one.overrides) for one in variants_of(rows, config.view)
+        }
         | ({one.name: dict(one.overrides) for one in TUNED_VARIANTS} if config.finetune else {}),
         "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
         "backbone": rows.facts,

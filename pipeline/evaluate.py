@@ -19,7 +19,7 @@ from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 from deltaclip.pipeline.runs.measure import Training, measure
-from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
+from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, base_terms, score
 from deltaclip.pipeline.runs.run_split import split_of_run
 from deltaclip.pipeline.words.result_words import metrics_table
 
@@ -70,8 +70,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             run.config["request"],
             remedy="extract the data with the run's backbone, or train on this cache",
         )
-    kernels = run.heads.kernels
-    rows = load_rows(cache, "cpu", view=kernels.view if kernels else None)
+    bases = run.spec.bases
+    rows = load_rows(cache, "cpu", views=bases.views if bases else ())
     present, trained = present_labels(rows), run.config["labels"]
     if not set(present) & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"
@@ -82,15 +82,15 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             run, rows, image_root=config.image_root, backbone=config.backbone, pretrained=config.pretrained
         )
     else:
-        columns = {"kernel_B": run.heads.kernel_terms(rows.view(), rows.prompts())} if kernels else None
+        columns = {"fitted_B": base_terms(run.heads, rows)} if bases else None
         batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)
         scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
     best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
     training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
     metrics = measure(rows, scores, split, labels=trained, scales=run.heads.scales(), training=training)
-    if kernels and split.train.size:
-        # The kernels were fitted to these rows: their figures here would be those of a fit to itself.
-        note = "train and validation rows are left out: the kernel base was fitted to them, see the run's metrics.json"
+    if bases and split.train.size:
+        # The bases were fitted to these rows: their figures here would be those of a fit to itself.
+        note = "train and validation rows are left out: the bases were fitted to them, see the run's metrics.json"
         metrics |= {"train": {}, "val": {}, "diagnostics": []}
         metrics["split"]["note"] = "; ".join(part for part in (metrics["split"]["note"], note) if part)
     if config.out:

@@ -96,9 +96,10 @@ def export(config: ExportConfig) -> ExportResult:
 
 
 def _whole(config: ExportConfig, folder: RunFolder) -> tuple[nn.Module, Draw]:
-    if view := _view(folder):
-        message = f"the heads read the view {view!r}, whose pixels are not those that the model takes"
-        raise UserError(message, place=config.run, remedy="give --part heads, which takes the view's vectors as x")
+    if views := _views(folder):
+        message = f"the heads read the view {views[0]!r}, whose pixels are not those that the model takes"
+        remedy = "give --part heads, which takes the vectors of the view, or train with --base calibrated"
+        raise UserError(message, place=config.run, remedy=remedy)
     scorer = Scorer.load(
         config.run, device="cpu", backbone=config.backbone, pretrained=config.pretrained, precision="fp32"
     )
@@ -106,9 +107,9 @@ def _whole(config: ExportConfig, folder: RunFolder) -> tuple[nn.Module, Draw]:
     return graph, _draw_pairs(scorer.backbone, needs_prompts=folder.needs_prompts)
 
 
-def _view(folder: RunFolder) -> str | None:
-    kernels = folder.heads.kernels
-    return kernels.view if kernels else None
+def _views(folder: RunFolder) -> tuple[str, ...]:
+    bases = folder.spec.bases
+    return bases.views if bases else ()
 
 
 def _draw_embeddings(folder: RunFolder) -> Draw:
@@ -119,14 +120,26 @@ def _draw_embeddings(folder: RunFolder) -> Draw:
     def draw(rows: int) -> dict[str, Tensor]:
         names = ("v", "t") if folder.needs_prompts else ("v",)
         inputs = {name: torch.nn.functional.normalize(torch.randn(rows, heads.dim), dim=-1) for name in names}
-        if _view(folder):
-            # Near the landmarks, where the kernels are not all but zero.
-            width = heads.kernels.width
-            shift_W = heads.head(heads.targets[0].name).kernel.shift_P[:width]
-            inputs["x"] = shift_W + torch.randn(rows, width) * shift_W.std()
-        return inputs
+        return inputs | {view: _near_landmarks(heads, view, rows) for view in _views(folder)}
 
     return draw
+
+
+def _near_landmarks(heads: Any, view: str, rows: int) -> Tensor:
+    """Return vectors of a view like those that the bases were fitted to: far from these a kernel is all but zero."""
+    import torch
+
+    width = heads.bases.widths[view]
+    for target in heads.targets:
+        fitted = heads.head(target.name).fitted
+        for shape, member in zip(fitted.shapes, fitted.members, strict=True):
+            if view in shape.inputs:
+                before = shape.inputs[: shape.inputs.index(view)]
+                start = sum(heads.bases.width(name, heads.dim) for name in before)
+                shift_W = member.shift_P[start : start + width]
+                near: Tensor = shift_W + torch.randn(rows, width) * shift_W.std()
+                return near
+    raise AssertionError(f"no member sees {view}")
 
 
 def _draw_pairs(backbone: Backbone, *, needs_prompts: bool) -> Draw:
@@ -155,7 +168,7 @@ def _about(config: ExportConfig, folder: RunFolder) -> dict[str, Any]:
     return {
         "part": config.part,
         "labels": folder.config["labels"],
-        "view": _view(folder),
+        "views": list(_views(folder)),
         "tuned": folder.is_tuned,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256_file(checkpoint),

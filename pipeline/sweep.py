@@ -23,7 +23,7 @@ from deltaclip.pipeline.rows.task import Task, rankable_labels, trainable_labels
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.save_run import TrainedResult, judge, save_run
 from deltaclip.pipeline.training.sweep_grid import axis_names, axis_value, sweep_settings, varied
-from deltaclip.pipeline.training.train_heads import base_view
+from deltaclip.pipeline.training.train_heads import views_of
 from deltaclip.pipeline.training.train_stacks import Stacked
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
 from deltaclip.pipeline.words.result_words import heatmap_lines, heatmaps, metrics_table, table_lines
@@ -72,7 +72,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     free_run_path(config.out, run_name)
     device = choose_device(config.device)
     half = choose_precision(config.precision, device) != "fp32"
-    rows = load_rows(config.cache, device, view=base_view(*settings))
+    rows = load_rows(config.cache, device, views=views_of(*settings))
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
     tasks = [Task(config=one, rows=rows, split=split) for one in settings]
     found = [warnings_of(task) for task in tasks]

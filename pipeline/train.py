@@ -22,7 +22,7 @@ from deltaclip.pipeline.runs.measure import repeat_configs
 from deltaclip.pipeline.runs.save_run import TrainedResult, judge, run_mode, save_run
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.training.presets import apply_preset
-from deltaclip.pipeline.training.train_heads import base_view, learn
+from deltaclip.pipeline.training.train_heads import learn, views_of
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> TrainedResult:
     path = free_run_path(config.out, run_name)  # refused now if taken, not after the training
     if config.tensorboard:
         require_tensorboard()
-    rows = load_rows(config.cache, choose_device(config.device), view=base_view(config))
+    rows = load_rows(config.cache, choose_device(config.device), views=views_of(config))
     loss_weights(config, rows)  # refused before anything is split
     seeds = repeat_seeds(config.split_seed, config.repeats)
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]

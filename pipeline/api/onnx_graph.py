@@ -153,7 +153,7 @@ def _median_seconds(call: Callable[[], Any]) -> float:
 
 
 class HeadGraph(nn.Module):
-    """v, t (N, D) of unit length, and x (N, F) of the view of a kernel base, to `outputs`, each (N,).
+    """v, t (N, D) of unit length, and (N, W) of each of the `views` that the bases see, to `outputs`, each (N,).
 
     Where no label sees the prompt, t is left out.
     """
@@ -162,12 +162,14 @@ class HeadGraph(nn.Module):
         super().__init__()
         self.heads = heads.eval()
         self.outputs = _outputs(heads, labels)
+        self.views = heads.bases.views if heads.bases else ()
+        self.sees_prompts = any(each.sees == "pair" and each.name in labels for each in heads.targets)
 
-    def forward(self, v: Tensor, t: Tensor | None = None, x: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, v: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
         """Return the scores and their parts in the order of `outputs`."""
-        t = torch.zeros_like(v) if t is None else t
-        kernels = {} if x is None else self.heads.kernel_terms(x, t)
-        columns = _columns(run_heads(self.heads, Batch(v, t, {}, kernel_B=kernels)))
+        t, x = (further[0], further[1:]) if self.sees_prompts else (torch.zeros_like(v), further)
+        terms = self.heads.base_terms(dict(zip(self.views, x, strict=True)), v, t)
+        columns = _columns(run_heads(self.heads, Batch(v, t, {}, fitted_B=terms)))
         return tuple(columns[name] for name in self.outputs)
 
 
@@ -184,15 +186,15 @@ class ScorerGraph(nn.Module):
         encode: Any = self.model
         v = nn.functional.normalize(encode.encode_image(pixels), dim=-1)
         t = None if tokens is None else nn.functional.normalize(encode.encode_text(tokens), dim=-1)
-        scores: tuple[Tensor, ...] = self.heads(v, t)
+        scores: tuple[Tensor, ...] = self.heads(v) if t is None else self.heads(v, t)
         return scores
 
 
 def _outputs(heads: Heads, labels: Collection[str]) -> tuple[str, ...]:
     """Return the names of what these heads say of the targets that they learned."""
     with torch.no_grad():  # which parts a head has, it says itself
-        nothing = {each.name: torch.zeros(1) for each in heads.targets} if heads.kernels else {}
-        found = run_heads(heads, Batch(torch.zeros(1, heads.dim), torch.zeros(1, heads.dim), {}, kernel_B=nothing))
+        nothing = {each.name: torch.zeros(1) for each in heads.targets} if heads.bases else {}
+        found = run_heads(heads, Batch(torch.zeros(1, heads.dim), torch.zeros(1, heads.dim), {}, fitted_B=nothing))
     return tuple(name for target in labels for name in _columns(HeadScores({target: found.targets[target]})))
 
 

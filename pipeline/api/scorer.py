@@ -109,8 +109,8 @@ class Scorer:
         return len(self.of_image) < len(self.labels)
 
     def _make_views(self) -> list[View]:
-        kernels = self.heads.kernels
-        names = dict.fromkeys([CENTER, *([kernels.view] if kernels else [])])
+        bases = self.heads.bases
+        names = dict.fromkeys([CENTER, *(bases.views if bases else ())])
         return make_views(self.backbone, list(names), batch_size=VIEW_BATCH)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -236,9 +236,8 @@ class Scorer:
         if t_BD is None:
             # No score of the image alone looks at it.
             t_BD, labels = torch.zeros_like(v_BD), self.of_image
-        kernels = self.heads.kernels
-        terms = self.heads.kernel_terms(vectors[kernels.view], t_BD) if kernels else {}
-        return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, {}, kernel_B=terms)]), labels)
+        terms = self.heads.base_terms(vectors, v_BD, t_BD)
+        return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, {}, fitted_B=terms)]), labels)
 
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.

@@ -10,10 +10,12 @@ Shapes: N rows, F features, M test rows.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
@@ -80,16 +82,16 @@ def predict_cosine(rows: CacheRows, split: Split, label: str) -> Predicted:
 
 def predict_ridge(rows: CacheRows, split: Split, label: str) -> Predicted:
     """Predict with ridge regression, its strength chosen among the training rows."""
-    return _ridge(rows, split, label, of_view=False)
+    return _ridge(rows, split, label, view=None)
 
 
-def predict_ridge_on_view(rows: CacheRows, split: Split, label: str) -> Predicted:
-    """Predict with ridge regression on the further view of the images in place of v."""
-    return _ridge(rows, split, label, of_view=True)
+def predict_ridge_on_view(rows: CacheRows, split: Split, label: str, *, view: str) -> Predicted:
+    """Predict with ridge regression on a further view of the images in place of v."""
+    return _ridge(rows, split, label, view=view)
 
 
-def _ridge(rows: CacheRows, split: Split, label: str, *, of_view: bool) -> Predicted:
-    train_NF, test_MF = (features(rows, side, label, of_view=of_view) for side in (split.train, split.test))
+def _ridge(rows: CacheRows, split: Split, label: str, *, view: str | None) -> Predicted:
+    train_NF, test_MF = (features(rows, side, label, view=view) for side in (split.train, split.test))
     groups_N = joined_groups(rows)[split.train]
     truth_N = rows.label(label)
     return _predicted(fit_ridge_regression(train_NF, truth_N[split.train], groups_N), test_MF, split, truth_N)
@@ -108,12 +110,12 @@ def predict_svr(rows: CacheRows, split: Split, label: str) -> Predicted:
     return _predicted(machine, features(rows, split.test, label), split, truth)
 
 
-def features(rows: CacheRows, chosen: NDArray[np.int64], label: str, *, of_view: bool = False) -> FloatArray:
+def features(rows: CacheRows, chosen: NDArray[np.int64], label: str, *, view: str | None = None) -> FloatArray:
     """Return what the head of a target sees, (N, F) float64: v of the image, [v, t, s] of a pair.
 
-    With `of_view`, the vectors of the further view stand in place of v.
+    With `view`, the vectors of a further view stand in place of v.
     """
-    x_NF = rows.view().cpu().double().numpy()[chosen] if of_view else None
+    x_NF = None if view is None else rows.inputs()[view][torch.from_numpy(chosen)].cpu().double().numpy()
     parts = []
     for batch in rows.batches(chosen, batch_size=1).in_order(SCORE_BATCH):
         v_BD, t_BD = batch.v_BD.cpu().double().numpy(), batch.t_BD.cpu().double().numpy()
@@ -138,7 +140,7 @@ def _predicted(baseline: Baseline, test_MF: FloatArray, split: Split, truth_N: N
 class Variant:
     """One line of the table: heads that are trained with other settings, or (`predict`) something without heads.
 
-    `overrides` are settings of `train` that differ from its defaults. `on_view` lines need a cache with a further view.
+    `overrides` are settings of `train` that differ from its defaults. `on_view` lines need a further view of the cache.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Variant:
 
 
 # The older options for one target win over --scale, so that they are taken back too.
+CALIBRATED: Mapping[str, Any] = {"base": "calibrated"}
 NO_CORRECTION: Mapping[str, Any] = {"scale": "0", "residual_scale_q": None, "residual_scale_c": None}
 VARIANTS = (
     Variant("no-image", "floor: means of source and prompt", predict=predict_no_image),
@@ -157,24 +160,28 @@ VARIANTS = (
     Variant("svr", "RBF SVR on the same", predict=predict_svr),
     Variant("direct", "direct heads", {"residual_learning": False}),
     Variant("direct-two-branch", "direct, with cosine branch", {"residual_learning": False, "two_branch": True}),
-    Variant("residual", "residual heads", {}),
-    Variant("identity-base", "residual, base not calibrated", {"base_init": "identity"}),
-    Variant("no-correction", "residual, scales 0: base alone", NO_CORRECTION),
-    Variant("no-dropout", "residual, dropout 0", {"dropout": 0.0}),
-    Variant("ridge-view", "ridge on the view (pair: [view, t, s])", predict=predict_ridge_on_view, on_view=True),
-    Variant("kernel", "residual on a kernel base", {"base_init": "kernel"}, on_view=True),
+    Variant("residual", "residual heads on a calibrated base", CALIBRATED),
+    Variant("identity-base", "residual, base not calibrated", {"base": "identity"}),
+    Variant("no-correction", "residual, scales 0: base alone", {**CALIBRATED, **NO_CORRECTION}),
+    Variant("no-dropout", "residual, dropout 0", {**CALIBRATED, "dropout": 0.0}),
+    Variant("auto", "residual on a chosen base (train's default)", {}),
+    Variant("auto-only", "chosen base alone: scales 0", NO_CORRECTION),
+    Variant("ridge-view", "ridge on the view (pair: [view, t, s])", on_view=True),
+    Variant("kernel", "residual on a kernel base", {"base": "kernel"}, on_view=True),
     Variant(
         "kernel-only",
         "kernel base alone: scales 0",
-        {"base_init": "kernel", **NO_CORRECTION},
+        {"base": "kernel", **NO_CORRECTION},
         on_view=True,
     ),
 )
 
 
-def variants_of(rows: CacheRows) -> list[Variant]:
-    """Return the variants that can be compared on a cache."""
-    return [one for one in VARIANTS if rows.x_IF is not None or not one.on_view]
+def variants_of(rows: CacheRows, view: str) -> list[Variant]:
+    """Return the variants that can be compared on a cache; those on a view where it has this one."""
+    of_view = functools.partial(predict_ridge_on_view, view=view)
+    found = [replace(one, predict=of_view) if one.name == "ridge-view" else one for one in VARIANTS]
+    return [one for one in found if view in rows.views or not one.on_view]
 
 
 def predict_variants(
@@ -197,7 +204,7 @@ def predict_variants(
     Raises:
         UserError: a training loss that is not finite.
     """
-    variants = variants_of(rows)
+    variants = variants_of(rows, config.view)
     tasks = {
         one.name: Task(config=replace(config, **one.overrides), rows=rows, split=split)
         for one in variants

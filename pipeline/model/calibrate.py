@@ -70,7 +70,7 @@ def calibrate(heads: ResidualHeads, read: Callable[[], Iterable[Batch]]) -> dict
             head = heads.head(name)
             if isinstance(head, ImageHead):
                 level = sigmoid_shift(said_N, label_N)
-                assert head.base is not None, "new heads have no kernels"
+                assert head.base is not None, "new heads have no fitted bases"
                 head.base.bias.add_(level)
             else:
                 level = clamp_shift(said_N, label_N)
@@ -88,7 +88,7 @@ def _least_squares(heads: ResidualHeads, target: str, sums: Sums) -> dict[str, A
         if isinstance(head, ImageHead):
             ridge = fit_ridge(sums) if has_rows else None
             if ridge:
-                assert head.base is not None, "new heads have no kernels"
+                assert head.base is not None, "new heads have no fitted bases"
                 head.base.weight.copy_(ridge.w_D[None, :])
                 head.base.bias.fill_(ridge.intercept)
             return about | {"strength": ridge.strength if ridge else None, "level": None}
@@ -108,7 +108,7 @@ def _said(heads: ResidualHeads, batches: Iterable[Batch]) -> dict[str, tuple[Ten
         for name, parts in found.items():
             head, label_B = heads.head(name), batch.label_B[name]
             if isinstance(head, ImageHead):
-                assert head.base is not None, "new heads have no kernels"
+                assert head.base is not None, "new heads have no fitted bases"
                 said_B = v_BD @ head.base.weight[0].double() + head.base.bias[0].double()
             else:
                 said_B = head.slope.double() * z_B + head.offset.double()

@@ -18,12 +18,12 @@ _OLD_NAMES = {
     "q_base": "quality_head.base",
     "q_linear": "quality_head.linear",
     "q_mlp": "quality_head.mlp",
-    "q_kernel": "quality_head.kernel",
+    "q_kernel": "quality_head.fitted.members.0",
     "scale_q": "quality_head.scale",
     "c_slope": "consistency_head.slope",
     "c_offset": "consistency_head.offset",
     "c_fusion": "consistency_head.fusion",
-    "c_kernel": "consistency_head.kernel",
+    "c_kernel": "consistency_head.fitted.members.0",
     "scale_c": "consistency_head.scale",
     "cosine_slope": "consistency_head.cosine_slope",
     "cosine_offset": "consistency_head.cosine_offset",
@@ -35,7 +35,7 @@ _OLD_NAMES = {
 def today_name(name: str) -> str:
     """Return how a weight of heads is called today, whichever way a checkpoint calls it."""
     first, dot, rest = name.partition(".")
-    return _OLD_NAMES.get(first, first) + dot + rest
+    return (_OLD_NAMES.get(first, first) + dot + rest).replace("_head.kernel.", "_head.fitted.members.0.")
 
 
 def of_two_targets(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +49,23 @@ def of_two_targets(values: Mapping[str, Any]) -> dict[str, Any]:
     if kernels := found.get("kernels"):
         points = {"quality": kernels["points_q"], "consistency": kernels["points_c"]}
         found["kernels"] = {"view": kernels["view"], "width": kernels["width"], "points": points}
+    return found
+
+
+def with_bases(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a description with one kernel for each target, on one view, as those of today."""
+    found = dict(values)
+    if (kernels := found.pop("kernels", None)) is None:
+        return found
+    view, points = kernels["view"], kernels["points"]
+    inputs = {"image": (view,), "pair": (view, "prompt", "score")}
+    members = {
+        target["name"]: [
+            {"kind": "kernel", "inputs": inputs[target["sees"]], "points": points[target["name"]], "share": 1.0}
+        ]
+        for target in found["targets"]
+    }
+    found["bases"] = {"widths": {} if view == "center" else {view: kernels["width"]}, "members": members}
     return found
 
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from deltaclip.base.errors import did_you_mean
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Sees
-from deltaclip.pipeline.model.earlier import of_two_targets
-from deltaclip.pipeline.model.kernel import Kernel
+from deltaclip.pipeline.model.earlier import of_two_targets, with_bases
+from deltaclip.pipeline.model.kernel import Kernel, Line, MemberKind
 from deltaclip.pipeline.model.scores import HeadScores, TargetScores, cosine, head_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 # ---- Residual heads: a base from CLIP plus a bounded learned correction
@@ -66,16 +66,75 @@ class Scale(nn.Module):
         return self.upper * torch.sigmoid(self.theta) if self.mode == "learned" else self.value
 
 
-class KernelShape(NamedTuple):
-    """What shapes the kernels of the bases: the view's name and width, and the landmarks of each target's kernel."""
+class MemberShape(NamedTuple):
+    """What shapes a member of a fitted base: its kind, what it sees, its landmarks, and its share of the base."""
 
-    view: str
-    width: int
-    points: Mapping[str, int]
+    kind: MemberKind
+    inputs: tuple[str, ...]
+    points: int = 0
+    share: float = 1.0
+
+
+class BaseShape(NamedTuple):
+    """What shapes fitted bases: the width of each further input of rows, and the members of each target's base.
+
+    Inputs are views of the image by name, and besides: `center` (v), `prompt` (t), `cosine` ((s + 1)/2), `anchors`
+    (cosines of v with prompts that the heads keep), `score` (what the base of the first image target says).
+    """
+
+    widths: Mapping[str, int]
+    members: Mapping[str, tuple[MemberShape, ...]]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views of the image that some member sees, beside `center`."""
+        return tuple(name for name in self.widths if name != ANCHORS)
+
+    def width(self, name: str, dim: int) -> int:
+        """Return the width of an input."""
+        return {"center": dim, "prompt": dim, "cosine": 1, "score": 1, **self.widths}[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        members = {target: [member._asdict() for member in found] for target, found in self.members.items()}
+        return {"widths": dict(self.widths), "members": members}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BaseShape:
+        """Return the shape that `to_json` wrote."""
+        members = {
+            target: tuple(MemberShape(**{**member, "inputs": tuple(member["inputs"])}) for member in found)
+            for target, found in values["members"].items()
+        }
+        return cls(dict(values["widths"]), members)
+
+
+ANCHORS = "anchors"
+
+
+class FittedBase(nn.Module):
+    """The sum of what members say of rows, each by its share: closed form, not trained here."""
+
+    def __init__(self, members: Sequence[MemberShape], shape: BaseShape, dim: int) -> None:
+        super().__init__()
+        self.shapes = tuple(members)
+        self.members = nn.ModuleList()
+        for member in members:
+            width = sum(shape.width(name, dim) for name in member.inputs)
+            self.members.append(Kernel(width, member.points) if member.kind == "kernel" else Line(width))
+
+    def forward(self, inputs: Mapping[str, Tensor], like_N: Tensor) -> Tensor:
+        """Return what the base says of rows, (N,), like `like_N`; `inputs` are (N, W) by name."""
+        said_N, nothing_N0 = torch.zeros_like(like_N), like_N.new_zeros(len(like_N), 0)
+        for shape, member in zip(self.shapes, self.members, strict=True):
+            said_N = said_N + shape.share * member(
+                torch.cat([nothing_N0, *(inputs[name] for name in shape.inputs)], dim=1)
+            )
+        return said_N
 
 
 class ImageHead(nn.Module):
-    """y = clamp(base + scale * tanh(MLP(v)), 0, 1), base = sigmoid(w . v + b0), or clamp(f(x), 0, 1) of a kernel f.
+    """y = clamp(base + scale * tanh(MLP(v)), 0, 1), base = sigmoid(w . v + b0), or clamp(f, 0, 1), f a `FittedBase`.
 
     The head of a target that sees the image alone; MLP: D -> H, GELU, dropout, -> 1.
     """
@@ -87,12 +146,12 @@ class ImageHead(nn.Module):
         self.scale: Scale
         _start_at_zero(self.base, self.mlp[-1])
 
-    def forward(self, v_ND: Tensor, kernel_N: Tensor | None = None) -> TargetScores:
-        """Return the unclamped sums with their parts; `kernel_N` is what the kernel says of the rows."""
-        if kernel_N is not None:
-            base_N = kernel_N.clamp(0, 1)
+    def forward(self, v_ND: Tensor, fitted_N: Tensor | None = None) -> TargetScores:
+        """Return the unclamped sums with their parts; `fitted_N` is what a fitted base says of the rows."""
+        if fitted_N is not None:
+            base_N = fitted_N.clamp(0, 1)
         else:
-            assert self.base is not None, "the base is a kernel"
+            assert self.base is not None, "the base is a fitted one"
             base_N = torch.sigmoid(self.base(v_ND).squeeze(-1))
         delta_N, scale = torch.tanh(self.mlp(v_ND).squeeze(-1)), self.scale()
         return TargetScores(base_N + scale * delta_N, base_N, delta_N, scale)
@@ -101,8 +160,8 @@ class ImageHead(nn.Module):
 class PairHead(nn.Module):
     """y = clamp(base + scale * tanh(Fusion([v, t, s])), 0, 1), base = clamp(a (s + 1)/2 + b + f, 0, 1).
 
-    The head of a target that sees image and prompt; f is a kernel or 0, a and b start at 1 and 0. `rationale`, where
-    there is one, predicts the embedding of an explanation from the first layer of the Fusion.
+    The head of a target that sees image and prompt; f is a `FittedBase` or 0, a and b start at 1 and 0. `rationale`,
+    where there is one, predicts the embedding of an explanation from the first layer of the Fusion.
     """
 
     def __init__(self, dim: int, *, hidden: tuple[int, int], dropout: float) -> None:
@@ -115,11 +174,11 @@ class PairHead(nn.Module):
         _start_at_zero(self.fusion[-1])
 
     def forward(
-        self, v_ND: Tensor, t_ND: Tensor, s_N: Tensor, kernel_N: Tensor | None = None
+        self, v_ND: Tensor, t_ND: Tensor, s_N: Tensor, fitted_N: Tensor | None = None
     ) -> tuple[TargetScores, Tensor | None]:
         """Return the unclamped sums with their parts, and what the rationale predicts."""
         line_N = self.slope * ((s_N + 1) / 2) + self.offset
-        base_N = clamp_straight(line_N if kernel_N is None else line_N + kernel_N)
+        base_N = clamp_straight(line_N if fitted_N is None else line_N + fitted_N)
         vts_NM = torch.cat((v_ND, t_ND, s_N.unsqueeze(-1)), dim=-1)
         logit_N, e_ND = fuse(self.fusion, self.rationale, vts_NM)
         delta_N, scale = torch.tanh(logit_N), self.scale()
@@ -138,14 +197,14 @@ def _start_at_zero(*layers: nn.Module) -> None:
 class ResidualHeads(nn.Module):
     """A head for each target, whose score is base + scale * delta, clamped; |score - base| <= scale always holds.
 
-    A new module is the `identity` start: 0.5 of the image, (s + 1)/2 of a pair, no correction. After `use_kernels` the
-    bases add a `Kernel` on a further view of the image: closed form, not trained here.
+    A new module is the `identity` start: 0.5 of the image, (s + 1)/2 of a pair, no correction. After `use_bases` it has
+    fitted bases.
     """
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.dim, self.scale_mode, self.targets = spec.dim, spec.scale_mode, spec.targets
-        self.kernels: KernelShape | None = None
+        self.bases: BaseShape | None = None
         for target in spec.targets:
             head = (
                 ImageHead(spec.dim, hidden=spec.hidden_image, dropout=spec.dropout)
@@ -161,28 +220,28 @@ class ResidualHeads(nn.Module):
         assert isinstance(found, (ImageHead, PairHead))
         return found
 
-    def use_kernels(self, shape: KernelShape) -> None:
-        """Give the bases kernels, zero until they are fitted; an image head's takes the place of w and b0."""
-        self.kernels = shape
+    def use_bases(self, shape: BaseShape) -> None:
+        """Give the heads fitted bases, zero until they are fitted; an image head's takes the place of w and b0."""
+        self.bases = shape
         for target in self.targets:
             head = self.head(target.name)
-            # A pair's kernel sees the view, the prompt and what the kernel of the first image target says.
-            width = shape.width if target.sees == "image" else shape.width + self.dim + 1
-            head.kernel = Kernel(width, shape.points[target.name])
+            head.fitted = FittedBase(shape.members[target.name], shape, self.dim)
             if isinstance(head, ImageHead):
                 head.base = None
+        if ANCHORS in shape.widths:
+            self.register_buffer("anchors_AD", torch.zeros(shape.widths[ANCHORS], self.dim))
 
-    def forward(self, v_ND: Tensor, t_ND: Tensor, kernel_N: Mapping[str, Tensor] | None = None) -> HeadScores:
+    def forward(self, v_ND: Tensor, t_ND: Tensor, fitted_N: Mapping[str, Tensor] | None = None) -> HeadScores:
         """Score rows of embeddings; returns the unclamped sums with their parts.
 
-        Heads with kernels need what these say of the rows (`kernel_terms`), which does not change while they train.
+        Fitted bases need what they say of the rows (`base_terms`), which does not change while heads train.
         """
-        if self.kernels is not None and not kernel_N:
-            raise ValueError("heads with kernels need kernel_N, see kernel_terms")
+        if self.bases is not None and not fitted_N:
+            raise ValueError("heads with fitted bases need fitted_N, see base_terms")
         s_N = cosine(v_ND, t_ND)
         found, e_ND = dict[str, TargetScores](), None
         for target in self.targets:
-            head, term_N = self.head(target.name), (kernel_N or {}).get(target.name)
+            head, term_N = self.head(target.name), (fitted_N or {}).get(target.name)
             if isinstance(head, ImageHead):
                 found[target.name] = head(v_ND, term_N)
             else:
@@ -190,19 +249,25 @@ class ResidualHeads(nn.Module):
                 e_ND = said_ND if e_ND is None else e_ND
         return HeadScores(found, e_ND)
 
-    def kernel_terms(self, x_NF: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
-        """Return what the kernels say of rows, by target: x_NF vectors of their view, t_ND prompts."""
+    def base_terms(self, views: Mapping[str, Tensor], v_ND: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
+        """Return what fitted bases say of rows, by target: `views` are (N, W) by name."""
+        if self.bases is None:
+            return {}
+        s_N = cosine(v_ND, t_ND)
+        inputs = {**views, "center": v_ND, "prompt": t_ND, "cosine": (s_N[:, None] + 1) / 2}
         with torch.no_grad():
-            said = {each.name: self._kernel(each.name)(x_NF) for each in self.targets if each.sees == "image"}
-            first_N = next(iter(said.values()), torch.zeros_like(x_NF[:, 0]))
-            point_NP = torch.cat((x_NF, t_ND, first_N[:, None]), dim=1)
-            pairs = {each.name: self._kernel(each.name)(point_NP) for each in self.targets if each.sees == "pair"}
+            if ANCHORS in self.bases.widths:
+                assert isinstance(self.anchors_AD, Tensor), "there is a buffer for them"
+                inputs[ANCHORS] = v_ND @ self.anchors_AD.T
+            said = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "image"}
+            inputs["score"] = next(iter(said.values()), torch.zeros_like(s_N))[:, None]
+            pairs = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "pair"}
             return said | pairs
 
-    def _kernel(self, target: str) -> Kernel:
-        kernel = self.head(target).kernel
-        assert isinstance(kernel, Kernel)
-        return kernel
+    def _fitted(self, target: str) -> FittedBase:
+        fitted = self.head(target).fitted
+        assert isinstance(fitted, FittedBase)
+        return fitted
 
     def scales(self) -> dict[str, float]:
         """Return the scale in force by target."""
@@ -399,7 +464,7 @@ class DirectHeads(nn.Module):
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.dim, self.targets, self.two_branch = spec.dim, spec.targets, spec.two_branch
-        self.kernels: KernelShape | None = None
+        self.bases: BaseShape | None = None
         for target in spec.targets:
             head = DirectImageHead(spec.dim) if target.sees == "image" else DirectPairHead(spec)
             self.add_module(head_name(target.name), head)
@@ -430,9 +495,9 @@ class DirectHeads(nn.Module):
     def start_epoch(self, fraction: float) -> None:
         """Do nothing: there are no scales to follow the epochs."""
 
-    def kernel_terms(self, x_NF: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
+    def base_terms(self, views: Mapping[str, Tensor], v_ND: Tensor, t_ND: Tensor) -> dict[str, Tensor]:
         """Return nothing: direct heads have no bases."""
-        del x_NF, t_ND
+        del views, v_ND, t_ND
         return {}
 
 
@@ -504,7 +569,7 @@ class HeadSpec:
     refinement: bool = False
     refine_bound: float = BOUND
     rationale: bool = False
-    kernels: KernelShape | None = None
+    bases: BaseShape | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no head can be built from."""
@@ -520,7 +585,7 @@ class HeadSpec:
         for name, share in (shares | {"refine_bound": self.refine_bound}).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {share}")
-        for name, kind in (("two_branch", "direct"), ("refinement", "direct"), ("kernels", "residual")):
+        for name, kind in (("two_branch", "direct"), ("refinement", "direct"), ("bases", "residual")):
             if self.kind != kind and getattr(self, name):
                 raise ValueError(f"{name} needs {kind} heads, these are {self.kind}")
         if not 0 <= self.dropout < 1:
@@ -544,24 +609,24 @@ class HeadSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; floats survive exactly."""
-        kernels = None if self.kernels is None else {**self.kernels._asdict(), "points": dict(self.kernels.points)}
+        bases = None if self.bases is None else self.bases.to_json()
         targets = [target._asdict() for target in self.targets]
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"targets": targets, "hidden_pair": list(self.hidden_pair), "kernels": kernels}
+        return plain | {"targets": targets, "hidden_pair": list(self.hidden_pair), "bases": bases}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> HeadSpec:
         """Return the spec that `to_json` wrote; unknown names are an error: they would change the heads."""
-        values = of_two_targets(values) if "targets" not in values else values
+        values = with_bases(of_two_targets(values) if "targets" not in values else values)
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
                 raise ValueError(f"unknown head setting {name!r}; {did_you_mean(name, known)}")
         wide, narrow = values.get("hidden_pair", cls.hidden_pair)
-        kernels = values.get("kernels")
-        shape = None if kernels is None else KernelShape(**kernels)
+        bases = values.get("bases")
+        shape = None if bases is None else BaseShape.from_json(bases)
         targets = tuple(TargetSpec(**target) for target in values["targets"])
-        return cls(**{**values, "targets": targets, "hidden_pair": (wide, narrow), "kernels": shape})
+        return cls(**{**values, "targets": targets, "hidden_pair": (wide, narrow), "bases": shape})
 
 
 def build_heads(spec: HeadSpec) -> Heads:
@@ -573,6 +638,6 @@ def build_heads(spec: HeadSpec) -> Heads:
         first = heads.head(spec.pairs[0])
         assert isinstance(first, (PairHead, DirectPairHead))
         first.rationale = RationaleHead(spec.hidden_pair[0], spec.dim)
-    if spec.kernels and isinstance(heads, ResidualHeads):
-        heads.use_kernels(spec.kernels)
+    if spec.bases and isinstance(heads, ResidualHeads):
+        heads.use_bases(spec.bases)
     return heads

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     """Rows to learn from: L2-normalised embeddings, and by target a label in [0, 1], NaN where the row lacks it.
 
     The rest is there only for what asks for it, by target too: SDs of the labels over raters (NaN where unknown),
-    weights of the rows in the loss, what the kernels of the bases say; and embeddings of explanations (NaN in rows that
+    weights of the rows in the loss, what fitted bases say; and embeddings of explanations (NaN in rows that
     have none).
     """
 
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     label_B: Mapping[str, Tensor]
     std_B: Mapping[str, Tensor] = {}
     weight_B: Mapping[str, Tensor] = {}
-    kernel_B: Mapping[str, Tensor] = {}
+    fitted_B: Mapping[str, Tensor] = {}
     e_BD: Tensor | None = None
 
     @property
@@ -125,9 +125,9 @@ def cosine(v_ND: Tensor, t_ND: Tensor) -> Tensor:
 
 
 def run_heads(heads: nn.Module, batch: Batch) -> HeadScores:
-    """Return what heads make of a batch, with the terms of their kernels where the batch has them."""
+    """Return what heads make of a batch, with what their fitted bases say where the batch has it."""
     scores: HeadScores = (
-        heads(batch.v_BD, batch.t_BD, batch.kernel_B) if batch.kernel_B else heads(batch.v_BD, batch.t_BD)
+        heads(batch.v_BD, batch.t_BD, batch.fitted_B) if batch.fitted_B else heads(batch.v_BD, batch.t_BD)
     )
     return scores
 

@@ -89,20 +89,20 @@ class HeadStack:
         """
         scale_K1 = self.scales()[:, None]
         score = self._of_image if self.sees_image else self._of_pair
-        base_KB, delta_KB, tape = score(batch, batch.kernel_B.get(self.target), mask_KHB)
+        base_KB, delta_KB, tape = score(batch, batch.fitted_B.get(self.target), mask_KHB)
         return TargetScores(base_KB + scale_K1 * delta_KB, base_KB, delta_KB, scale_K1), tape
 
     def _of_image(
-        self, batch: Batch, kernel_B: Tensor | None, mask_KHB: Tensor | None
+        self, batch: Batch, fitted_B: Tensor | None, mask_KHB: Tensor | None
     ) -> tuple[Tensor, Tensor, WideTape]:
         hidden_KHB, tape = self._hidden(batch.v_BD, mask_KHB)
         delta_KB = torch.tanh(self._affine("mlp.out", hidden_KHB)[:, 0])
-        if kernel_B is not None:
-            return kernel_B.clamp(0, 1).expand_as(delta_KB), delta_KB, tape
+        if fitted_B is not None:
+            return fitted_B.clamp(0, 1).expand_as(delta_KB), delta_KB, tape
         return torch.sigmoid(self._affine("base", batch.v_BD.T)[:, 0]), delta_KB, tape
 
     def _of_pair(
-        self, batch: Batch, kernel_B: Tensor | None, mask_KHB: Tensor | None
+        self, batch: Batch, fitted_B: Tensor | None, mask_KHB: Tensor | None
     ) -> tuple[Tensor, Tensor, WideTape]:
         v_BD, t_BD = batch.v_BD, batch.t_BD
         s_B = cosine(v_BD, t_BD)
@@ -110,7 +110,7 @@ class HeadStack:
         hidden_KHB, tape = self._hidden(F.layer_norm(vts_BM, vts_BM.shape[-1:]), mask_KHB)
         slope_K1, offset_K1 = (self.parameters[name][:, None] for name in ("slope", "offset"))
         line_KB = slope_K1 * ((s_B + 1) / 2) + offset_K1
-        base_KB = clamp_straight(line_KB if kernel_B is None else line_KB + kernel_B)
+        base_KB = clamp_straight(line_KB if fitted_B is None else line_KB + fitted_B)
         narrow_KHB = F.gelu(self._affine("fusion.narrow", hidden_KHB))
         return base_KB, torch.tanh(self._affine("fusion.out", narrow_KHB)[:, 0]), tape
 

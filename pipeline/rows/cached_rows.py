@@ -9,7 +9,8 @@ Shapes: N rows, K texts, I distinct images, T distinct texts, D width.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+import functools
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,14 +23,14 @@ from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.sources import is_there
-from deltaclip.features.data.views import RECIPES
+from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.shards import open_cache
 from deltaclip.pipeline.loop.batches import MemoryBatches, StreamBatches, memory_batches, taken
 from deltaclip.pipeline.scoring.groups import group_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -55,8 +56,8 @@ class CacheRows:
 
     `image_key_I`, uint64, are of the images' content, `tokens_T` of what the text tower is given (see `RowKeys`).
 
-    The embeddings are in memory, or `store` is open to read them; `x_IF` are the vectors of a further view, where one
-    was asked for: these are always in memory.
+    The embeddings are in memory, or `store` is open to read them; `views` has further views of the images, where some
+    were asked for: (I, W) each, or None where they are read too.
     """
 
     path: Path
@@ -70,7 +71,8 @@ class CacheRows:
     tokens_T: KeyArray
     v_ID: Tensor | None = None
     t_TD: Tensor | None = None
-    x_IF: Tensor | None = None
+    views: Mapping[str, Tensor | None] = field(default_factory=dict)
+    anchors: Tensor | None = None
     store: FeatureStore | None = None
     targets: tuple[Target, ...] = (QUALITY, CONSISTENCY)
 
@@ -109,15 +111,41 @@ class CacheRows:
         """Return a label column, (N,) float32 in [0, 1], NaN where missing."""
         return self.rows.numbers[name]
 
-    def view(self) -> Tensor:
-        """Return the vector of the further view of every row, (N, F) float32."""
-        assert self.x_IF is not None
-        return self.x_IF[torch.from_numpy(self.rows.image).to(self.device)].float()
+    def inputs(self) -> dict[str, RowVectors]:
+        """Return what bases may see of rows, by name: `center` (v), `prompt` (t), `cosine` and the further views."""
+        found = {"center": RowVectors(self, self._images), "prompt": RowVectors(self, self._texts)}
+        found["cosine"] = RowVectors(self, self._cosines)
+        if self.anchors is not None:
+            found["anchors"] = RowVectors(self, self._anchor_cosines)
+        for name in self.views:
+            found[name] = RowVectors(self, functools.partial(self._images, view=name))
+        return found
 
-    def prompts(self) -> Tensor:
-        """Return the prompt embedding of every row, (N, D) float32, 0 without one; of rows with a further view."""
-        assert self.t_TD is not None, "a further view has everything in memory"
-        return taken(self.t_TD, torch.from_numpy(self.rows.prompt).to(self.device), missing=0.0)
+    def _images(self, rows: NDArray[np.int64], *, view: str = CENTER) -> Tensor:
+        image_B = self.rows.image[rows]
+        held = self.v_ID if view == CENTER else self.views[view]
+        if held is not None:
+            return held[torch.from_numpy(image_B).to(self.device)].float()
+        entries, place_B = np.unique(image_B, return_inverse=True)
+        return self._read("images", entries, view=view)[torch.from_numpy(place_B).to(self.device)].float()
+
+    def _texts(self, rows: NDArray[np.int64]) -> Tensor:
+        prompt_B = self.rows.prompt[rows]
+        if self.t_TD is not None:
+            return taken(self.t_TD, torch.from_numpy(prompt_B).to(self.device), missing=0.0)
+        entries, place_B = np.unique(prompt_B[prompt_B >= 0], return_inverse=True)
+        found = torch.zeros(len(rows), self.dim, device=self.device)
+        if len(entries):
+            known = torch.from_numpy(prompt_B >= 0).to(self.device)
+            found[known] = self._read("texts", entries)[torch.from_numpy(place_B).to(self.device)].float()
+        return found
+
+    def _anchor_cosines(self, rows: NDArray[np.int64]) -> Tensor:
+        assert self.anchors is not None
+        return self._images(rows) @ self.anchors.T
+
+    def _cosines(self, rows: NDArray[np.int64]) -> Tensor:
+        return ((self._images(rows) * self._texts(rows)).sum(dim=1, keepdim=True) + 1) / 2
 
     def cosine(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return s = v . t of some rows (all when None), (N,) float32 in [-1, 1]."""
@@ -174,14 +202,38 @@ class CacheRows:
             seed=seed,
         )
 
-    def _read(self, kind: Kind, entries_K: NDArray[np.int64]) -> Tensor:
+    def _read(self, kind: Kind, entries_K: NDArray[np.int64], *, view: str = CENTER) -> Tensor:
         assert self.store is not None
-        return torch.from_numpy(self.store.take(kind, entries_K)).to(self.device)
+        return torch.from_numpy(self.store.take(kind, entries_K, view=view)).to(self.device)
 
     def _window_rows(self) -> int:
         assert self.store is not None
         row_bytes = 2 * self.dim * self.store.group("images")["embedding"].dtype.itemsize  # an image and a text
         return max(1, WINDOW_BYTES // int(row_bytes))
+
+
+class RowVectors:
+    """Numbers (N, W) of the rows of a cache, read for the rows that are asked for; float32."""
+
+    def __init__(self, rows: CacheRows, read: Callable[[NDArray[np.int64]], Tensor]) -> None:
+        self._rows, self._read = rows, read
+
+    def __len__(self) -> int:
+        return len(self._rows.rows)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return some rows, (B, W) float32 on the device of the cache."""
+        return self._read(rows.cpu().numpy())
+
+
+def views_there(path: Path) -> list[str]:
+    """Return the names of the views besides `center` that all images of a cache have.
+
+    Raises:
+        UserError: see `FeatureStore.open`.
+    """
+    with open_cache(path) as store:
+        return [name for name in store.view_names() if name != CENTER and store.holds_views([name])]
 
 
 def view_there(path: Path, view: str) -> str | None:
@@ -202,24 +254,29 @@ def image_keys(store: FeatureStore) -> KeyArray:
     return np.ascontiguousarray(store.keys("images")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
 
 
-def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bool = False) -> CacheRows:
+def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: bool = False) -> CacheRows:
     """Read a cache: its embeddings into memory if they take at most `MEMORY_BYTES`, else when they are needed.
 
-    The vectors of a view besides `center`, if one is named, are read into memory, and all others with them; so is
-    everything where `in_memory` says so. A file that stays open is the one that was checked here, also when another
-    takes its name.
+    So are the vectors of `views` besides `center`, each by itself; with `in_memory` all is read. A file that stays open
+    is the one that was checked here, also when another takes its name.
 
     Raises:
-        UserError: see `FeatureStore.open`; or images lack the view.
+        UserError: see `FeatureStore.open`; or images lack a view.
     """
     with contextlib.ExitStack() as opened:
         store = opened.enter_context(open_cache(path))
-        in_memory = (
-            in_memory or view is not None or store.size_bytes("images") + store.size_bytes("texts") <= MEMORY_BYTES
-        )
-        vectors = {} if view is None else {"x_IF": store.embeddings("images", view=view)}
-        if in_memory:
-            vectors |= {"v_ID": store.embeddings("images"), "t_TD": store.embeddings("texts")}
+        further = [name for name in dict.fromkeys(views) if name != CENTER]
+        for name in further:
+            store.check_view(name)
+        size = store.size_bytes("images") + store.size_bytes("texts")
+        holds = in_memory or size <= MEMORY_BYTES
+        held: dict[str, Tensor | None] = {}
+        for name in further:
+            size += store.size_bytes("images", view=name)
+            fits = in_memory or size <= MEMORY_BYTES
+            held[name] = torch.from_numpy(store.embeddings("images", view=name)).to(device) if fits else None
+        vectors = {"v_ID": store.embeddings("images"), "t_TD": store.embeddings("texts")} if holds else {}
+        keeps_open = not holds or any(value is None for value in held.values())
         rows = CacheRows(
             path=path,
             header=store.header,
@@ -231,10 +288,11 @@ def load_rows(path: Path, device: str, *, view: str | None = None, in_memory: bo
             image_key_I=image_keys(store),
             tokens_T=store.tokens(),
             targets=store.targets,
-            store=None if in_memory else store,
+            views=held,
+            store=store if keeps_open else None,
             **{name: torch.from_numpy(vectors_KW).to(device) for name, vectors_KW in vectors.items()},
         )
-        if not in_memory:
+        if keeps_open:
             opened.pop_all()  # open as long as the rows are there
         return rows
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.model.scores import Batch, TargetScores
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
 
 
 CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
@@ -82,6 +83,17 @@ class Scores:
         for target, (score_N, base_N, delta_N) in self.targets.items():
             found |= {target: score_N, f"{target}_base": base_N, f"{target}_delta": delta_N}
         return found | {short: self.of(name) for name, short in SHORT_NAMES.items() if name in self.targets}
+
+
+def base_terms(heads: Heads, rows: CacheRows) -> dict[str, Tensor]:
+    """Return what fitted bases say of all rows of a cache, by target, (N,) float32; heads without say nothing."""
+    bases, inputs, found = heads.bases, rows.inputs(), list[dict[str, "Tensor"]]()
+    if bases is None:
+        return {}
+    for block in torch.arange(len(rows.rows)).split(SCORE_BATCH):
+        views = {name: inputs[name][block] for name in bases.views}
+        found.append(heads.base_terms(views, inputs["center"][block], inputs["prompt"][block]))
+    return {target.name: torch.cat([each[target.name] for each in found]) for target in heads.targets}
 
 
 def score(heads: Heads, batches: Iterable[Batch], *, total: int = 0) -> Scores:

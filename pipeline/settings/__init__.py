@@ -19,7 +19,7 @@ from deltaclip.pipeline.settings.finished import (
 )
 from deltaclip.pipeline.settings.learning import (
     MAX_SEED,
-    BaseInit,
+    Base,
     ByTarget,
     LearningSettings,
     by_target,
@@ -47,7 +47,7 @@ __all__ = [
     "TABLES",
     "AblateConfig",
     "Against",
-    "BaseInit",
+    "Base",
     "ByTarget",
     "CompareConfig",
     "DemoConfig",

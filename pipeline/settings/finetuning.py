@@ -17,8 +17,10 @@ from deltaclip.pipeline.settings.training import TrainConfig
 class FinetuneConfig(LearningSettings):
     """Settings of `finetune`: heads, and CLIP but for its first blocks."""
 
-    base_init: Literal["calibrated", "identity"] = setting(
-        "calibrated", help="Bases: fitted to the embeddings of the cache in closed form, or plain."
+    base: Literal["calibrated", "identity"] = setting(
+        "calibrated",
+        help="Bases: fitted to the embeddings of the cache in closed form, or plain.",
+        spelling="--base-init",
     )
     preset: Literal["quick", "small", "balanced", "auto"] | None = setting(
         None,

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import LARGEST_NUMBER, check_settings, option_name, setting
 
-BaseInit = Literal["calibrated", "identity", "kernel"]
+Base = Literal["auto", "calibrated", "identity", "kernel"]
 MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
 
 
@@ -99,9 +99,11 @@ class LearningSettings:
     refinement: bool = setting(
         False, help="Direct heads: a small transformer over image, prompt and coarse consistency corrects the latter."
     )
-    base_init: BaseInit = setting(
-        "calibrated",
-        help="Bases: linear and fitted in closed form, plain, or kernel ridge on a view of the cache (--view).",
+    base: Base = setting(
+        "auto",
+        help="Bases: the best of several closed forms on all that the cache has, by left-out rows; linear on v and s, "
+        "plain, or kernel ridge on one view (--view).",
+        spelling="--base-init",
     )
     scale_mode: Literal["fixed", "learned", "curriculum"] = setting(
         "fixed",

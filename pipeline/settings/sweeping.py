@@ -40,7 +40,7 @@ class SweepConfig(FrozenClip):
     w_c: str | None = setting(None, help="Values, as --weight consistency=.")
     dropout: str = setting("0.1", help="Values.")
     loss: str = setting("mse", help="Names: mse, huber, plcc, rank, fidelity.")
-    base_init: str = setting("calibrated", help="Names: calibrated, identity, kernel.")
+    base: str = setting("auto", help="Names: auto, calibrated, identity, kernel.", spelling="--base-init")
     view: str = setting("stages", help="As in `train`.")
     seed: str = setting("42", help="Seeds of initial weights and dropout; settings rank by their mean over seeds.")
     samples: int = setting(0, help="Train this many settings, drawn from the grid or the ranges; 0: the grid.", ge=0)
@@ -68,7 +68,7 @@ class SweepConfig(FrozenClip):
 
 
 # Settings with lists of values: one axis each, or one for every target that is named.
-PLAIN = ("lr", "weight_decay", "dropout", "loss", "base_init", "seed")
+PLAIN = ("lr", "weight_decay", "dropout", "loss", "base", "seed")
 BY_TARGET = {
     "scale": {"quality": "residual_scale_q", "consistency": "residual_scale_c"},
     "weight": {"quality": "w_q", "consistency": "w_c"},

@@ -50,6 +50,8 @@ Against = Literal[
     "identity-base",
     "no-correction",
     "no-dropout",
+    "auto",
+    "auto-only",
     "ridge-view",
     "kernel",
     "kernel-only",
@@ -109,7 +111,7 @@ class AblateConfig(FrozenClip):
 class TrainConfig(FrozenClip, LearningSettings):
     """Settings of `train`: heads on cached embeddings, the backbone frozen."""
 
-    view: str = setting("stages", help="View that --base-init kernel reads; give it to `extract --views`.")
+    view: str = setting("stages", help="View that --base kernel reads; give it to `extract --views`.")
     tensorboard: bool = setting(False, help="Write curves for TensorBoard, into the run at the end.")
 
     def __post_init__(self) -> None:

@@ -334,7 +334,7 @@ def heads_of_run(tasks: Sequence[Task[FinetuneConfig]]) -> InitHeads:
 
     Raises:
         UserError: they were trained on another backbone, or on test rows of a split; they are others than the settings
-            ask for; their base is a kernel, which stands on embeddings that will change.
+            ask for; their bases are fitted to vectors that will change.
     """
     config, rows = tasks[0].config, tasks[0].rows
     assert config.init_heads is not None
@@ -345,9 +345,9 @@ def heads_of_run(tasks: Sequence[Task[FinetuneConfig]]) -> InitHeads:
     if wrong := differences(run.config["request"], rows.header["request"]):
         remedy = "train heads on this cache first"
         raise UserError(f"was trained on another backbone: {'; '.join(wrong)}", place=run.path, remedy=remedy)
-    if run.spec.kernels:
-        remedy = "give a run of --base-init calibrated"
-        raise UserError("its base is a kernel on embeddings that will change", place=run.path, remedy=remedy)
+    if run.spec.bases:
+        remedy = "give a run of `deltaclip train --base calibrated`"
+        raise UserError("its bases are fitted to vectors that will change", place=run.path, remedy=remedy)
     _check_spec(run, head_spec(tasks[0]))
     _check_rows(run, rows, [task.split for task in tasks], config.init_heads)
     return InitHeads(spec=run.spec, heads=run.heads, fingerprint=sha256_file(run.checkpoint))

@@ -22,14 +22,8 @@ from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, build_heads
 from deltaclip.pipeline.model.stack import HeadStack
 from deltaclip.pipeline.rows.task import rankable_labels, trainable_labels, validation
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH
-from deltaclip.pipeline.training.train_heads import (
-    Learned,
-    base_view,
-    fit_kernels,
-    fit_plan,
-    head_spec,
-    start_bases,
-)
+from deltaclip.pipeline.training.bases import Bases, fit_bases, start_bases
+from deltaclip.pipeline.training.train_heads import Learned, fit_plan, has_fitted_bases, head_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +32,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.loop.epochs import Validation
     from deltaclip.pipeline.rows.cached_rows import Batches
     from deltaclip.pipeline.rows.task import Task
-    from deltaclip.pipeline.settings import BaseInit, TrainConfig
+    from deltaclip.pipeline.settings import Base, TrainConfig
 
 
 # Heads of one target that train together: parameters, two moments, best weights and a bf16 copy are 18 bytes a weight,
@@ -57,7 +51,7 @@ class HeadKey:
     weight: float
     dropout: float
     loss: str
-    base_init: BaseInit
+    base: Base
 
 
 class Stacked:
@@ -71,15 +65,15 @@ class Stacked:
         trainable = trainable_labels(self.rows, self.split.train)
         self.ranked = [label for label in rankable_labels(self.rows, self.split.val) if label in trainable]
         settings = [task.config for task in tasks]
-        self.kernels = None
-        if view := base_view(*settings):
+        self.fitted: dict[str, Bases] = {}
+        for base in dict.fromkeys(one.base for one in settings if has_fitted_bases(one)):
             trained = {label for task in tasks for label in task.trained}
-            seed = self.first.config.split_seed
-            self.kernels = fit_kernels(self.rows, self.split, labels=trained, view=view, seed=seed)
+            seed, view = self.first.config.split_seed, self.first.config.view if base == "kernel" else None
+            self.fitted[base] = fit_bases(self.rows, self.split, labels=trained, seed=seed, view=view)
         keys = {label: sorted({self.key(task, label) for task in tasks}, key=_order) for label in self.targets}
         self.num_heads = sum(map(len, keys.values()))
         self._place: dict[tuple[str, HeadKey], tuple[StackJob, int]] = {}
-        self._starts: dict[tuple[int, BaseInit], tuple[ResidualHeads, dict[str, Any] | None]] = {}
+        self._starts: dict[tuple[int, Base], tuple[ResidualHeads, dict[str, Any] | None]] = {}
         self._generators: dict[int, torch.Generator] = {}
         passes = list(_passes(keys))
         self.seconds = 0.0
@@ -98,7 +92,7 @@ class Stacked:
             weight=task.weights.targets[label],
             dropout=config.dropout,
             loss=config.loss,
-            base_init=config.base_init,
+            base=config.base,
         )
 
     def val_scores(self, task: Task[TrainConfig]) -> dict[str, float]:
@@ -119,13 +113,13 @@ class Stacked:
     def learned(self, task: Task[TrainConfig]) -> Learned:
         """Return the heads of one task as `learn` would, with their history."""
         config, spec = task.config, self._spec(task)
-        _, calibration = self._start(config.seed, config.base_init)
-        columns = self._columns(config.base_init)
+        _, calibration = self._start(config.seed, config.base)
+        columns = self._columns(config.base)
         with seeded(config.seed):
             heads = build_heads(spec).to(self.rows.device)
         assert isinstance(heads, ResidualHeads)
-        if self.kernels and config.base_init == "kernel":
-            self.kernels.put_into(heads)
+        if config.base in self.fitted:
+            self.fitted[config.base].put_into(heads)
         best_epoch, best_score, jobs = {}, {}, {}
         for label in self.targets:
             job, k = self._place[label, self.key(task, label)]
@@ -136,38 +130,40 @@ class Stacked:
                     parameter.copy_(job.best[name][k])
         if config.scale_mode == "curriculum":
             self._set_curriculum(heads, jobs, best_epoch)
+        left_out = self.fitted[config.base].left_out if config.base in self.fitted else {}
         fitted = FitResult(self._history(config, jobs), best_epoch, best_score, stopped_early=False)
-        return Learned(spec=spec, heads=heads.eval(), calibration=calibration, fitted=fitted, columns=columns)
+        return Learned(
+            spec=spec, heads=heads.eval(), calibration=calibration, fitted=fitted, columns=columns, left_out=left_out
+        )
 
     def _spec(self, task: Task[TrainConfig]) -> HeadSpec:
-        shape = self.kernels.shape if self.kernels and task.config.base_init == "kernel" else None
-        return head_spec(task, kernels=shape)
+        bases = self.fitted.get(task.config.base)
+        return head_spec(task, bases=bases.shape if bases else None)
 
-    def _columns(self, base_init: BaseInit) -> Columns:
-        return {"kernel_B": self.kernels.columns} if self.kernels and base_init == "kernel" else {}
+    def _columns(self, base: Base) -> Columns:
+        return {"fitted_B": self.fitted[base].columns} if base in self.fitted else {}
 
-    def _batches(self, base_init: BaseInit) -> Batches:
-        return self.first.train_batches(columns=self._columns(base_init))
+    def _batches(self, base: Base) -> Batches:
+        return self.first.train_batches(columns=self._columns(base))
 
-    def _with_base(self, base_init: BaseInit) -> Task[TrainConfig]:
-        return replace(self.first, config=replace(self.first.config, base_init=base_init))
+    def _with_base(self, base: Base) -> Task[TrainConfig]:
+        return replace(self.first, config=replace(self.first.config, base=base))
 
-    def _start(self, seed: int, base_init: BaseInit) -> tuple[ResidualHeads, dict[str, Any] | None]:
+    def _start(self, seed: int, base: Base) -> tuple[ResidualHeads, dict[str, Any] | None]:
         """Return new heads of a seed with their base, made once; what scales and dropout are does not matter."""
-        if (seed, base_init) not in self._starts:
+        if (seed, base) not in self._starts:
             device = self.rows.device
             with seeded(seed, device):
-                heads = build_heads(self._spec(self._with_base(base_init))).to(device)
+                heads = build_heads(self._spec(self._with_base(base))).to(device)
                 assert isinstance(heads, ResidualHeads)
                 # Training alone goes on with torch's own generator from here: its dropout.
                 self._generators[seed] = _generator_now(device)
-            kernels = self.kernels if base_init == "kernel" else None
-            calibration = start_bases(heads, base_init, self._batches(base_init), kernels)
-            self._starts[seed, base_init] = heads, calibration
-        return self._starts[seed, base_init]
+            calibration = start_bases(heads, base, self._batches(base), self.fitted.get(base))
+            self._starts[seed, base] = heads, calibration
+        return self._starts[seed, base]
 
     def _train(self, keys: dict[str, list[HeadKey]], progress: Progress) -> None:
-        jobs, base_init = [], next(iter(keys.values()))[0].base_init
+        jobs, base = [], next(iter(keys.values()))[0].base
         for label, found in keys.items():
             stack = HeadStack([self._built(key) for key in found], label, half=self.half)
             names = ("lr", "weight_decay", "loss", "weight", "dropout", "seed")
@@ -177,16 +173,16 @@ class Stacked:
         generators = {seed: _copied(generator) for seed, generator in self._generators.items()}
         self.seconds += fit_stacks(
             jobs,
-            self._batches(base_init),
+            self._batches(base),
             plan=fit_plan(self.first.config),
             generators=generators,
-            validate=self._validator(base_init) if self.ranked else None,
+            validate=self._validator(base) if self.ranked else None,
             on_epoch=lambda _: progress.advance(note=_best_note(jobs)),
         )
 
     def _built(self, key: HeadKey) -> ResidualHeads:
-        start, _ = self._start(key.seed, key.base_init)
-        spec = self._spec(self._with_base(key.base_init)).with_scales(dict.fromkeys(self.targets, key.scale))
+        start, _ = self._start(key.seed, key.base)
+        spec = self._spec(self._with_base(key.base)).with_scales(dict.fromkeys(self.targets, key.scale))
         with seeded(key.seed):
             heads = build_heads(spec)
         assert isinstance(heads, ResidualHeads)
@@ -195,8 +191,8 @@ class Stacked:
         heads.load_state_dict(state)
         return heads.to(self.rows.device)
 
-    def _validator(self, base_init: BaseInit) -> Callable[[HeadStack], list[Validation]]:
-        val = self.first.val_batches(columns=self._columns(base_init))
+    def _validator(self, base: Base) -> Callable[[HeadStack], list[Validation]]:
+        val = self.first.val_batches(columns=self._columns(base))
         truth = {label: self.rows.label(label)[self.split.val] for label in self.ranked}
 
         def validate(stack: HeadStack) -> list[Validation]:
@@ -234,9 +230,9 @@ class Stacked:
 
 
 def _passes(keys: dict[str, list[HeadKey]]) -> Iterator[dict[str, list[HeadKey]]]:
-    """Cut the heads of each target into passes: at most MAX_HEADS, and kernel bases, of another shape, apart."""
-    for kernel in (False, True):
-        found = {label: [key for key in each if (key.base_init == "kernel") is kernel] for label, each in keys.items()}
+    """Cut the heads of each target into passes: at most MAX_HEADS, and fitted bases, of other shapes, apart."""
+    for bases in (("calibrated", "identity"), ("kernel",), ("auto",)):
+        found = {label: [key for key in each if key.base in bases] for label, each in keys.items()}
         for first in range(0, max(map(len, found.values())), MAX_HEADS):
             # All targets always: their dropout is drawn in turns from one stream, so a finished target keeps one head.
             yield {label: each[first : first + MAX_HEADS] or each[:1] for label, each in found.items()}

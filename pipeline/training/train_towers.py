@@ -17,8 +17,9 @@ from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.model.losses import BATCH_LOSSES
 from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
+from deltaclip.pipeline.training.bases import start_bases
 from deltaclip.pipeline.training.tower_model import SideBatches, TunedModel
-from deltaclip.pipeline.training.train_heads import Learned, epoch_note, head_spec, learn, objective_of, start_bases
+from deltaclip.pipeline.training.train_heads import Learned, epoch_note, head_spec, learn, objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +137,7 @@ def _start(task: Task[FinetuneConfig], *, batches: MemoryBatches, started: tuple
     spec = head_spec(task)
     with seeded(config.seed):
         heads = build_heads(spec)
-    return _Start(spec, heads, start_bases(heads, config.base_init, batches, None))
+    return _Start(spec, heads, start_bases(heads, config.base, batches, None))
 
 
 def _validator(task: Task[FinetuneConfig], model: TunedModel) -> Callable[[], Validation]:

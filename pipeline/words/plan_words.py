@@ -34,7 +34,8 @@ LR_RANGE = (1e-3, 5e-3)
 _BASES = {
     "calibrated": "calibrated on the training rows",
     "identity": "identity",
-    "kernel": "kernel ridge on training and validation rows: f(x) on {view}, f(x, t, f_image) on it, prompt and f(x)",
+    "kernel": "f is kernel ridge on training and validation rows: on {view}; of pairs on it, prompt and image score",
+    "auto": "f is chosen among closed forms by left-out training and validation rows, on center{views}",
 }
 LARGE_SCALE = 0.5  # beyond, the correction is no longer small
 
@@ -109,17 +110,18 @@ def _formulas(task: Task[Any]) -> list[str]:
     if not config.residual_learning:
         return _direct_formulas(config, targets)
     when = {"fixed": "", "learned": " (start; learned)", "curriculum": " (end; ramped up)"}[config.scale_mode]
-    kernel = config.base_init == "kernel"
+    fitted = config.base in {"auto", "kernel"}
     bases = {
-        "image": "clamp(f(x), 0, 1)" if kernel else "sigmoid(w . v + b0)",
-        "pair": f"clamp(a (s + 1)/2 + b{' + f(x, t, f_image)' if kernel else ''}, 0, 1)",
+        "image": "clamp(f, 0, 1)" if fitted else "sigmoid(w . v + b0)",
+        "pair": f"clamp(a (s + 1)/2 + b{' + f' if fitted else ''}, 0, 1)",
     }
     corrections = {"image": "tanh(MLP(v)), 0, 1)", "pair": "tanh(Fusion([v, t, s])), 0, 1), s = v . t"}
     lines = [
         f"{each.name:13} clamp({bases[each.sees]} + {config.scales.of(each.name):g}{when} {corrections[each.sees]}"
         for each in targets
     ]
-    return [*lines, f"bases         {_BASES[config.base_init].format(view=getattr(config, 'view', ''))}"]
+    views = "".join(f", {name}" for name in task.rows.views)
+    return [*lines, f"bases         {_BASES[config.base].format(view=getattr(config, 'view', ''), views=views)}"]
 
 
 def _direct_formulas(config: LearningSettings, targets: Sequence[Target]) -> list[str]:
@@ -166,12 +168,12 @@ def settings_warnings(task: Task[Any]) -> list[str]:
     else:
         found += [
             f"{option_name(name)} is not used: direct heads have neither base nor scale"
-            for name in ("scale", "residual_scale_q", "residual_scale_c", "scale_mode", "base_init")
+            for name in ("scale", "residual_scale_q", "residual_scale_c", "scale_mode", "base")
             if getattr(config, name) != getattr(type(config), name)
         ]
     view = getattr(config, "view", TrainConfig.view)
-    if view != TrainConfig.view and (config.base_init != "kernel" or not config.residual_learning):
-        found.append(f"--view {view} is not used: it belongs to --base-init kernel")
+    if view != TrainConfig.view and (config.base != "kernel" or not config.residual_learning):
+        found.append(f"--view {view} is not used: it belongs to --base kernel")
     found += _about_loss(config, rows)
     found += _about_explanations(config, rows)
     found += _about_split(config, rows, task.split)
@@ -279,7 +281,7 @@ def tune_warnings(task: Task[FinetuneConfig]) -> list[str]:
     if config.crops != type(config).crops and config.augment != "views":
         found.append(f"--crops {config.crops} is not used: it belongs to --augment views")
     if config.init_heads:
-        unused = ("head_epochs", "base_init", "dropout")
+        unused = ("head_epochs", "base", "dropout")
         changed = [name for name in unused if getattr(config, name) != getattr(type(config), name)]
         found += [f"{option_name(name)} is not used: the heads are those of --init-heads" for name in changed]
     return [f"warning: {line}" for line in found]

@@ -101,7 +101,7 @@ def colour_run(colour_table, demo_folder, demo_cache, tiny_backbone) -> Path:
     shutil.copyfile(demo_cache, cache)
     named = {"target": ["colour=tint:image"], "label_range": ["colour=1,5"]}
     extract(ExtractConfig(data=str(colour_table), out=cache, backbone=tiny_backbone, image_root=demo_folder, **named))
-    return train(TrainConfig(cache=cache, out=out, epochs=2, base_init="identity")).run
+    return train(TrainConfig(cache=cache, out=out, epochs=2, base="identity")).run
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def test_heads_with_kernels_take_the_view_as_x(train_demo, demo_folder, tiny_bac
     config = ExtractConfig(
         data=str(demo_folder / "demo.csv"), out=tmp_path / "views.h5", backbone=tiny_backbone, views="stages"
     )
-    run = train_demo(cache=extract(config).cache, base_init="kernel").run
+    run = train_demo(cache=extract(config).cache, base="kernel").run
     result = export(ExportConfig(run=run, out=tmp_path / "heads.onnx", part="heads"))
     assert result.inputs == ["v", "t", "x"]
     assert about(result.out)["view"] == "stages"

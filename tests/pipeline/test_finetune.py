@@ -157,7 +157,7 @@ def test_three_targets_are_learned_and_predicted(tune_few, few_again, few_folder
         label_range=["composition=1,5"],
     )
     scales = {"quality": 0.1, "consistency": 0.2, "composition": 0.3}
-    settings = {"cache": cache, "freeze_layers": 4, "freeze_text_layers": 3, "base_init": "identity"}
+    settings = {"cache": cache, "freeze_layers": 4, "freeze_text_layers": 3, "base": "identity"}
     run = tune_few(scale="0.2,quality=0.1,composition=0.3", **settings).run
     config, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
     assert config["labels"] == names == list(metrics["test"]) == list(config["best_epoch"])
@@ -266,10 +266,10 @@ def test_modes_have_names_of_their_own(tune_few, settings, mode):
 
 
 def test_heads_of_a_run_are_heads_trained_first(tune_few, tmp_path, few_cache):
-    alike = {"base_init": "identity", "batch_size": 8}  # a calibrated base is hard to beat in three epochs
+    alike = {"base": "identity", "batch_size": 8}  # a calibrated base is hard to beat in three epochs
     heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=3, lr=3e-3, device="cpu", **alike))
     started, first, plain = (
-        loss_of(tune_few(epochs=1, head_lr=3e-3, base_init="identity", **settings))
+        loss_of(tune_few(epochs=1, head_lr=3e-3, base="identity", **settings))
         for settings in ({"init_heads": heads.run}, {"head_epochs": 3}, {})
     )
     assert max(heads.best_epoch.values()) > 0

@@ -79,7 +79,7 @@ def test_a_run_says_what_it_needs(run):
 def test_every_base_trains(made, tmp_path, base):
     view = {"view": "center"} if base == "kernel" else {}
     for name, labels in (("none", ("quality",)), ("half", ("quality", "consistency"))):
-        result = train(TrainConfig(cache=made / f"{name}.h5", epochs=1, base_init=base, out=tmp_path / name, **view))
+        result = train(TrainConfig(cache=made / f"{name}.h5", epochs=1, base=base, out=tmp_path / name, **view))
         assert open_run(result.run).labels == labels
         with (result.run / "predictions.csv").open() as file:
             rows = list(csv.DictReader(file))

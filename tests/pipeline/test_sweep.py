@@ -58,7 +58,7 @@ def figures(run):
         {"residual_scale_q": 0.4, "residual_scale_c": 0.1, "lr": 5e-3, "weight_decay": 0.01},
         {"loss": "rank", "dropout": 0.4, "seed": 7, "w_q": 0.9, "w_c": 0.2},
         {"weight": "0.9,consistency=0.2", "scale": "quality=0.05"},
-        {"base_init": "identity", "dropout": 0.0, "lr": 4e-3},
+        {"base": "identity", "dropout": 0.0, "lr": 4e-3},
         {"scale_mode": "learned", "residual_scale_q": 0.3, "lr": 5e-3},
         {"scale_mode": "curriculum", "loss": "plcc", "warmup_ratio": 0.3, "schedule": "linear", "max_grad_norm": 0.05},
         {"batch_size": 100, "patience": 1, "fractions": "0.5,0.2,0.3", "data_seed": 3, "std_weighting": True},
@@ -119,7 +119,7 @@ def test_values_of_all_targets_and_of_one(sweep_demo):
 
 
 def test_settings_rank_by_their_mean_over_seeds(sweep_demo):
-    run = sweep_demo(seed="1,2,3", residual_scale_q="0.1,0.4", base_init="identity", lr="5e-3")
+    run = sweep_demo(seed="1,2,3", residual_scale_q="0.1,0.4", base="identity", lr="5e-3")
     means = [np.mean([row["val_score"] for row in run.table if row["scale_quality"] == q]) for q in (0.1, 0.4)]
     assert run.table[0]["scale_quality"] == (0.1, 0.4)[int(np.argmax(means))]
     assert run.table[0]["val_score_mean"] == pytest.approx(max(means))
@@ -143,7 +143,7 @@ def test_heat_maps_are_means_over_the_rest(sweep_demo):
 
 
 def test_a_diverged_setting_comes_last(sweep_demo):
-    run = sweep_demo(lr="5e-3,1e38", max_grad_norm=0, base_init="identity")
+    run = sweep_demo(lr="5e-3,1e38", max_grad_norm=0, base="identity")
     assert run.table[0]["lr"] == 5e-3
     assert np.isfinite(run.metrics["test"]["quality"]["srocc"])
     assert np.isnan(run.table[1]["val_quality"])
@@ -161,7 +161,7 @@ def test_bf16_products_choose_alike(sweep_demo):
 
 def test_more_heads_than_one_stack_takes(sweep_demo, monkeypatch):
     settings = {"residual_scale_q": "0.05,0.2,0.4,0.5,0.1", "residual_scale_c": "0.1,0.3", "dropout": "0.5"}
-    settings |= {"lr": "5e-3", "base_init": "identity"}  # no epoch is the calibrated base, which all would share
+    settings |= {"lr": "5e-3", "base": "identity"}  # no epoch is the calibrated base, which all would share
     whole = sweep_demo(**settings)
     monkeypatch.setattr("deltaclip.pipeline.training.train_stacks.MAX_HEADS", 2)
     parts = sweep_demo(**settings)

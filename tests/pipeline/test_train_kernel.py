@@ -58,7 +58,7 @@ def with_rows(tmp_path, *, stages_cache, demo_rows, demo_folder, tiny_backbone):
 @pytest.fixture
 def train_kernel(train_demo, stages_cache):
     def run(**settings):
-        return train_demo(**{"cache": stages_cache, "base_init": "kernel", "epochs": EPOCHS, **settings})
+        return train_demo(**{"cache": stages_cache, "base": "kernel", "epochs": EPOCHS, **settings})
 
     return run
 
@@ -119,7 +119,7 @@ def test_a_sweep_over_bases_gives_what_train_gives(train_kernel, stages_cache, t
         SweepConfig(
             cache=stages_cache,
             out=tmp_path / "sweep",
-            base_init="calibrated,kernel,identity",
+            base="calibrated,kernel,identity",
             residual_scale_q="0.1,0.3",
             epochs=EPOCHS,
             precision="fp32",
@@ -127,7 +127,7 @@ def test_a_sweep_over_bases_gives_what_train_gives(train_kernel, stages_cache, t
     )
     assert len(swept.table) == 6
     for row in swept.table:
-        alone = train_kernel(base_init=row["base_init"], residual_scale_q=row["scale_quality"])
+        alone = train_kernel(base=row["base"], residual_scale_q=row["scale_quality"])
         mains = [alone.metrics["val"][label]["main"] for label in LABELS]
         assert [row[f"val_{label}"] for label in LABELS] == pytest.approx(mains, abs=1e-3)
     assert evaluate(EvaluateConfig(run=swept.run)).metrics["test"] == read_json(swept.run / "metrics.json")["test"]
@@ -174,14 +174,14 @@ def test_one_label_is_enough(train_kernel, with_rows, label):
 
 def test_what_is_refused_and_what_is_said(train_demo, train_kernel, demo_cache, capsys):
     with pytest.raises(UserError) as error:
-        train_demo(base_init="kernel")
+        train_demo(base="kernel")
     assert str(error.value) == (
         f"{demo_cache}: has no view stages for 240 images; give --views stages to `deltaclip extract`"
     )
     with pytest.raises(UserError, match=r"has no view 'stagesx'; did you mean 'stages'\?"):
         train_kernel(view="stagesx")
     train_demo(view="tiles", epochs=1)
-    assert "warning: --view tiles is not used: it belongs to --base-init kernel\n" in capsys.readouterr().err
+    assert "warning: --view tiles is not used: it belongs to --base kernel\n" in capsys.readouterr().err
 
 
 def test_evaluate_leaves_out_the_rows_that_the_kernel_was_fitted_to(train_kernel):

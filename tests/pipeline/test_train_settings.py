@@ -114,7 +114,7 @@ def counts_of_fractions(effect):
 EFFECTS = {
     "out": ({}, lambda effect: effect.config()["settings"]["out"] == str(effect.changed)),
     "residual_learning": ({"residual_learning": False}, direct_heads),
-    "base_init": ({"base_init": "identity"}, lambda e: e.config()["calibration"] is None and e.weights_differ()),
+    "base": ({"base": "identity"}, lambda e: e.config()["calibration"] is None and e.weights_differ()),
     "scale_mode": ({"scale_mode": "learned"}, learned_scales_move),
     "scale": ({"scale": "0.2,quality=0.1"}, scale_of_quality_alone),
     "weight": ({"weight": "quality=0"}, consistency_head_alone_is_trained),
@@ -391,9 +391,9 @@ def test_constant_validation_labels_choose_nothing(train_demo, demo_run, relabel
 
 
 def test_unused_settings_of_direct_heads_are_said(train_demo, capsys):
-    train_demo(residual_learning=False, residual_scale_q=0.1, scale_mode="learned", base_init="identity", epochs=1)
+    train_demo(residual_learning=False, residual_scale_q=0.1, scale_mode="learned", base="identity", epochs=1)
     err = capsys.readouterr().err
-    for option in ("--residual-scale-q", "--scale-mode", "--base-init"):
+    for option in ("--residual-scale-q", "--scale-mode", "--base"):
         assert f"warning: {option} is not used: direct heads have neither base nor scale\n" in err
     assert "--residual-scale-c" not in err
 

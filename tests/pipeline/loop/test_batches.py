@@ -73,7 +73,7 @@ def test_further_columns_follow_their_rows():
     for batch in [*batches(1), *batches.in_order(3)]:
         assert batch.std_B.keys() == {"quality"}
         assert torch.equal(batch.std_B["quality"], batch.label_B["quality"] + 0.5)
-        assert batch.weight_B == batch.kernel_B == {}
+        assert batch.weight_B == batch.fitted_B == {}
     with pytest.raises(ValueError, match=r"^10 image rows but 9 values of std_B of quality$"):
         memory_batches(rows, rows, labels, columns_N={"std_B": {"quality": number[:9]}})
 

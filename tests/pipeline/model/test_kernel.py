@@ -138,7 +138,7 @@ def test_equal_rows_and_constant_parts():
     ("spoil", "line"),
     [
         ("nan", "--view: a view holds values that are not finite; extract it again"),
-        ("groups", "--base-init: a kernel base needs two groups with labels; give calibrated"),
+        ("groups", "--base: a kernel base needs two groups with labels; give calibrated"),
     ],
 )
 def test_refusals(spoil, line):

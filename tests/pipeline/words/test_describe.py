@@ -36,7 +36,7 @@ def rows(demo_cache):
             "consistency   clamp(clamp(a (s + 1)/2 + b, 0, 1) + 0.2 (end; ramped up) tanh(Fusion([v, t, s])), "
             "0, 1), s = v . t",
         ),
-        ({"base_init": "identity"}, "bases         identity"),
+        ({"base": "identity"}, "bases         identity"),
         ({"residual_learning": False}, "consistency   sigmoid(MLP([v, t, s])), s = v . t"),
     ],
 )
