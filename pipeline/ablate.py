@@ -16,14 +16,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_folder
 from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import Progress, say
-from deltaclip.pipeline.comparing.variant_table import (
-    comparable_labels,
-    compare_variants,
-    comparison_lines,
-    csv_columns,
-    interval_kind,
-    subset_notes,
-)
+from deltaclip.pipeline.comparing.variant_table import comparable_labels, compare_variants, csv_columns, interval_kind
 from deltaclip.pipeline.comparing.variants import (
     TUNED_VARIANTS,
     VARIANTS,
@@ -40,6 +33,7 @@ from deltaclip.pipeline.runs.measure import combine, repeat_configs
 from deltaclip.pipeline.runs.prediction_table import write_table
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.words.plan_words import warnings_of
+from deltaclip.pipeline.words.result_words import subset_notes, variants_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +67,7 @@ class AblateResult:
 
     def summary(self) -> str:
         """Return a table per label, and where the files lie."""
-        lines = comparison_lines(self.split, self.compared, WORDS, against=self.against, interval=self.interval)
+        lines = variants_table(self.split, self.compared, WORDS, against=self.against, interval=self.interval)
         return "\n".join([*lines, *subset_notes(self.compared), "", f"{self.folder} ({self.seconds:.1f} s)"])
 
 

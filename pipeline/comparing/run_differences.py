@@ -16,18 +16,15 @@ from deltaclip.pipeline.rows.cached_rows import FILE, Codes, common_codes, keys_
 from deltaclip.pipeline.runs.measure import spread
 from deltaclip.pipeline.runs.prediction_table import read_predictions, recorded_targets
 from deltaclip.pipeline.scoring.agreement import agreement, json_number
-from deltaclip.pipeline.scoring.intervals import (
-    difference_over_splits,
-    mean_difference,
-    paired_difference,
-    srocc_interval,
-)
+from deltaclip.pipeline.scoring.intervals import Trial, judged_difference, srocc_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from deltaclip.pipeline.scoring.intervals import Over
 
 
 # ---- Figures of several runs on the same rows, and how far their differences can be trusted
@@ -93,7 +90,7 @@ def read_round(paths: Sequence[Path]) -> Round:
     )
 
 
-def source_of_spread(rounds: Sequence[Round]) -> str:
+def source_of_spread(rounds: Sequence[Round]) -> Over:
     """Return what differences vary over: 'rows' of one split, 'splits', or 'weights' on one split."""
     if len(rounds) == 1:
         return "rows"
@@ -109,43 +106,31 @@ def compare_label(
     One round: SROCC with its interval, and the paired bootstrap, both over groups. Several: each figure over rounds,
     and the t-interval of the mean difference. `advance` is called after each run.
     """
+    over = source_of_spread(rounds)
     compared: list[dict[str, Any]] = []
-    numbers = range(len(rounds[0].scores))
-    found = [[agreement(one.scores[number][label], one.labels[label]) for one in rounds] for number in numbers]
-    for number in numbers:
-        figures = {name: [getattr(one, name) for one in found[number]] for name in ("srocc", "plcc")}
+    for number in range(len(rounds[0].scores)):
+        found = [agreement(one.scores[number][label], one.labels[label]) for one in rounds]
+        figures = {name: [json_number(getattr(one, name)) for one in found] for name in ("srocc", "plcc")}
         entry: dict[str, Any]
-        if len(rounds) == 1:
-            entry = {name: json_number(values[0]) for name, values in figures.items()}
-            entry |= _over_rows(rounds[0], number, label)
+        if over == "rows":
+            (one,) = rounds
+            interval = srocc_interval(one.scores[number][label], one.labels[label], seed=0, groups=one.group_N)
+            entry = {name: values[0] for name, values in figures.items()}
+            entry["srocc_ci"] = [json_number(bound) for bound in interval]
         else:
-            entry = {name: spread([json_number(value) for value in values]) for name, values in figures.items()}
-            differences = [a.srocc - b.srocc for a, b in zip(found[number], found[0], strict=True)]
-            entry["difference"] = _over_rounds(rounds, differences, label) if number else None
-        compared.append(entry)
+            entry = {name: spread(values) for name, values in figures.items()}
+        compared.append({**entry, "difference": _difference(rounds, number, label, over=over) if number else None})
         advance()
     return compared
 
 
-def _over_rows(one: Round, number: int, label: str) -> dict[str, Any]:
-    scores, labels, groups = one.scores[number][label], one.labels[label], one.group_N
-    interval = srocc_interval(scores, labels, seed=0, groups=groups)
-    difference = None
-    if number:
-        difference = paired_difference(scores, one.scores[0][label], labels, seed=0, groups=groups).to_json()
-    return {"srocc_ci": [json_number(bound) for bound in interval], "difference": difference}
-
-
-def _over_rounds(rounds: Sequence[Round], differences: Sequence[float], label: str) -> dict[str, Any]:
-    if source_of_spread(rounds) == "splits":
-        judged = difference_over_splits(
-            differences,
-            num_test_K=[int((~np.isnan(one.labels[label])).sum()) for one in rounds],
-            num_train_K=[one.num_trained[label] for one in rounds],
-        )
-    else:  # initial weights on one split do not make each other's training
-        judged = mean_difference(differences)
-    return judged.to_json() | {"values": [json_number(value) for value in differences]}
+def _difference(rounds: Sequence[Round], number: int, label: str, *, over: Over) -> dict[str, Any]:
+    trials = [
+        Trial(one.scores[number][label], one.scores[0][label], one.labels[label], one.group_N, one.num_trained[label])
+        for one in rounds
+    ]
+    values, judged = judged_difference(trials, over=over)
+    return judged.to_json() | ({} if over == "rows" else {"values": [json_number(value) for value in values]})
 
 
 # ---- What runs recorded of their rows, read again and paired: the rows that are test in every run

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -278,3 +278,36 @@ def difference_over_splits(
     """
     share = float(np.mean(num_test_K)) / max(1.0, float(np.mean(num_train_K)))
     return mean_difference(differences_K, test_to_train=share)
+
+
+# ---- A difference between two that were trained and judged on the same rows, once or several times
+
+
+Over = Literal["rows", "splits", "weights"]
+
+
+class Trial(NamedTuple):
+    """Predictions of two on N test rows, with labels (NaN where missing), groups, and the labelled training rows."""
+
+    ours_N: npt.NDArray[np.floating]
+    other_N: npt.NDArray[np.floating]
+    label_N: npt.NDArray[np.floating]
+    group_N: npt.ArrayLike
+    num_train: int
+
+
+def judged_difference(trials: Sequence[Trial], *, over: Over) -> tuple[list[float], PairedDifference | MeanDifference]:
+    """Return the difference in SROCC of each trial, ours minus the other's, and how far it could have been another.
+
+    Over 'rows': the paired bootstrap over the groups of the first trial. Over 'splits' of the same rows: the
+    corrected t of `difference_over_splits`. Over 'weights' on one split, which do not make each other's training: the
+    plain t.
+    """
+    values = [srocc(one.ours_N, one.label_N) - srocc(one.other_N, one.label_N) for one in trials]
+    if over == "rows":
+        first = trials[0]
+        return values, paired_difference(first.ours_N, first.other_N, first.label_N, groups=first.group_N, seed=0)
+    if over == "weights":
+        return values, mean_difference(values)
+    num_test = [int((~np.isnan(one.label_N)).sum()) for one in trials]
+    return values, difference_over_splits(values, num_test_K=num_test, num_train_K=[one.num_train for one in trials])

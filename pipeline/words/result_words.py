@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 # ---- Metrics as lines for a person: every result beside its floors
@@ -138,6 +138,68 @@ def _number(value: Any, width: int) -> str:
         sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
         return f"{_number(value['mean'], 0) + sd:>{width}}"
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
+
+
+# ---- The table of an ablation
+
+
+def variants_table(
+    split: Mapping[str, Any],
+    compared: Mapping[str, Mapping[str, Any]],
+    words: Mapping[str, str],
+    *,
+    against: str,
+    interval: str,
+) -> list[str]:
+    """Return a table per label for a person, and what its columns are.
+
+    Args:
+        split: of all repeats, as in `metrics.json`.
+        compared: what `compare_variants` returns.
+        words: of each variant what it is.
+        against: the variant that differences are taken against.
+        interval: what it comes from, and p with it.
+    """
+    seeds = split["seeds"]
+    train, val, test = (_count(split["rows"][side]) for side in ("train", "val", "test"))
+    leak = "; LEAKS: some prompts are on two sides, so these figures flatter" if split["leaks_groups"] else ""
+    counts = f"{test} test rows ({train} train, {val} validation)"
+    repeats = f"seeds {seeds[0]} to {seeds[-1]}, mean ± SD" if len(seeds) > 1 else f"seed {seeds[0]}"
+    lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}, {repeats}{leak}"]
+    if split.get("note"):
+        lines.append(f"       {split['note']}")
+    names = max(map(len, compared)) + 2
+    wide = max(map(len, words.values())) + 2
+    for label in next(iter(compared.values())):
+        heading = f"{'test SROCC':>13}{f'- {against}':>{max(12, len(against) + 4)}}{'95 %':>20}{'p':>8}"
+        lines += ["", f"{label:{names + wide}}{heading}"]
+        for name, found in compared.items():
+            shown = _number(found[label]["test"]["srocc"], 13)
+            end = _variant_difference(found[label]["difference"], width=max(12, len(against) + 4))
+            lines.append(f"{name:{names}}{words[name]:{wide}}{shown}{end}".rstrip())
+    lines += ["", f"95 % and p: {interval}", "            two-sided, one comparison at a time"]
+    return lines
+
+
+def subset_notes(compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each variant that was fitted on a part of the training rows."""
+    found = []
+    for name, labels in compared.items():
+        for label, one in labels.items():
+            parts = [about for about in one["about"] if about.get("rows", 0) < about.get("of_rows", 0)]
+            if parts:
+                rows, of = parts[0]["rows"], parts[0]["of_rows"]
+                found.append(f"note: {name} ({label}) was fitted on {rows:,} of {of:,} training rows, drawn at random")
+    return found
+
+
+def _variant_difference(difference: Mapping[str, Any] | None, *, width: int) -> str:
+    if difference is None:
+        return ""
+    lo, hi = difference["ci"]
+    bounds = "-" if lo is None or hi is None else f"{lo:+.3f} to {hi:+.3f}"
+    mean = "-" if difference["mean"] is None else f"{difference['mean']:+.3f}"
+    return f"{mean:>{width}}{bounds:>20}{_number(difference['p_value'], 8)}"
 
 
 # ---- Validation scores of a sweep as a table and as heat maps, numbers and text
