@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """How long and how fast to train; a `patience` or `max_grad_norm` of 0 means off."""
+    """How long and how fast to train; a `patience` or `max_grad_norm` of 0 means off.
+
+    With a `margin` above 0 a head leaves its start only for an epoch that is better by more than that.
+    """
 
     epochs: int = 20
     lr: float = 1e-3
@@ -41,6 +44,7 @@ class FitPlan:
     schedule: Schedule = "cosine"
     max_grad_norm: float = 1.0
     patience: int = 0
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no training can have."""
@@ -48,7 +52,7 @@ class FitPlan:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}")
-        for name in ("lr", "weight_decay", "max_grad_norm", "patience"):
+        for name in ("lr", "weight_decay", "max_grad_norm", "patience", "margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -302,11 +306,12 @@ class BestEpoch:
     """The best epoch so far of one head; epoch 0 is the start, before any step.
 
     The highest score wins, the earlier epoch on a tie; NaN loses to any number and, while there is none, to a later
-    NaN. With a `patience` above 0, nothing is taken any more after so many epochs without a better score.
+    NaN. With a `patience` above 0, nothing is taken any more after so many epochs without a better score. With a
+    `margin` above 0, the start is left only for a score that is higher by more than that, and never without a score.
     """
 
-    def __init__(self, patience: int = 0) -> None:
-        self.patience = patience
+    def __init__(self, patience: int = 0, margin: float = 0.0) -> None:
+        self.patience, self.margin = patience, margin
         self.epoch, self.score = 0, math.nan
         self.stopped = False
 
@@ -314,7 +319,9 @@ class BestEpoch:
         """Judge an epoch; True where its weights are to be kept. None: the head is not judged, the last one is kept."""
         if self.stopped:
             return False
-        better = score is None or math.isnan(self.score) or score > self.score
+        better = score is None or math.isnan(self.score) or score > self.score + (self.margin if self.epoch == 0 else 0)
+        if epoch and self.margin and score is None:
+            better = False
         if better:
             self.epoch, self.score = epoch, math.nan if score is None else score
         self.stopped = bool(self.patience) and score is not None and epoch - self.epoch >= self.patience

@@ -71,7 +71,7 @@ class _HeadLearner:
         self.optimizer = AdamW(heads, weight_decay=plan.weight_decay)
         named = [(head_of(name), parameter) for name, parameter in heads.named_parameters()]
         self.clipped = [[parameter for head, parameter in named if head == each.name] for each in heads.targets]
-        self.best = {target.name: BestEpoch(plan.patience) for target in heads.targets}
+        self.best = {target.name: BestEpoch(plan.patience, plan.margin) for target in heads.targets}
         self.kept = {name: tensor.detach().clone() for name, tensor in heads.state_dict().items()}
         self.history: list[EpochRow] = []
         self.stopped = False

@@ -112,7 +112,7 @@ class _StackLearner:
         self.weights = [torch.tensor(list(job.own.weight), device=job.stack.scales().device) for job in jobs]
         self.seconds = 0.0
         for job in jobs:
-            job.choice = [BestEpoch(plan.patience) for _ in range(len(job.stack))]
+            job.choice = [BestEpoch(plan.patience, plan.margin) for _ in range(len(job.stack))]
             job.best = {name: stacked.detach().clone() for name, stacked in job.stack.parameters.items()}
 
     @property

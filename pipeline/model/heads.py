@@ -118,6 +118,8 @@ class FittedBase(nn.Module):
     def __init__(self, members: Sequence[MemberShape], shape: BaseShape, dim: int) -> None:
         super().__init__()
         self.shapes = tuple(members)
+        if any(ANCHORS in member.inputs for member in members):
+            self.register_buffer("anchors_AD", torch.zeros(shape.widths[ANCHORS], dim))
         self.members = nn.ModuleList()
         for member in members:
             width = sum(shape.width(name, dim) for name in member.inputs)
@@ -126,6 +128,8 @@ class FittedBase(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], like_N: Tensor) -> Tensor:
         """Return what the base says of rows, (N,), like `like_N`; `inputs` are (N, W) by name."""
         said_N, nothing_N0 = torch.zeros_like(like_N), like_N.new_zeros(len(like_N), 0)
+        if (anchors_AD := getattr(self, "anchors_AD", None)) is not None:
+            inputs = {**inputs, ANCHORS: inputs["center"] @ anchors_AD.T}
         for shape, member in zip(self.shapes, self.members, strict=True):
             said_N = said_N + shape.share * member(
                 torch.cat([nothing_N0, *(inputs[name] for name in shape.inputs)], dim=1)
@@ -228,8 +232,6 @@ class ResidualHeads(nn.Module):
             head.fitted = FittedBase(shape.members[target.name], shape, self.dim)
             if isinstance(head, ImageHead):
                 head.base = None
-        if ANCHORS in shape.widths:
-            self.register_buffer("anchors_AD", torch.zeros(shape.widths[ANCHORS], self.dim))
 
     def forward(self, v_ND: Tensor, t_ND: Tensor, fitted_N: Mapping[str, Tensor] | None = None) -> HeadScores:
         """Score rows of embeddings; returns the unclamped sums with their parts.
@@ -256,9 +258,6 @@ class ResidualHeads(nn.Module):
         s_N = cosine(v_ND, t_ND)
         inputs = {**views, "center": v_ND, "prompt": t_ND, "cosine": (s_N[:, None] + 1) / 2}
         with torch.no_grad():
-            if ANCHORS in self.bases.widths:
-                assert isinstance(self.anchors_AD, Tensor), "there is a buffer for them"
-                inputs[ANCHORS] = v_ND @ self.anchors_AD.T
             said = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "image"}
             inputs["score"] = next(iter(said.values()), torch.zeros_like(s_N))[:, None]
             pairs = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "pair"}

@@ -312,9 +312,8 @@ def _bases(
             for place, (_, member, _) in enumerate(fit.members)
             for part, value in member.state_dict().items()
         }
-    if ANCHORS in widths:
-        assert rows.anchors is not None, "their cosines were among the inputs"
-        state["anchors_AD"] = rows.anchors
+        if rows.anchors is not None and any(ANCHORS in c.inputs for c, _, _ in fit.members):
+            state[f"{head_name(name)}.fitted.anchors_AD"] = rows.anchors
     about = {
         "choice": {name: fit.choice.to_json() if fit.choice else None for name, fit in found.items()},
         "members": {name: [each.to_json() for each in fit.fits] for name, fit in found.items()},

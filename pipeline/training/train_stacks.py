@@ -23,7 +23,7 @@ from deltaclip.pipeline.model.stack import HeadStack
 from deltaclip.pipeline.rows.task import rankable_labels, trainable_labels, validation
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH
 from deltaclip.pipeline.training.bases import Bases, fit_bases, start_bases
-from deltaclip.pipeline.training.train_heads import Learned, fit_plan, has_fitted_bases, head_spec
+from deltaclip.pipeline.training.train_heads import Learned, fit_plan, has_fitted_bases, head_spec, margin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +174,7 @@ class Stacked:
         self.seconds += fit_stacks(
             jobs,
             self._batches(base),
-            plan=fit_plan(self.first.config),
+            plan=fit_plan(self.first.config, margin=margin_of(self._with_base(base))),
             generators=generators,
             validate=self._validator(base) if self.ranked else None,
             on_epoch=lambda _: progress.advance(note=_best_note(jobs)),
