@@ -451,6 +451,17 @@ def test_an_image_that_is_no_image_stops_a_strict_extraction(place, capsys, tiny
     assert not (tmp_path / "x.h5").exists()
 
 
+@pytest.mark.parametrize("name", ["x.h5", "x.safetensors", "x.pt"])
+def test_a_pointer_in_place_of_the_file(tmp_path, capsys, name):
+    """As a clone without Git LFS leaves it: a text of three lines under the name of a cache or of weights."""
+    path, what = tmp_path / name, "HDF5 file" if name == "x.h5" else "file of weights"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    backbone = ["--backbone", "ViT-B-32", "--pretrained", str(path), "--out", str(tmp_path / "c.h5")]
+    assert run(*(["train", str(path)] if name == "x.h5" else ["extract", "demo", *backbone])) == 2
+    line = f"is a Git LFS pointer, not the file itself, no {what}; run `git lfs pull` where it came from"
+    assert capsys.readouterr().err.splitlines()[-1] == f"deltaclip: {path}: {line}"
+
+
 def test_a_file_that_is_no_cache(place, capsys):
     assert run("train", str(place / "text.h5")) == 2
     err = capsys.readouterr().err

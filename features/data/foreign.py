@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import refuse_other
 from deltaclip.features.data.manifest import find_columns
 from deltaclip.features.data.table import Table, read_table
 from deltaclip.features.data.targets import recorded_targets
@@ -212,6 +213,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise UserError("no such file", place=path, remedy="check the path") from None
     except (ValueError, EOFError, OSError, SyntaxError) as error:
+        refuse_other(path, {"npy", "empty"}, what="npy file")
         raise UserError(f"is no readable npy file ({str(error).splitlines()[0]})", place=path, remedy=AGAIN) from error
     return _matrix(found, str(path))
 
@@ -228,6 +230,7 @@ def _safetensors(path: Path, texts: Path | None, table: Path) -> Source:
                 raise UserError(message, place=path, remedy="call them images and texts")
             found = {name: _matrix(file.get_tensor(name), f"{path}, {name}") for name in ("images", "texts")}
     except (SafetensorError, TypeError) as error:
+        refuse_other(path, {"safetensors", "empty"}, what="safetensors file")
         raise UserError(f"is no readable safetensors file ({error})", place=path, remedy=AGAIN) from error
     vectors = [Vectors([part], [f"{path}, {name}"]) for name, part in found.items()]
     return _checked(Source("safetensors", vectors[0], vectors[1], read_table(table)), path)

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.kinds import refuse_other
 from deltaclip.base.places import no_such_cache
 from deltaclip.features.data.targets import recorded_targets
 from deltaclip.features.data.views import CENTER, RECIPES
@@ -86,6 +87,7 @@ class FeatureStore:
             # which fails on some network file systems.
             file = h5py.File(path, "r", locking=False)
         except OSError as error:
+            refuse_other(path, {"hdf5", "empty"}, what="HDF5 file")
             reason = str(error).splitlines()[0]
             raise UserError(f"is no readable HDF5 file ({reason})", place=path, remedy=ANEW) from error
         problem = find_problem(file, unfinished=unfinished, has_seal=has_seal(path))
