@@ -27,6 +27,7 @@ from deltaclip.features.data.views import (
     OF_TOWER,
     RECIPES,
     STAGES,
+    STATISTICS,
     cut_tiles,
     fit_whole,
     whole_short_side,
@@ -102,6 +103,8 @@ def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> 
     def view(name: str) -> View:
         if name == STAGES:
             return _stages_view(backbone, preprocessed, open_file, batch_size=batch_size)
+        if name == STATISTICS:
+            return _statistics_view(backbone, open_file)
         source, crops, encode = known[name]
         return View(
             name=name,
@@ -241,6 +244,28 @@ def _encode_stages(
         pixels = normalise(backbone, as_batch(backbone, [crops[place] for place in places]))
         mean_BW[places] = tower(pixels).cpu().numpy()
     return require_usable(Embeddings(mean_BW, np.linalg.norm(mean_BW, axis=1)), backbone)
+
+
+def _statistics_view(backbone: Backbone, open_file: Callable[[bytes], Image.Image]) -> View:
+    """Return the view that no model has a part in: it is whole once the decoding threads are done."""
+    import torch
+
+    from deltaclip.features.data.statistics import NAMES, statistics_of
+
+    def encode(crops: Sequence[torch.Tensor]) -> Embeddings:
+        found_BS = torch.cat(list(crops)).numpy()
+        return Embeddings(found_BS, np.linalg.norm(found_BS, axis=1))
+
+    return View(
+        name=STATISTICS,
+        recipe=RECIPES[STATISTICS],
+        width=len(NAMES),
+        device=backbone.device,
+        source=STATISTICS,
+        open_file=open_file,
+        crops=lambda image: torch.from_numpy(statistics_of(image)[None]),
+        encode=encode,
+    )
 
 
 def _resample(backbone: Backbone) -> Image.Resampling:

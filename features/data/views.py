@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CENTER = "center"
 STAGES = "stages"
+STATISTICS = "statistics"
 MAX_TILES = 9  # a 3 x 3 grid: as much as 9 forward passes an image, so the cost has a bound whatever the resolution
 # 384 for 224: quality of AGIQA-3K by means of MobileNetV2 stages, SROCC .820; 512 adds .003 at 1.8 times the pixels.
 WHOLE_SCALE = Fraction(12, 7)
@@ -51,6 +52,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "whole_aspect": WHOLE_ASPECT,
         "max_blocks": MAX_BLOCKS,
         "vector": "means over space or tokens of the outputs of the blocks, one after the other, not normalised",
+        "dtype": "float32",
+    },
+    # The numbers have no place for what they are, so whoever changes one of them has to raise the version.
+    STATISTICS: {
+        "pixels": "the picture's own: all of a small one, else nine tiles in an even grid",
+        "vector": "named numbers, docs/statistics.md, not normalised",
+        "version": 1,
         "dtype": "float32",
     },
 }
@@ -75,7 +83,7 @@ def check_decode(decode: str, views: tuple[str, ...]) -> None:
     Raises:
         UserError: names the view.
     """
-    larger = [name for name in views if name in {"tiles", STAGES}]
+    larger = [name for name in views if name in {"tiles", STAGES, STATISTICS}]
     if decode == "draft" and larger:
         message = f"draft reads JPEG files at a reduced size, and view {larger[0]} needs more"
         raise UserError(message, place="--decode", remedy="give --decode fast or exact, or leave out the view")

@@ -72,7 +72,7 @@ def test_a_run_scores_as_its_cache_was_decoded(photos, tmp_path, tiny_backbone):
     np.testing.assert_allclose(found.q, [float(row["q"]) for row in rows], atol=2e-6)
 
 
-@pytest.mark.parametrize("views", ["tiles", "stages"])
+@pytest.mark.parametrize("views", ["tiles", "stages", "statistics"])
 def test_draft_is_refused_where_a_view_needs_the_whole(photos, tmp_path, tiny_backbone, views):
     with pytest.raises(UserError) as caught:
         run(photos, tmp_path / "c.h5", tiny_backbone, decode="draft", views=views)
