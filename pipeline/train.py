@@ -24,6 +24,7 @@ from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.training.presets import apply_preset
 from deltaclip.pipeline.training.train_heads import learn, views_of
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
+from deltaclip.pipeline.words.result_words import choice_lines
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import TrainConfig
@@ -58,6 +59,7 @@ def train(config: TrainConfig) -> TrainedResult:
             sub = f"seed-{task.split.seeds[0]}" if len(tasks) > 1 else ""
             with EpochLog(events / sub) if events else nullcontext() as log:
                 learned = learn(task, what=what, log=log)
+            say(*choice_lines(learned.calibration))
             repeats.append(judge(task, learned))
         done, *others = repeats
         about = {"preset": preset.to_json() if preset else None}

@@ -116,7 +116,11 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"shares": dict(self.shares), "by": self.by, "left_out": {n: dict(f) for n, f in self.figures.items()}}
+        found = {
+            name: {figure: None if math.isnan(value) else value for figure, value in each.items()}
+            for name, each in self.figures.items()
+        }
+        return {"shares": dict(self.shares), "by": self.by, "left_out": found}
 
 
 MIXTURE = "mixture"

@@ -267,3 +267,30 @@ def heatmap_lines(maps: Sequence[dict[str, Any]]) -> list[str]:
 
 def _word(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# ---- Which bases were chosen
+
+
+def choice_lines(calibration: Mapping[str, Any] | None) -> list[str]:
+    """Return a line a target on the base that was chosen, with its figure on left-out rows and the best of the rest."""
+    lines = []
+    for target, choice in ((calibration or {}).get("choice") or {}).items():
+        if choice is None:
+            lines.append(f"base          {target}: labels in fewer than two groups: nothing to choose by")
+            continue
+        figures, shares = choice["left_out"], choice["shares"]
+        chosen = " + ".join(name if len(shares) == 1 else f"{share:.2f} {name}" for name, share in shares.items())
+        of_chosen = figures["mixture" if len(shares) > 1 else next(iter(shares))]
+        rest = {name: found for name, found in figures.items() if name not in shares and name != "mixture"}
+        line = f"base          {target}: {chosen}; left-out {_left_out(of_chosen, choice['by'])}"
+        if rest:
+            sign = -1 if choice["by"] == "rmse" else 1
+            second = max(rest, key=lambda name: sign * (rest[name][choice["by"]] or 0.0))
+            line += f"; best of {len(rest)} others: {second}, {_left_out(rest[second], choice['by'])}"
+        lines.append(line)
+    return lines
+
+
+def _left_out(figures: Mapping[str, float | None], by: str) -> str:
+    return f"{by.upper()} -" if figures[by] is None else f"{by.upper()} {figures[by]:.3f}"
