@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from deltaclip.base.kinds import kind_of_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
@@ -31,19 +33,20 @@ SNIFFED = 512  # bytes; a tar archive says what it is at 257
 PLAIN_PPM = re.compile(rb"P[1-6]\s+(#|\d)")  # the one image that starts like a text
 # Of one family with HEIC and videos: each file names the members of it that it is.
 AVIF = re.compile(rb"....ftyp.{0,48}avi[fs]", re.DOTALL)
-# Beginnings of files, at the given place, that are no image here.
+# Kinds of `base.kinds` that are no image, by the words that count them; then further beginnings of files, at a place.
+KINDS = {"pdf": "page of PDF or PostScript"} | dict.fromkeys(
+    ("zip", "gzip", "bzip2", "xz", "zstd", "7z", "rar", "tar"), "archive"
+)
 MARKS = (
     (4, re.compile(rb"ftyp(hei|hev|mif1|msf1)"), "HEIC image"),
     (0, re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL image"),
     (0, re.compile(rb"8BPS"), "Photoshop image"),
     (0, re.compile(rb"v/1\x01|#\?RADIANCE"), "HDR image"),
     (0, re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", re.DOTALL), "SVG image"),
-    (0, re.compile(rb"%PDF|%!PS"), "page of PDF or PostScript"),
+    (0, re.compile(rb"%!PS"), "page of PDF or PostScript"),
     (4, re.compile(rb"ftyp|moov|mdat"), "video"),
     (0, re.compile(rb"\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xba\xb3]|OggS|RIFF....AVI ", re.DOTALL), "video"),
     (0, re.compile(rb"ID3|fLaC|\xff[\xfb\xf3\xf2]|RIFF....WAVE", re.DOTALL), "audio file"),
-    (0, re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd"), "archive"),
-    (257, re.compile(rb"ustar"), "archive"),
 )
 PLURALS = {
     "link to a folder": "links to folders",
@@ -174,6 +177,9 @@ def _kind_of_start(start: bytes) -> str:
     for place, mark, kind in MARKS:
         if mark.match(start, place):
             return kind
+    known = kind_of_bytes(start)
+    if known is not None and known.name in KINDS:
+        return KINDS[known.name]
     if _is_text(start):
         return IMAGE if PLAIN_PPM.match(start) else "text file"
     return IMAGE if format_of(start) else "other file"
