@@ -8,12 +8,14 @@ Shapes: B images, W all channels of the blocks together.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.twins import Enough, twin_of
+from deltaclip.features.backbone.packed import EarlyPool, mean_of_tokens
+from deltaclip.features.backbone.twins import Enough, around, twin_of
 from deltaclip.features.data.views import MAX_BLOCKS
 
 if TYPE_CHECKING:
@@ -59,11 +61,14 @@ class StageTower:
         twin = twin_of(tower)
         for name in self.blocks:
             block = twin.get_submodule(name)
-            vars(block).pop("forward", None)  # of an encoder, whose last block gives the token that is pooled alone
-            block.register_forward_hook(self._keep)
-        self._twin, self._lock = twin, threading.Lock()
+            pool = vars(block).get("forward")
+            if isinstance(pool, EarlyPool):
+                block.forward = functools.partial(self._keep_and_pool, pool)
+            else:
+                block.register_forward_hook(self._keep_mean)
+        self._twin, self._encoder = twin, backbone.encoder
         self._channels_last = getattr(getattr(tower, "trunk", None), "output_fmt", "NCHW") == "NHWC"
-        self._means: list[torch.Tensor] = []
+        self._pass = threading.local()  # parts of a batch, and batches on two streams, go through at the same time
         parameter = next(tower.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         size = backbone.facts["preprocessing"]["size"]
@@ -79,31 +84,58 @@ class StageTower:
         """Return the means of all blocks' outputs over space or tokens, one block after the other, (B, W) float32."""
         import torch
 
-        return torch.cat(self._run(pixels_B3HW), dim=1)
+        return torch.cat(self._means(pixels_B3HW), dim=1)
+
+    def with_features(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the image features of the model, bit for bit, and behind them what a call gives, (B, D + W) float32.
+
+        One forward pass for both.
+        """
+        import torch
+
+        model = around(self._encoder, "visual", self._twin)
+        self._begin(is_all=True)
+        with torch.inference_mode():
+            features_BD = model.encode_image(pixels_B3HW.to(self._device, self._dtype))
+        return torch.cat([features_BD.float(), *self._pass.means], dim=1)
 
     def _widths(self, size: Sequence[int]) -> list[int]:
         import torch
 
-        return [mean.shape[1] for mean in self._run(torch.zeros(1, 3, *size))]
+        return [mean.shape[1] for mean in self._means(torch.zeros(1, 3, *size))]
 
-    def _run(self, pixels_B3HW: torch.Tensor) -> list[torch.Tensor]:
+    def _means(self, pixels_B3HW: torch.Tensor) -> list[torch.Tensor]:
         import torch
 
-        with self._lock, torch.inference_mode():
-            self._means = []
-            with contextlib.suppress(Enough):  # an attention pool after the last block takes one size only
-                self._twin(pixels_B3HW.to(self._device, self._dtype))
-            return self._means
+        self._begin(is_all=False)
+        with torch.inference_mode(), contextlib.suppress(Enough):
+            # An attention pool after the last block takes one size only: the pass ends before it.
+            self._twin(pixels_B3HW.to(self._device, self._dtype))
+        means: list[torch.Tensor] = self._pass.means
+        return means
 
-    def _keep(self, _module: torch.nn.Module, _given: Any, output: Any) -> None:
+    def _begin(self, *, is_all: bool) -> None:
+        self._pass.means, self._pass.is_all = [], is_all
+
+    def _keep_mean(self, _module: torch.nn.Module, _given: Any, output: Any) -> None:
         import torch
 
         if not isinstance(output, torch.Tensor) or output.dim() not in {3, 4}:
             raise self._refusal("its blocks give neither maps nor tokens")
-        axes = (1,) if output.dim() == 3 else (1, 2) if self._channels_last else (2, 3)
+        if output.dim() == 3:
+            self._keep(mean_of_tokens(output), output)
+            return
         # Sums in float32, whatever the model's precision: 36,864 places of a 384-pixel map.
-        self._means.append(output.mean(axes, dtype=torch.float32))
-        if len(self._means) == len(self.blocks):
+        self._keep(output.mean((1, 2) if self._channels_last else (2, 3), dtype=torch.float32), output)
+
+    def _keep_and_pool(self, pool: EarlyPool, *given: Any, **options: Any) -> torch.Tensor:
+        first, mean_BC = pool.with_mean(*given, **options)
+        self._keep(mean_BC, first)
+        return first
+
+    def _keep(self, mean_BC: torch.Tensor, output: torch.Tensor) -> None:
+        self._pass.means.append(mean_BC)
+        if len(self._pass.means) == len(self.blocks) and not self._pass.is_all:
             raise Enough(output)
 
     def _refusal(self, why: str) -> UserError:

@@ -74,8 +74,21 @@ def try_images(backbone: Backbone, pixels_B3HW: torch.Tensor) -> Embeddings:
         return encoder.encode_image(normalise(backbone, pixels).to(dtype))  # type: ignore[no-any-return]
 
     with torch.inference_mode():
-        is_packed = encoder is not backbone.model
-        return to_unit_length(in_parts(encode, pixels_B3HW, smallest=MIN_PART) if is_packed else encode(pixels_B3HW))
+        return to_unit_length(run_images(backbone, encode, pixels_B3HW))
+
+
+def run_images(
+    backbone: Backbone, encode: Callable[[torch.Tensor], torch.Tensor], pixels_B3HW: torch.Tensor
+) -> torch.Tensor:
+    """Return what `encode` makes of images, (B, ...), in parts at the same time where the backbone's encoder goes so.
+
+    Args:
+        backbone: a loaded model.
+        encode: maps (P, 3, H, W) to (P, ...), every image alone; may be called from several threads at a time.
+        pixels_B3HW: (B, 3, H, W).
+    """
+    is_packed = backbone.encoder is not backbone.model
+    return in_parts(encode, pixels_B3HW, smallest=MIN_PART) if is_packed else encode(pixels_B3HW)
 
 
 def is_usable(found: Embeddings) -> bool:

@@ -51,6 +51,13 @@ def twin_of(module: Module) -> Module:
     return copy.deepcopy(module, {id(part): part for part in (*module.parameters(), *module.buffers())}).eval()
 
 
+def around(model: Module, name: str, part: torch.nn.Module) -> Module:
+    """Return the same model with another module in the place of its child `name`; nothing of it is copied."""
+    other = copy.copy(model)
+    vars(other)["_modules"] = model._modules | {name: part}
+    return other
+
+
 def stop_before(_module: torch.nn.Module, given: tuple[Any, ...]) -> None:
     """Forward pre-hook: end the pass with what would go into the module."""
     raise Enough(_tensor(given[0]))

@@ -19,7 +19,13 @@ import numpy as np
 
 from deltaclip.features.backbone.block_means import StageTower, chunks_of_shape
 from deltaclip.features.backbone.decode_ahead import dealt, image_batches
-from deltaclip.features.backbone.encode import Embeddings, encode_images, require_usable
+from deltaclip.features.backbone.encode import (
+    Embeddings,
+    encode_images,
+    require_usable,
+    run_images,
+    to_unit_length,
+)
 from deltaclip.features.backbone.pixels import as_batch, center_crops, input_size, normalise
 from deltaclip.features.data.decoding import open_decoded
 from deltaclip.features.data.views import (
@@ -57,7 +63,7 @@ class View:
     `recipe` is its identity beside the backbone's; `device` is where it is encoded; `crops` maps an RGB image to pixels
     (K, 3, H, W), `source` names them, and views of one source share them; `open_file` makes such an image of a file's
     bytes, for all views of a backbone in the same way; `encode` makes (B, W) vectors and (B,) lengths of the crops of
-    B images.
+    B images. `with_center`, where there is one, makes those of `center` too, bit for bit, in the same forward pass.
     """
 
     name: str
@@ -68,6 +74,7 @@ class View:
     open_file: Callable[[bytes], Image.Image]
     crops: Callable[[Image.Image], torch.Tensor]
     encode: Callable[[Sequence[torch.Tensor]], Embeddings]
+    with_center: Callable[[Sequence[torch.Tensor]], tuple[Embeddings, Embeddings]] | None = None
 
 
 class ViewBatch(NamedTuple):
@@ -180,15 +187,39 @@ def _encode_batch(
 
     started = time.perf_counter()
     crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
-    found = {}
+    wanted_by = {view.name: [entry for entry in batch.entries if wanted[view.name][entry]] for view in views}
     with torch.cuda.stream(stream):  # does nothing without one
-        for view in views:
-            entries = [entry for entry in batch.entries if wanted[view.name][entry]]
-            if entries:
-                vectors = view.encode([crops_of[entry][view.source] for entry in entries])
-                found[view.name] = ViewBatch(entries, *vectors)
+        vectors = encode_views(views, crops_of, wanted_by)
+    found = {name: ViewBatch(wanted_by[name], *vectors[name]) for name in vectors}
     busy_s = batch.busy_s | {"forward": time.perf_counter() - started}
     return EncodedBatch(len(batch.entries), found, batch.failed, batch.passing, busy_s)
+
+
+def encode_views(
+    views: Sequence[View],
+    crops_of: Mapping[int, Mapping[str, torch.Tensor]],
+    entries_of: Mapping[str, Sequence[int]],
+) -> dict[str, Embeddings]:
+    """Return the vectors of images by view; views of the same images and pixels go through in one forward pass.
+
+    Args:
+        views: what to compute.
+        crops_of: by entry and source, the pixels.
+        entries_of: by view, the images of which it is wanted; one that is wanted of none is left out.
+    """
+
+    def crops(view: View) -> list[torch.Tensor]:
+        return [crops_of[entry][view.source] for entry in entries_of[view.name]]
+
+    found: dict[str, Embeddings] = {}
+    wanted = [view for view in views if entries_of[view.name]]
+    for view in wanted:
+        if view.with_center and entries_of[view.name] == entries_of.get(CENTER):
+            found[CENTER], found[view.name] = view.with_center(crops(view))
+    for view in wanted:
+        if view.name not in found:
+            found[view.name] = view.encode(crops(view))
+    return {view.name: found[view.name] for view in wanted}
 
 
 def file_opener(backbone: Backbone, *, max_pixels: int | None = None) -> Callable[[bytes], Image.Image]:
@@ -232,6 +263,7 @@ def _stages_view(
         crops=crops,
         # As many pixels at a time as a batch of `center` has at most, and so no more than about its memory.
         encode=functools.partial(_encode_stages, backbone, tower, most_pixels=batch_size * height * width),
+        with_center=None if tower.takes_any_size else functools.partial(_encode_both, backbone, tower),
     )
 
 
@@ -241,9 +273,22 @@ def _encode_stages(
     """Return the means over each image of what the blocks give, and the lengths of these vectors."""
     mean_BW = np.empty((len(crops), sum(tower.widths)), dtype=np.float32)
     for places in chunks_of_shape([tuple(crop.shape) for crop in crops], most_pixels):
-        pixels = normalise(backbone, as_batch(backbone, [crops[place] for place in places]))
-        mean_BW[places] = tower(pixels).cpu().numpy()
-    return require_usable(Embeddings(mean_BW, np.linalg.norm(mean_BW, axis=1)), backbone)
+        pixels = as_batch(backbone, [crops[place] for place in places])
+        mean_BW[places] = run_images(backbone, lambda part: tower(normalise(backbone, part)), pixels).cpu().numpy()
+    return _as_they_are(mean_BW, backbone)
+
+
+def _encode_both(backbone: Backbone, tower: StageTower, crops: Sequence[torch.Tensor]) -> tuple[Embeddings, Embeddings]:
+    """Return the embeddings of images of the model's input size, and what `_encode_stages` gives of them."""
+    pixels = as_batch(backbone, crops)
+    both = run_images(backbone, lambda part: tower.with_features(normalise(backbone, part)), pixels)
+    features_BD, mean_BW = both.split([both.shape[1] - sum(tower.widths), sum(tower.widths)], dim=1)
+    center = require_usable(to_unit_length(features_BD), backbone)
+    return center, _as_they_are(mean_BW.cpu().numpy(), backbone)
+
+
+def _as_they_are(vector_BW: NDArray[np.float32], backbone: Backbone) -> Embeddings:
+    return require_usable(Embeddings(vector_BW, np.linalg.norm(vector_BW, axis=1)), backbone)
 
 
 def _statistics_view(backbone: Backbone, open_file: Callable[[bytes], Image.Image]) -> View:

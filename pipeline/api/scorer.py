@@ -24,7 +24,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
 from deltaclip.features.backbone.encode import text_batches
-from deltaclip.features.backbone.view_vectors import file_opener, make_views
+from deltaclip.features.backbone.view_vectors import encode_views, file_opener, make_views
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.views import CENTER
@@ -228,9 +228,10 @@ class Scorer:
 
     def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor | None, image_B: Sequence[int]) -> Scores:
         """Score B pairs: image `image_B[b]` of the `crops` with the embedding `t_BD[b]`; None: no prompts."""
-        vectors = {}
+        everything = {view.name: list(range(len(crops))) for view in self._views}
+        found, vectors = encode_views(self._views, dict(enumerate(crops)), everything), {}
         for view in self._views:
-            vector_IW = self._as_cached(view.encode([image[view.source] for image in crops])[0], view)
+            vector_IW = self._as_cached(found[view.name].unit_BD, view)
             vectors[view.name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
         v_BD, labels = vectors[CENTER], self.labels
         if t_BD is None:

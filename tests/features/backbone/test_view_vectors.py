@@ -13,7 +13,7 @@ from torchvision.transforms.functional import hflip, normalize, to_tensor
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.backbone.encode import encode_images
 from deltaclip.features.backbone.load import load_backbone
-from deltaclip.features.backbone.view_vectors import encoded_batches, make_views
+from deltaclip.features.backbone.view_vectors import encode_views, encoded_batches, make_views
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.data.views import RECIPES, tile_corners
 
@@ -143,6 +143,38 @@ def test_an_image_is_prepared_once_for_views_of_one_source(backbone, files, monk
     monkeypatch.setitem(backbone.__dict__, "preprocess", preprocess)
     encode(backbone, files, {file.entry for file in files}, names=("center", "flip", "stages"))
     assert len(calls) == len(files)
+
+
+def passes(work):
+    """How often the patches were cut and how many products of batches were made while `work` ran, and its result."""
+    with torch.profiler.profile() as profiler:
+        found = work()
+    counts = {event.key: event.count for event in profiler.key_averages()}
+    return counts["aten::convolution"], counts.get("aten::bmm", 0), found
+
+
+def test_center_and_stages_take_one_forward_pass(backbone, images):
+    center, stages = make_views(backbone, ("center", "stages"), batch_size=64)
+    crops = {entry: {"center": center.crops(image)} for entry, image in enumerate(images)}
+
+    def run(views, **entries_of):
+        return lambda: encode_views(views, crops, entries_of)
+
+    everything = list(crops)
+    one, products, together = passes(run([center, stages], center=everything, stages=everything))
+    _, products_alone, alone = passes(run([center], center=everything))
+    means = run([stages], stages=everything)()
+    assert (one, products) == (1, products_alone)
+    for name, single in (("center", alone), ("stages", means)):
+        for place in (0, 1):
+            np.testing.assert_array_equal(together[name][place], single[name][place])
+    # Of images that lack one view or the other, each view is made of its own.
+    two, _, apart = passes(run([center, stages], center=everything, stages=everything[1:]))
+    assert two == 2
+    np.testing.assert_array_equal(apart["center"].unit_BD, alone["center"].unit_BD)
+    # float32 sums in another order: 1e-5 of the largest mean
+    room = 1e-5 * np.abs(means["stages"].unit_BD).max()
+    np.testing.assert_allclose(apart["stages"].unit_BD, means["stages"].unit_BD[1:], atol=room)
 
 
 def test_views_say_what_they_are(backbone):
