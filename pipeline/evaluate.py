@@ -17,10 +17,11 @@ from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.task import present_labels
-from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.folder import check_outside, open_run, view_of
 from deltaclip.pipeline.runs.measure import Training, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, base_terms, score
 from deltaclip.pipeline.runs.run_split import split_of_run
+from deltaclip.pipeline.runs.trust import trusted
 from deltaclip.pipeline.words.result_words import metrics_table
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         columns = {"fitted_B": base_terms(run.heads, rows)} if bases else None
         batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)
         scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
+    if run.trust is not None and not run.is_tuned:
+        scores = trusted(run.trust, rows, scores, view=view_of(run.spec))
     best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
     training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
     metrics = measure(rows, scores, split, labels=trained, scales=run.heads.scales(), training=training)

@@ -1,7 +1,8 @@
 """A run directory: made whole or not at all, and read again.
 
-`config.json`, `history.csv`, `metrics.json`, `predictions.csv`, `rows.safetensors` (what its rows are, by content) and
-`<mode>_best.safetensors`: heads with a JSON header from which they are built again, and what was tuned of the backbone.
+`config.json`, `history.csv`, `metrics.json`, `predictions.csv`, `rows.safetensors` (what its rows are, by content),
+`trust.safetensors` (intervals of scores, and what rows it knows) and `<mode>_best.safetensors`: heads with a JSON
+header from which they are built again, and what was tuned of the backbone.
 The predictions of further repeats are `predictions_<seed of the split>.csv`, the settings of a sweep `sweep.csv`.
 """
 
@@ -23,6 +24,8 @@ from deltaclip.pipeline.model.earlier import scales_of_two_targets, today_name
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.rows.cached_rows import FILE, write_keys
 from deltaclip.pipeline.runs.prediction_table import write_table
+from deltaclip.pipeline.runs.trust import FILE as TRUST_FILE
+from deltaclip.pipeline.runs.trust import load_trust, save_trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.rows.cached_rows import RowKeys
+    from deltaclip.pipeline.runs.trust import Trust
 
 
 # ---- A run directory: made whole or not at all, and read again
@@ -59,6 +63,7 @@ class RunContents:
     folders: dict[str, Path] = field(default_factory=dict)
     tuned: TunedBackbone | None = None
     keys: RowKeys | None = None
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,7 @@ class RunFolder:
     spec: HeadSpec
     config: dict[str, Any]
     metrics: dict[str, Any]
+    trust: Trust | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -101,6 +107,11 @@ class RunFolder:
         """Return the table of the repeat whose split has this seed."""
         seeds = self.metrics["split"]["seeds"]
         return self.path / ("predictions.csv" if seed in seeds[:1] else f"predictions_{seed}.csv")
+
+
+def view_of(spec: HeadSpec) -> str | None:
+    """Return the view that heads read beside `center`, None if none."""
+    return spec.kernels.view if spec.kernels else None
 
 
 def free_run_path(out: Path | None, name: str) -> Path:
@@ -161,6 +172,8 @@ def _write_run(path: Path, contents: RunContents) -> Path:
         write_table(folder / "predictions.csv", contents.predictions)
         if contents.keys:
             write_keys(folder / FILE, contents.keys)
+        if contents.trust:
+            save_trust(folder / TRUST_FILE, contents.trust)
         for name, columns in contents.tables.items():
             write_table(folder / name, columns)
         for name, source in contents.folders.items():
@@ -189,6 +202,7 @@ def open_run(path: Path) -> RunFolder:
         spec=HeadSpec.from_json(header["spec"]),
         config=config,
         metrics=_read_json(path / "metrics.json"),
+        trust=load_trust(path / TRUST_FILE),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from deltaclip.pipeline.rows.cached_rows import row_keys
 from deltaclip.pipeline.rows.task import present_labels
+from deltaclip.pipeline.runs.trust import COVERAGE
 from deltaclip.pipeline.scoring.agreement import (
     agreement,
     agreement_by,
@@ -60,6 +61,7 @@ def measure(
     labels: list[str],
     scales: Mapping[str, float],
     training: Training | None = None,
+    coverage: float = COVERAGE,
 ) -> dict[str, Any]:
     """Compute everything that stands in `metrics.json`; of a side of over JUDGED_ROWS rows from that many of them.
 
@@ -70,6 +72,7 @@ def measure(
         labels: those whose head was trained; the scores of another head mean nothing.
         scales: of residual heads by target, none of direct ones.
         training: what advice may be given on.
+        coverage: that the intervals of the scores were asked for.
     """
     labels = [label for label in labels if label in present_labels(rows)]
     group_N = row_keys(rows.rows.text["group"])
@@ -82,6 +85,12 @@ def measure(
         }
     metrics["floors"] = _floors(rows, replace(judged, train=split.train), labels, group_N)
     metrics["per_source"] = {label: _per_source(rows, scores, label, judged.test) for label in labels}
+    if scores.trust is not None:
+        metrics["intervals"] = {
+            label: _intervals(rows, scores, label, judged.test, coverage=coverage) for label in labels
+        }
+        unlike = scores.trust.flag_N[judged.test] >= 0
+        metrics["unlike"] = {"test": float(unlike.mean()) if len(unlike) else None}
     metrics["diagnostics"] = [
         entry
         for label, scale in scales.items()
@@ -116,6 +125,30 @@ def _side(
         bounds = srocc_interval(predicted, truth, seed=0, groups=group_N[chosen])
         figures["srocc_ci"] = [json_number(bound) for bound in bounds]
     return figures
+
+
+def _intervals(
+    rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64], *, coverage: float
+) -> dict[str, Any]:
+    """Return how many labels lie in their intervals, and how wide these are; None where there are none."""
+    assert scores.trust is not None
+    low_M, high_M = scores.trust.low[label][chosen], scores.trust.high[label][chosen]
+    truth_M = rows.label(label)[chosen]
+    known = np.flatnonzero(np.isfinite(truth_M) & np.isfinite(low_M))
+    inside_K = (low_M[known] <= truth_M[known]) & (truth_M[known] <= high_M[known])
+    sources = rows.rows.text["source"]
+    code_K, by_source = sources.codes[chosen][known], dict[str, float]()
+    if (code_K >= 0).any():
+        names = sources.names.take(np.unique(code_K[code_K >= 0]))
+        shares = [float(inside_K[code_K == code].mean()) for code in np.unique(code_K[code_K >= 0])]
+        by_source = dict(zip(map(str, names), shares, strict=True))
+    return {
+        "asked": coverage,
+        "coverage": float(inside_K.mean()) if len(known) else None,
+        "width": float((high_M[known] - low_M[known]).mean()) if len(known) else None,
+        "n": len(known),
+        "per_source": by_source,
+    }
 
 
 def _floors(rows: CacheRows, split: Split, labels: list[str], group_N: KeyArray) -> dict[str, Any]:

@@ -47,42 +47,87 @@ class ScoreColumns(NamedTuple):
     delta: NDArray[np.float32]
 
 
+class TrustColumns(NamedTuple):
+    """How far to trust N scores: ends of intervals by target, (N,) float32, NaN where there are none; and the flag.
+
+    `flag_N` int8 is -1 of a row that is like those of the training, else which of the `parts` is most unlike them.
+    """
+
+    low: Mapping[str, NDArray[np.float32]]
+    high: Mapping[str, NDArray[np.float32]]
+    flag_N: NDArray[np.int8]
+    parts: tuple[str, ...]
+
+    @property
+    def flags(self) -> list[str]:
+        """The flag of each row in words, '' of one that is like those of the training."""
+        return [f"unlike: {self.parts[flag]}" if flag >= 0 else "" for flag in self.flag_N.tolist()]
+
+    @classmethod
+    def nothing(cls, num_rows: int, targets: Sequence[str], parts: tuple[str, ...]) -> TrustColumns:
+        """Return columns that say nothing, to be filled."""
+        low, high = ({each: np.full(num_rows, np.nan, np.float32) for each in targets} for _ in range(2))
+        return cls(low, high, np.full(num_rows, -1, np.int8), parts)
+
+    @classmethod
+    def joined(cls, blocks: Sequence[TrustColumns]) -> TrustColumns:
+        """Return the rows of several blocks as one."""
+        low, high = (
+            {name: np.concatenate([getattr(block, end)[name] for block in blocks]) for name in blocks[0].low}
+            for end in ("low", "high")
+        )
+        return cls(low, high, np.concatenate([block.flag_N for block in blocks]), blocks[0].parts)
+
+
 # Under these names, those of the formulas, tables had the scores before targets had columns of their own.
 SHORT_NAMES = {"quality": "q", "consistency": "c"}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of N rows by target."""
+    """Scores of N rows by target, and how far to trust them, None where nothing says so."""
 
     targets: Mapping[str, ScoreColumns]
+    trust: TrustColumns | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.targets.values())).score)
 
     @classmethod
-    def nothing(cls, num_rows: int, targets: Sequence[str]) -> Scores:
-        """Return scores that are NaN, to be filled by `put`."""
-        parts = range(len(ScoreColumns._fields))
-        return cls({each: ScoreColumns(*(np.full(num_rows, np.nan, np.float32) for _ in parts)) for each in targets})
+    def nothing(cls, num_rows: int, targets: Sequence[str], *, parts: tuple[str, ...] | None = None) -> Scores:
+        """Return scores that are NaN, to be filled by `put`; with how far to trust them where `parts` are given."""
+        fields = range(len(ScoreColumns._fields))
+        found = {each: ScoreColumns(*(np.full(num_rows, np.nan, np.float32) for _ in fields)) for each in targets}
+        return cls(found, None if parts is None else TrustColumns.nothing(num_rows, targets, parts))
 
     def put(self, rows: Sequence[int], found: Scores) -> None:
         """Set the scores of some rows."""
         for target, columns in self.targets.items():
             for column_N, value_B in zip(columns, found.targets[target], strict=True):
                 column_N[rows] = value_B
+        if self.trust is not None and found.trust is not None:
+            self.trust.flag_N[rows] = found.trust.flag_N
+            for ends, own in ((self.trust.low, found.trust.low), (self.trust.high, found.trust.high)):
+                for target, column_N in ends.items():
+                    column_N[rows] = own[target]
 
     def of(self, target: str) -> NDArray[np.float32]:
         """Return the scores that predict a target, (N,) float32; NaN where there is no such target."""
         known = self.targets.get(target)
         return np.full(len(self), np.nan, dtype=np.float32) if known is None else known.score
 
-    def columns(self) -> dict[str, NDArray[np.float32]]:
-        """Return the columns of a table by name: TARGET, TARGET_base, TARGET_delta, and q, c for who asks by these."""
-        found = dict[str, "NDArray[np.float32]"]()
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a table by name: TARGET, TARGET_base, TARGET_delta, and q, c for who asks by these.
+
+        Where it is known how far to trust them also TARGET_low and TARGET_high, and last `flag`, a list of words.
+        """
+        found = dict[str, Any]()
         for target, (score_N, base_N, delta_N) in self.targets.items():
             found |= {target: score_N, f"{target}_base": base_N, f"{target}_delta": delta_N}
-        return found | {short: self.of(name) for name, short in SHORT_NAMES.items() if name in self.targets}
+            if self.trust is not None:
+                found |= {f"{target}_low": self.trust.low[target], f"{target}_high": self.trust.high[target]}
+        found |= {short: self.of(name) for name, short in SHORT_NAMES.items() if name in self.targets}
+        return found if self.trust is None else found | {"flag": self.trust.flags}
 
 
 def base_terms(heads: Heads, rows: CacheRows) -> dict[str, Tensor]:
@@ -139,7 +184,14 @@ def blank_untrained(scores: Scores, labels: Collection[str]) -> Scores:
     """Return the scores with NaN for every head that had no labels to learn from: it says nothing."""
     nothing = np.full(len(scores), np.nan, dtype=np.float32)
     blank = ScoreColumns(nothing, nothing, nothing)
-    return Scores({target: found if target in labels else blank for target, found in scores.targets.items()})
+    found = {target: own if target in labels else blank for target, own in scores.targets.items()}
+    if scores.trust is None:
+        return Scores(found)
+    low, high = (
+        {target: own_N if target in labels else nothing for target, own_N in ends.items()}
+        for ends in (scores.trust.low, scores.trust.high)
+    )
+    return Scores(found, scores.trust._replace(low=low, high=high))
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:

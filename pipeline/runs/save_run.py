@@ -11,10 +11,11 @@ import numpy as np
 from deltaclip.base.options import settings_to_json
 from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.runs.curves import FOLDER as EVENTS
-from deltaclip.pipeline.runs.folder import RunContents, surroundings, write_run
+from deltaclip.pipeline.runs.folder import RunContents, surroundings, view_of, write_run
 from deltaclip.pipeline.runs.measure import Training, combine, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.runs.run_split import SIDES
+from deltaclip.pipeline.runs.trust import fit_trust, honest_scores, trusted
 from deltaclip.pipeline.words.plan_words import describe
 from deltaclip.pipeline.words.result_words import metrics_table
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.loop.epochs import EpochRow
     from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.rows.task import Task
+    from deltaclip.pipeline.runs.trust import Trust
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import LearningSettings
     from deltaclip.pipeline.training.train_heads import Learned
@@ -40,6 +42,7 @@ class Finished:
     labels: list[str]
     scores: Scores
     metrics: dict[str, Any]
+    trust: Trust
     events: Path | None = None
 
 
@@ -104,8 +107,17 @@ def judge(
     labels = task.trained
     best, last = learned.fitted.best_epoch, len(learned.fitted.history)
     training = Training(frozenset(label for label in labels if best[label] == last), tuned=embedded is not None)
+    trust = _trust_of(task, learned, scores, embedded)
+    scores = trusted(trust, rows, scores, view=view_of(learned.spec), embedded=embedded)
     metrics = measure(rows, scores, split, labels=labels, scales=learned.heads.scales(), training=training)
-    return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics)
+    return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics, trust=trust)
+
+
+def _trust_of(task: Task[Any], learned: Learned, scores: Scores, embedded: CacheRows | None) -> Trust:
+    # What kernels say of rows that they were fitted to is from fits without the row's group, and so are these bases.
+    left_out = {name: scores.targets[name].base for name in learned.columns.get("kernel_B", {})}
+    honest = honest_scores(task, scores, left_out=left_out, kept=learned.fitted.best_epoch)
+    return fit_trust(task, honest, view=view_of(learned.spec), embedded=embedded)
 
 
 def run_mode(config: LearningSettings) -> str:
@@ -160,6 +172,7 @@ def save_run(
         metrics=combine([one.metrics for one in (done, *others)]),
         predictions=_predictions(rows, done),
         keys=rows.keys,
+        trust=done.trust,
         tables={**further, **(tables or {})},
         folders={EVENTS: done.events} if done.events else {},
         tuned=learned.tuned,

@@ -233,10 +233,10 @@ class TuningJob:
         write_full = self._write_full if config.save_full else None
         learned = replace(learned, tuned=TunedBackbone(tensors=self._copied(), write_full=write_full))
         shown = self.processes.is_first
-        if not self._is_exact:
-            return judge(task, learned, scores=self._predicted(learned), shown=shown)
+        # What rows are like is told from these embeddings also where scores need more digits than training has.
         embedded = model.embed(self.rows, np.arange(len(self.rows.rows)))
-        return judge(task, learned, embedded=embedded, shown=shown)
+        scores = None if self._is_exact else self._predicted(learned)
+        return judge(task, learned, embedded=embedded, scores=scores, shown=shown)
 
     @property
     def _is_exact(self) -> bool:

@@ -36,7 +36,8 @@ def embeddings(cache):
 
 def test_run_directory_holds_exactly_what_is_promised(demo_run):
     names = {path.name for path in demo_run.iterdir()}
-    assert names == {"config.json", "history.csv", "metrics.json", "predictions.csv", "rows.safetensors", CHECKPOINT}
+    tables = {"config.json", "history.csv", "metrics.json", "predictions.csv"}
+    assert names == tables | {"rows.safetensors", "trust.safetensors", CHECKPOINT}
 
 
 def test_config_says_how_to_repeat_the_run(demo_run, demo_cache):
@@ -78,7 +79,8 @@ def test_calibration_is_a_least_squares_line_through_training_rows(demo_run, dem
 
 def test_metrics_have_the_shape_of_the_specification(demo_run):
     metrics = read_json(demo_run / "metrics.json")
-    assert list(metrics) == ["split", "test", "val", "train", "floors", "per_source", "diagnostics"]
+    sides = ["test", "val", "train"]
+    assert list(metrics) == ["split", *sides, "floors", "per_source", "intervals", "unlike", "diagnostics"]
     split = metrics["split"]
     assert split["kind"] == "grouped"
     assert split["leaks_groups"] is False
