@@ -15,9 +15,9 @@ from deltaclip.base.options import option_name
 from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
-from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.cached_rows import load_rows, views_there
 from deltaclip.pipeline.rows.task import present_labels
-from deltaclip.pipeline.runs.folder import check_outside, open_run, view_of
+from deltaclip.pipeline.runs.folder import check_outside, open_run
 from deltaclip.pipeline.runs.measure import Training, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, base_terms, score
 from deltaclip.pipeline.runs.run_split import split_of_run
@@ -72,7 +72,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             remedy="extract the data with the run's backbone, or train on this cache",
         )
     bases = run.spec.bases
-    rows = load_rows(cache, "cpu", views=bases.views if bases else ())
+    trust = None if run.is_tuned else run.trust
+    # Heads need their views; without one of the others less is known of what rows are like.
+    there = views_there(cache) if trust and trust.views else []
+    views = [*(bases.views if bases else ()), *(view for view in there if trust and view in trust.views)]
+    rows = load_rows(cache, "cpu", views=views)
     present, trained = present_labels(rows), run.config["labels"]
     if not set(present) & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"
@@ -86,8 +90,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         columns = {"fitted_B": base_terms(run.heads, rows)} if bases else None
         batches = rows.batches(None, batch_size=1, columns=columns).in_order(SCORE_BATCH)
         scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
-    if run.trust is not None and not run.is_tuned:
-        scores = trusted(run.trust, rows, scores, view=view_of(run.spec))
+    if trust is not None:
+        scores = trusted(trust, rows, scores)
     best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
     training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
     metrics = measure(rows, scores, split, labels=trained, scales=run.heads.scales(), training=training)

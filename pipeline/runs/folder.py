@@ -109,11 +109,6 @@ class RunFolder:
         return self.path / ("predictions.csv" if seed in seeds[:1] else f"predictions_{seed}.csv")
 
 
-def view_of(spec: HeadSpec) -> str | None:
-    """Return the view that heads read beside `center`, None if none."""
-    return spec.kernels.view if spec.kernels else None
-
-
 def free_run_path(out: Path | None, name: str) -> Path:
     """Return where a run may go: `out` if given, else runs/NAME with the next free number.
 

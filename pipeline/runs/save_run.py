@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.options import settings_to_json
+from deltaclip.features.data.views import STATISTICS
 from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.runs.curves import FOLDER as EVENTS
-from deltaclip.pipeline.runs.folder import RunContents, surroundings, view_of, write_run
+from deltaclip.pipeline.runs.folder import RunContents, surroundings, write_run
 from deltaclip.pipeline.runs.measure import Training, combine, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.runs.run_split import SIDES
@@ -108,16 +109,17 @@ def judge(
     best, last = learned.fitted.best_epoch, len(learned.fitted.history)
     training = Training(frozenset(label for label in labels if best[label] == last), tuned=embedded is not None)
     trust = _trust_of(task, learned, scores, embedded)
-    scores = trusted(trust, rows, scores, view=view_of(learned.spec), embedded=embedded)
+    scores = trusted(trust, rows, scores, embedded=embedded)
     metrics = measure(rows, scores, split, labels=labels, scales=learned.heads.scales(), training=training)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics, trust=trust)
 
 
 def _trust_of(task: Task[Any], learned: Learned, scores: Scores, embedded: CacheRows | None) -> Trust:
-    # What kernels say of rows that they were fitted to is from fits without the row's group, and so are these bases.
-    left_out = {name: scores.targets[name].base for name in learned.columns.get("kernel_B", {})}
-    honest = honest_scores(task, scores, left_out=left_out, kept=learned.fitted.best_epoch)
-    return fit_trust(task, honest, view=view_of(learned.spec), embedded=embedded)
+    honest = honest_scores(task, scores, left_out=learned.left_out, kept=learned.fitted.best_epoch)
+    # What the bases see of an image, and the statistics of its pixels, which tell most of what is strange.
+    bases = learned.spec.bases.views if learned.spec.bases else ()
+    views = [name for name in task.rows.views if embedded is None and (name in bases or name == STATISTICS)]
+    return fit_trust(task, honest, views=views, embedded=embedded)
 
 
 def run_mode(config: LearningSettings) -> str:

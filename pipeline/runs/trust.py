@@ -25,7 +25,7 @@ from deltaclip.pipeline.scoring.conformal import Curve, Intervals, Reach, Source
 from deltaclip.pipeline.scoring.likeness import Likeness, Part, fit_likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -63,6 +63,11 @@ class Trust:
         """Views of the image whose vectors are needed, and PROMPT."""
         return () if self.likeness is None else tuple(self.likeness.parts)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Views of the image beside `center` that are needed."""
+        return tuple(name for name in self.parts if name not in (CENTER, PROMPT))
+
     def judge(
         self,
         scores: Mapping[str, NDArray[np.float32]],
@@ -94,7 +99,7 @@ class Trust:
             low[target], high[target] = (np.full(num_rows, np.nan, np.float32) for _ in range(2))
             if target in self.intervals:
                 low[target], high[target] = self.intervals[target].bounds(
-                    score_N, _looks(coordinates, num_rows), coverage=coverage, source_N=source_N
+                    score_N, _looks(self.likeness, coordinates, num_rows), coverage=coverage, source_N=source_N
                 )
         return TrustColumns(low, high, flag_N, self.parts)
 
@@ -106,9 +111,18 @@ def _known(vector_NW: NDArray[np.floating], name: str) -> NDArray[np.floating]:
     return np.where(np.any(vector_NW, axis=1, keepdims=True), vector_NW, np.nan)
 
 
-def _looks(coordinates: Mapping[str, NDArray[np.float32]], num_rows: int) -> NDArray[np.float32]:
-    """Return the coordinates of what the image looks like, from which its source is guessed, (N, C)."""
-    found = [each_NC for name, each_NC in coordinates.items() if name != PROMPT]
+def _looks(
+    likeness: Likeness | None, coordinates: Mapping[str, NDArray[np.float32]], num_rows: int
+) -> NDArray[np.float32]:
+    """Return the coordinates of what the image looks like, from which its source is guessed, (N, C).
+
+    Those of a part that rows lack are 0, what a row in the middle has.
+    """
+    found = [
+        coordinates.get(name, np.zeros((num_rows, part.landmark_LC.shape[1]), dtype=np.float32))
+        for name, part in (likeness.parts.items() if likeness else ())
+        if name != PROMPT
+    ]
     return np.concatenate(found, axis=1) if found else np.zeros((num_rows, 0), dtype=np.float32)
 
 
@@ -127,14 +141,14 @@ class Honest(NamedTuple):
 
 
 def fit_trust(
-    task: Task[Any], honest: Mapping[str, Honest], *, view: str | None = None, embedded: CacheRows | None = None
+    task: Task[Any], honest: Mapping[str, Honest], *, views: Sequence[str] = (), embedded: CacheRows | None = None
 ) -> Trust:
     """Fit intervals and likeness of a run.
 
     Args:
         task: what was learned.
         honest: by trained target.
-        view: that heads read beside `center`; the rows have it.
+        views: of the image beside `center`; the rows have them.
         embedded: the rows with the embeddings of a tuned backbone.
     """
     rows = embedded or task.rows
@@ -142,12 +156,12 @@ def fit_trust(
     chosen = np.sort(np.concatenate([task.split.train, task.split.val]))
     chosen = _some_groups(chosen, group_N)
     sees_prompts = any(target.sees == "pair" and target.name in task.trained for target in task.rows.targets)
-    vectors = _vectors(rows, chosen, view=view, prompts=sees_prompts)
+    vectors = _vectors(rows, chosen, views=views, prompts=sees_prompts)
     vectors = {name: _known(vector_MW, name) for name, vector_MW in vectors.items()}
     # An embedding's entries are of one kind, those of a further view are not.
     likeness = fit_likeness(vectors, group_N[chosen], each={name: name not in (CENTER, PROMPT) for name in vectors})
     coordinates = {name: part.coordinates(vectors[name]) for name, part in (likeness.parts.items() if likeness else ())}
-    looks_MC, sources = _looks(coordinates, len(chosen)), task.rows.rows.text["source"]
+    looks_MC, sources = _looks(likeness, coordinates, len(chosen)), task.rows.rows.text["source"]
     source_M = row_keys(sources)[chosen] if sources.some() else None
     intervals, missing = dict[str, Intervals](), dict[str, str]()
     for target, found in honest.items():
@@ -214,15 +228,17 @@ def trusted(
     rows: CacheRows,
     scores: Scores,
     *,
-    view: str | None,
     coverage: float = COVERAGE,
     embedded: CacheRows | None = None,
 ) -> Scores:
-    """Return the scores of all rows of a cache with their intervals and flags; vectors are read a block at a time."""
+    """Return the scores of all rows of a cache with their intervals and flags; vectors are read a block at a time.
+
+    The rows have the views that were fitted to.
+    """
     sources, parts = rows.rows.text["source"], list[TrustColumns]()
     key_N = row_keys(sources) if sources.some() else None
     everything = np.arange(len(rows.rows))
-    for chosen, vectors in _blocks(embedded or rows, everything, view=view, prompts=PROMPT in trust.parts):
+    for chosen, vectors in _blocks(embedded or rows, everything, views=trust.views, prompts=PROMPT in trust.parts):
         parts.append(
             trust.judge(
                 {target: scores.of(target)[chosen] for target in scores.targets},
@@ -234,27 +250,20 @@ def trusted(
     return Scores(scores.targets, TrustColumns.joined(parts))
 
 
-def _vectors(rows: CacheRows, chosen: NDArray[np.int64], *, view: str | None, prompts: bool) -> Vectors:
-    blocks = [vectors for _, vectors in _blocks(rows, chosen, view=view, prompts=prompts)]
+def _vectors(rows: CacheRows, chosen: NDArray[np.int64], *, views: Sequence[str], prompts: bool) -> Vectors:
+    blocks = [vectors for _, vectors in _blocks(rows, chosen, views=views, prompts=prompts)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def _blocks(
-    rows: CacheRows, chosen: NDArray[np.int64], *, view: str | None, prompts: bool
+    rows: CacheRows, chosen: NDArray[np.int64], *, views: Sequence[str], prompts: bool
 ) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
     """Yield some rows with their vectors by part, BLOCK rows at a time."""
-    done = 0
-    for batch in rows.batches(chosen, batch_size=1).in_order(BLOCK):
-        own = chosen[done : done + batch.num_rows]
-        done += batch.num_rows
-        found: dict[str, NDArray[np.floating]] = {CENTER: batch.v_BD.cpu().numpy()}
-        if view is not None:
-            assert rows.x_IF is not None, "heads read the view"
-            entries = torch.from_numpy(rows.rows.image[own]).to(rows.x_IF.device)
-            found[view] = rows.x_IF[entries].float().cpu().numpy()
-        if prompts:
-            found[PROMPT] = batch.t_BD.cpu().numpy()
-        yield own, found
+    inputs = rows.inputs()
+    names = [CENTER, *(view for view in views if view in inputs), *([PROMPT] if prompts else [])]
+    for start in range(0, len(chosen), BLOCK):
+        own = chosen[start : start + BLOCK]
+        yield own, {name: inputs[name][torch.from_numpy(own)].float().cpu().numpy() for name in names}
 
 
 # ---- On disk

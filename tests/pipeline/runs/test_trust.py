@@ -89,7 +89,7 @@ def test_what_is_written_is_read_again_and_tells_no_text(task, tmp_path):
     save_trust(path, trust)
     again = load_trust(path)
     assert again.parts == trust.parts == ("center", PROMPT)
-    first, second = (trusted(each, task.rows, scores, view=None, coverage=0.8).trust for each in (trust, again))
+    first, second = (trusted(each, task.rows, scores, coverage=0.8).trust for each in (trust, again))
     assert np.array_equal(first.flag_N, second.flag_N)
     for target in TARGETS:
         for end in ("low", "high"):
@@ -109,7 +109,7 @@ def test_no_validation_rows_are_said(task):
     scores = scores_of(task, 0.1)
     trust = fit_trust(alone, honest_scores(alone, scores, left_out={}, kept={}))
     assert trust.missing == dict.fromkeys(TARGETS, "no validation row has a label")
-    found = trusted(trust, rows, scores, view=None).trust
+    found = trusted(trust, rows, scores).trust
     assert np.isnan(found.low["quality"]).all()
     assert (found.flag_N >= 0).mean() < 0.05
 
