@@ -36,6 +36,15 @@ MOST_ROUNDING = {"fp32": 1e-3, "bf16": 0.3, "fp16": 0.3}
 MISFITS = (RuntimeError, TypeError, AssertionError, ValueError, IndexError)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """How many numbers of a tower train and how many do not, and both in `words`."""
+
+    trainable: int
+    frozen: int
+    words: str
+
+
 class CutTower:
     """One tower of a model, cut after `frozen_blocks` of its `depth` blocks (stages, where it is no transformer).
 
@@ -137,6 +146,17 @@ class CutTower:
             raise ValueError(f"the {self.kind} tower has no parameter {name!r}")
         return self._place.get(name, self.depth + 1)
 
+    def count_parameters(self) -> ParameterCount:
+        """Count the numbers in the parameters."""
+        parts = (self.named_trainable(), self.named_frozen())
+        trainable, frozen = (sum(parameter.numel() for parameter in part.values()) for part in parts)
+        what = "all frozen" if self.all_frozen else f"{self.frozen_blocks} of {self.depth} blocks frozen"
+        if self.frozen_blocks and not self.all_frozen:
+            what += ", embeddings too"
+        share = trainable / (trainable + frozen)
+        words = f"{self.kind} tower: {what}; {trainable:,} parameters train ({share:.0%}), {frozen:,} do not"
+        return ParameterCount(trainable=trainable, frozen=frozen, words=words)
+
     def _moved(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.device, self.dtype if x.is_floating_point() else None, non_blocking=True)
 
@@ -169,27 +189,6 @@ class CutTower:
     def _refusal(self, why: str) -> UserError:
         message = f"the {self.kind} tower cannot be cut after block {self.frozen_blocks}: {why}"
         return UserError(message, place=self._backbone_name, remedy="give 0 to train all of it, or another backbone")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterCount:
-    """How many numbers of a tower train and how many do not, and both in `words`."""
-
-    trainable: int
-    frozen: int
-    words: str
-
-
-def count_parameters(tower: CutTower) -> ParameterCount:
-    """Count the numbers in a tower's parameters."""
-    parts = (tower.named_trainable(), tower.named_frozen())
-    trainable, frozen = (sum(parameter.numel() for parameter in part.values()) for part in parts)
-    what = "all frozen" if tower.all_frozen else f"{tower.frozen_blocks} of {tower.depth} blocks frozen"
-    if tower.frozen_blocks and not tower.all_frozen:
-        what += ", embeddings too"
-    share = trainable / (trainable + frozen)
-    words = f"{tower.kind} tower: {what}; {trainable:,} parameters train ({share:.0%}), {frozen:,} do not"
-    return ParameterCount(trainable=trainable, frozen=frozen, words=words)
 
 
 def cut_towers(

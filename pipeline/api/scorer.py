@@ -40,10 +40,9 @@ from deltaclip.pipeline.api.pictures import (
     plain,
 )
 from deltaclip.pipeline.model.scores import Batch
-from deltaclip.pipeline.rows.cached_rows import image_files
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, blank_untrained, read_predictions, score
-from deltaclip.pipeline.runs.run_backbone import Recorded, load_recorded, put_tuned
+from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_recorded, put_tuned
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -56,8 +55,9 @@ if TYPE_CHECKING:
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.view_vectors import View
     from deltaclip.pipeline.model.heads import Heads
-    from deltaclip.pipeline.rows.cached_rows import CacheRows, ImageFiles
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.runs.folder import RunFolder
+    from deltaclip.pipeline.runs.run_backbone import ImageFiles
 
 
 # ---- A trained run as a scorer of new images: backbone and heads together

@@ -1,7 +1,7 @@
 """Rows of a cache as batches of tensors: small caches in memory, large ones read as they are needed; and who is who.
 
 Rows have 64-bit keys of what they show and ask for, the same in every cache and run, whatever things are called. Knows
-caches, tensors and where images lie. Must not know heads, splits or run directories.
+caches and tensors. Must not know heads, splits or run directories.
 
 Shapes: N rows, K texts, I distinct images, T distinct texts, D width.
 """
@@ -12,7 +12,6 @@ import contextlib
 import functools
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,9 +19,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
-from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.data.prompts import prompt_group
-from deltaclip.features.data.sources import is_there
 from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.shards import open_cache
@@ -31,6 +28,7 @@ from deltaclip.pipeline.scoring.groups import group_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -423,43 +421,3 @@ def read_keys(path: Path, *, num_rows: int) -> RowKeys | None:
     if {len(image_N), len(text_N), len(tokens_N)} != {num_rows}:
         return None  # rows of the table beside it were taken out or put in
     return RowKeys(image_N=image_N, text_N=text_N, tokens_N=tokens_N, known_by=known_by)
-
-
-# ---- Where the images of a cache lie
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFiles:
-    """The image files of a cache by entry, with the content that was extracted; `root` as in `image_batches`."""
-
-    files: dict[int, ImageFile]
-    root: Path | None
-
-
-def image_files(rows: CacheRows, image_root: Path | None, *, allow_outside: bool) -> ImageFiles:
-    """Return where the images of the usable rows lie.
-
-    Args:
-        rows: the cache.
-        image_root: their folder; None takes the one that the cache recorded.
-        allow_outside: whether paths may leave it.
-
-    Raises:
-        UserError: the folder is not known, or files are missing.
-    """
-    with open_cache(rows.path) as store:
-        keys, recorded = store.keys("images"), store.dataset.get("image_root")
-    folder = image_root or (Path(str(recorded)) if recorded else None)
-    if folder is None:
-        raise UserError("does not say where its images lie", place=rows.path, remedy="give --image-root FOLDER")
-    entries, first_row = np.unique(rows.rows.image, return_index=True)
-    names = rows.rows.text["file"][first_row]
-    files = {
-        int(entry): ImageFile(int(entry), folder / str(name), keys[entry].tobytes())
-        for entry, name in zip(entries, names, strict=True)
-    }
-    missing = [file.path for file in files.values() if not is_there(file.path)]
-    if missing:
-        message = f"{len(missing):,} of {len(files):,} images are not there, the first: {missing[0].name}"
-        raise UserError(message, place=folder, remedy="give --image-root FOLDER of the images that were extracted")
-    return ImageFiles(files=files, root=None if allow_outside else folder)

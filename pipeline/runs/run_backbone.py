@@ -1,23 +1,28 @@
-"""The backbone that a cache or a run was made with, loaded again; refused where its weights are others.
+"""What a cache or a run was made with, found again: the backbone, refused where its weights are others, and the images.
 
-Knows what caches and runs record of a backbone. Must not know heads.
+Knows what caches and runs record of both. Must not know heads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deltaclip.base.errors import UserError
+from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.backbone.load import check_same, load_backbone, request_facts
 from deltaclip.features.backbone.weights import find_weights
+from deltaclip.features.data.sources import is_there
+from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import differences
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.runs.folder import RunFolder
 
 
@@ -86,3 +91,43 @@ def put_tuned(backbone: Backbone, run: RunFolder) -> None:
         )
         raise UserError(what, place=run.checkpoint, remedy="fine-tune again")
     backbone.model.load_state_dict(tensors, strict=False)
+
+
+# ---- Where the images of a cache lie
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles:
+    """The image files of a cache by entry, with the content that was extracted; `root` as in `image_batches`."""
+
+    files: dict[int, ImageFile]
+    root: Path | None
+
+
+def image_files(rows: CacheRows, image_root: Path | None, *, allow_outside: bool) -> ImageFiles:
+    """Return where the images of the usable rows lie.
+
+    Args:
+        rows: the cache.
+        image_root: their folder; None takes the one that the cache recorded.
+        allow_outside: whether paths may leave it.
+
+    Raises:
+        UserError: the folder is not known, or files are missing.
+    """
+    with open_cache(rows.path) as store:
+        keys, recorded = store.keys("images"), store.dataset.get("image_root")
+    folder = image_root or (Path(str(recorded)) if recorded else None)
+    if folder is None:
+        raise UserError("does not say where its images lie", place=rows.path, remedy="give --image-root FOLDER")
+    entries, first_row = np.unique(rows.rows.image, return_index=True)
+    names = rows.rows.text["file"][first_row]
+    files = {
+        int(entry): ImageFile(int(entry), folder / str(name), keys[entry].tobytes())
+        for entry, name in zip(entries, names, strict=True)
+    }
+    missing = [file.path for file in files.values() if not is_there(file.path)]
+    if missing:
+        message = f"{len(missing):,} of {len(files):,} images are not there, the first: {missing[0].name}"
+        raise UserError(message, place=folder, remedy="give --image-root FOLDER of the images that were extracted")
+    return ImageFiles(files=files, root=None if allow_outside else folder)

@@ -28,12 +28,12 @@ from deltaclip.features.backbone.towers import cut_towers, tower_depth
 from deltaclip.features.store.writer import differences
 from deltaclip.pipeline.api.scorer import Scorer, score_images
 from deltaclip.pipeline.loop.epochs import StateFile
-from deltaclip.pipeline.rows.cached_rows import image_files, row_keys, text_keys
+from deltaclip.pipeline.rows.cached_rows import row_keys, text_keys
 from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.runs.folder import TunedBackbone, free_run_path, library_versions, open_run
 from deltaclip.pipeline.runs.measure import repeat_configs
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, read_blocks
-from deltaclip.pipeline.runs.run_backbone import Recorded, load_recorded
+from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_recorded
 from deltaclip.pipeline.runs.run_split import SIDES, read_run_rows, shared
 from deltaclip.pipeline.runs.save_run import judge, save_run
 from deltaclip.pipeline.training.tower_inputs import SideMaker

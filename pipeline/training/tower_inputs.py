@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.backbone.towers import CutTower
-    from deltaclip.pipeline.rows.cached_rows import CacheRows, ImageFiles
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
+    from deltaclip.pipeline.runs.run_backbone import ImageFiles
     from deltaclip.pipeline.training.processes import Processes
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaclip.base.options import option_name
-from deltaclip.features.backbone.towers import count_parameters
 from deltaclip.pipeline.model.heads import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
 from deltaclip.pipeline.rows.task import labels_with_std, num_explained, present_labels, rankable_labels
@@ -238,7 +237,7 @@ def mode_words(
 ) -> ModeWords:
     """Return the lines that tell this mode from others."""
     decay = f", times {config.layer_decay:g} a block towards the input" if config.layer_decay < 1 else ""
-    counts = [count_parameters(tower).words for tower in (image, text)]
+    counts = [tower.count_parameters().words for tower in (image, text)]
     frozen_text = " (cached embeddings)" if text.all_frozen else ""
     again = ", activations computed again" if config.checkpointing else ""
     step = f", {config.accumulate} batches a step" if config.accumulate > 1 else ""

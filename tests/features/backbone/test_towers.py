@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.load import load_backbone
-from deltaclip.features.backbone.towers import count_parameters, cut_towers
+from deltaclip.features.backbone.towers import cut_towers
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.tests.features.backbone.small_models import MODELS, TEXT, as_backbone, make_model, tokenizer
 
@@ -148,7 +148,7 @@ def test_the_text_tower_is_capped_at_its_depth_and_then_all_frozen():
     assert (image.frozen_blocks, text.frozen_blocks, text.all_frozen) == (4, 3, True)
     assert not text.named_trainable()
     assert text.boundary_shape == (24,)
-    assert count_parameters(text).trainable == 0
+    assert text.count_parameters().trainable == 0
     _, text = cut_towers(as_backbone("vit"), freeze_layers=2, freeze_text_layers=None)
     assert (text.frozen_blocks, text.all_frozen) == (2, False)
 
@@ -177,7 +177,7 @@ def test_parameters_are_counted():
         for key, size in state.items()
         if key in BEFORE or key.startswith(tuple(f"transformer.resblocks.{n}." for n in range(3)))
     )
-    count = count_parameters(image)
+    count = image.count_parameters()
     assert (count.frozen, count.trainable) == (frozen, sum(state.values()) - frozen)
     assert count.words == (
         "image tower: 3 of 4 blocks frozen, embeddings too; "
