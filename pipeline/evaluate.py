@@ -15,6 +15,7 @@ from deltaclip.base.options import option_name
 from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
+from deltaclip.pipeline.rows.beside import with_caches_beside
 from deltaclip.pipeline.rows.cached_rows import load_rows, views_there
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.folder import check_outside, open_run
@@ -25,6 +26,7 @@ from deltaclip.pipeline.runs.trust import trusted
 from deltaclip.pipeline.words.result_words import metrics_table
 
 if TYPE_CHECKING:
+    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import EvaluateConfig
 
 
@@ -52,6 +54,29 @@ class EvaluateResult:
         return f"{self.run} on {self.cache}{self.heads}{origin}\n{metrics_table(self.metrics)}"
 
 
+def _caches_beside(run: RunFolder, config: EvaluateConfig) -> list[Path]:
+    """Return the caches whose views the bases of the run see beside those of the first.
+
+    Raises:
+        UserError: they are not given, or are by other backbones than the run's, or would not be used.
+    """
+    bases, recorded = run.spec.bases, run.config.get("beside", [])
+    if bases is None or not any(":" in name for name in bases.views):
+        if config.beside:
+            remedy = "leave it out: the bases of this run see one cache"
+            raise UserError("would not be used", place="--beside", remedy=remedy)
+        return []
+    caches = config.beside or ([] if config.cache else [Path(each["path"]) for each in recorded])
+    if len(caches) != len(recorded):
+        many = "cache" if len(recorded) == 1 else "caches"
+        message = f"the run was trained on {len(recorded)} {many} beside the first, {len(caches)} are given"
+        raise UserError(message, place="--beside", remedy="give each, in the order of `train`")
+    for path, each in zip(caches, recorded, strict=True):
+        with open_cache(path) as store:
+            check_request(store, each["request"], remedy="extract the data with the run's backbones")
+    return caches
+
+
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Score a cache with the heads of a run.
 
@@ -76,7 +101,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     # Heads need their views; without one of the others less is known of what rows are like.
     there = views_there(cache) if trust and trust.views else []
     views = [*(bases.views if bases else ()), *(view for view in there if trust and view in trust.views)]
-    rows = load_rows(cache, "cpu", views=views)
+    rows = load_rows(cache, "cpu", views=[name for name in views if ":" not in name])
+    if caches := _caches_beside(run, config):
+        rows = with_caches_beside(rows, caches)
     present, trained = present_labels(rows), run.config["labels"]
     if not set(present) & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"

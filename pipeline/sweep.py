@@ -17,6 +17,7 @@ from deltaclip.base.device import choose_device, choose_precision
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import say
+from deltaclip.pipeline.rows.beside import with_caches_beside
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task, rankable_labels, trainable_labels
@@ -73,6 +74,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     device = choose_device(config.device)
     half = choose_precision(config.precision, device) != "fp32"
     rows = load_rows(config.cache, device, views=views_of(*settings))
+    rows = with_caches_beside(rows, config.beside or ())
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.data_seed)
     tasks = [Task(config=one, rows=rows, split=split) for one in settings]
     found = [warnings_of(task) for task in tasks]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
+from deltaclip.pipeline.rows.beside import with_caches_beside
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task, loss_weights
@@ -42,6 +43,7 @@ def train(config: TrainConfig) -> TrainedResult:
     if config.tensorboard:
         require_tensorboard()
     rows = load_rows(config.cache, choose_device(config.device), views=views_of(config))
+    rows = with_caches_beside(rows, config.beside or ())
     loss_weights(config, rows)  # refused before anything is split
     seeds = repeat_seeds(config.split_seed, config.repeats)
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]

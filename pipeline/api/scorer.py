@@ -27,7 +27,7 @@ from deltaclip.features.backbone.encode import text_batches
 from deltaclip.features.backbone.view_vectors import encode_views, file_opener, make_views
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
-from deltaclip.features.data.views import CENTER
+from deltaclip.features.data.views import CENTER, RECIPES
 from deltaclip.features.store.schema import ViewLayout
 from deltaclip.features.store.writer import STORED_DTYPE
 from deltaclip.pipeline.api.pictures import (
@@ -39,7 +39,7 @@ from deltaclip.pipeline.api.pictures import (
     named,
     plain,
 )
-from deltaclip.pipeline.model.scores import Batch
+from deltaclip.pipeline.model.scores import Batch, cosine
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, blank_untrained, read_predictions, score
 from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_recorded, put_tuned
@@ -94,8 +94,12 @@ class Scorer:
     It can be copied and pickled, whole: a copy holds the weights once more, and needs neither run nor checkpoint.
     """
 
-    def __init__(self, heads: Heads, backbone: Backbone, labels: Sequence[str]) -> None:
+    def __init__(
+        self, heads: Heads, backbone: Backbone, labels: Sequence[str], *, others: Sequence[Backbone] = ()
+    ) -> None:
+        """Put heads and backbones together; `others` are those of further caches, in their order."""
         self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
+        self.others = tuple(others)
         self._views = self._make_views()
 
     @property
@@ -108,10 +112,21 @@ class Scorer:
         """Whether any score sees the prompt."""
         return len(self.of_image) < len(self.labels)
 
-    def _make_views(self) -> list[View]:
-        bases = self.heads.bases
-        names = dict.fromkeys([CENTER, *(bases.views if bases else ())])
-        return make_views(self.backbone, list(names), batch_size=VIEW_BATCH)
+    @property
+    def _backbones(self) -> tuple[Backbone, ...]:
+        return (self.backbone, *self.others)
+
+    def _make_views(self) -> list[list[View]]:
+        """Return the views of each backbone that the heads see, `center` first."""
+        names: list[dict[str, None]] = [{CENTER: None} for _ in self._backbones]
+        for name in self.heads.bases.views if self.heads.bases else ():
+            number, _, view = name.rpartition(":")
+            if view in RECIPES:
+                names[int(number or 1) - 1][view] = None
+        return [
+            make_views(backbone, list(found), batch_size=VIEW_BATCH)
+            for backbone, found in zip(self._backbones, names, strict=True)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the views, which are functions around the backbone and are made again."""
@@ -159,7 +174,7 @@ class Scorer:
         )
         if folder.is_tuned:
             put_tuned(loaded, folder)
-        return cls(folder.heads.to(chosen), loaded, folder.config["labels"])
+        return cls(folder.heads.to(chosen), loaded, folder.config["labels"], others=_others(folder, run, chosen))
 
     def score(self, images: Any, prompts: Any = None, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:
         """Score N pairs of image and prompt.
@@ -221,43 +236,68 @@ class Scorer:
     def crops(self, image: Image) -> dict[str, Tensor]:
         """Return what the backbone needs of an RGB image, by source of the views; may be called in any thread."""
         crops: dict[str, Tensor] = {}
-        for view in self._views:
-            if view.source not in crops:
-                crops[view.source] = view.crops(image)
+        for number, views in enumerate(self._views):
+            for view in views:
+                if (source := f"{number}:{view.source}") not in crops:
+                    crops[source] = view.crops(image)
         return crops
 
     def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor | None, image_B: Sequence[int]) -> Scores:
-        """Score B pairs: image `image_B[b]` of the `crops` with the embedding `t_BD[b]`; None: no prompts."""
-        everything = {view.name: list(range(len(crops))) for view in self._views}
-        found, vectors = encode_views(self._views, dict(enumerate(crops)), everything), {}
-        for view in self._views:
-            vector_IW = self._as_cached(found[view.name].unit_BD, view)
-            vectors[view.name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
+        """Score B pairs: image `image_B[b]` of the `crops` with row b of `embed_prompts`; None: no prompts."""
+        vectors: dict[str, Tensor] = {}
+        for number, (backbone, views) in enumerate(zip(self._backbones, self._views, strict=True)):
+            own = {n: {view.source: image[f"{number}:{view.source}"] for view in views} for n, image in enumerate(crops)}
+            found = encode_views(views, own, {view.name: list(range(len(crops))) for view in views})
+            for view in views:
+                vector_IW = self._as_cached(found[view.name].unit_BD, backbone, view)
+                name = f"{number + 1}:{view.name}" if number else view.name
+                vectors[name] = vector_IW[torch.as_tensor(image_B, device=vector_IW.device)]
         v_BD, labels = vectors[CENTER], self.labels
         if t_BD is None:
             # No score of the image alone looks at it.
-            t_BD, labels = torch.zeros_like(v_BD), self.of_image
+            t_BD, labels = torch.zeros(len(v_BD), sum(each.dim for each in self._backbones)).to(v_BD), self.of_image
+        t_BD, *further = t_BD.split([each.dim for each in self._backbones], dim=1)
+        for number, other_BD in enumerate(further, start=2):
+            vectors[f"{number}:prompt"] = other_BD
+            vectors[f"{number}:cosine"] = (cosine(vectors[f"{number}:{CENTER}"], other_BD)[:, None] + 1) / 2
         terms = self.heads.base_terms(vectors, v_BD, t_BD)
         return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, {}, fitted_B=terms)]), labels)
 
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.
 
-        An empty text is none: 0, which `score` takes for it.
+        Those of several backbones stand side by side. An empty text is none: 0, which `score` takes for it.
         """
-        t_TD = torch.zeros(len(texts), self.backbone.dim, device=self.backbone.device)
-        truncated_T = np.zeros(len(texts), dtype=bool)
-        for batch in text_batches(self.backbone, texts, [entry for entry, text in enumerate(texts) if text]):
-            t_TD[batch.entries] = self._as_cached(batch.found.unit_BD)
-            truncated_T[batch.entries] = batch.truncated_B
-        return t_TD, truncated_T
+        parts, truncated_T = [], np.zeros(len(texts), dtype=bool)
+        for backbone in self._backbones:
+            t_TD = torch.zeros(len(texts), backbone.dim, device=self.backbone.device)
+            for batch in text_batches(backbone, texts, [entry for entry, text in enumerate(texts) if text]):
+                t_TD[batch.entries] = self._as_cached(batch.found.unit_BD, backbone)
+                truncated_T[batch.entries] |= batch.truncated_B
+            parts.append(t_TD)
+        return torch.cat(parts, dim=1), truncated_T
 
-    def _as_cached(self, vector_BW: Any, view: View | None = None) -> Tensor:
+    def _as_cached(self, vector_BW: Any, backbone: Backbone, view: View | None = None) -> Tensor:
         # Through the cache's number format, so that a picture scores here what it scores from a cache.
-        stored = np.dtype(STORED_DTYPE[self.backbone.precision])
+        stored = np.dtype(STORED_DTYPE[backbone.precision])
         if view is not None:
             stored = ViewLayout(width=view.width, recipe=view.recipe).stored_as(stored)
         return torch.from_numpy(vector_BW.astype(stored).astype(np.float32)).to(self.backbone.device)
+
+
+def _others(folder: RunFolder, run: Path | str, device: str) -> list[Backbone]:
+    """Return the backbones of the further caches of a run, where its bases see them."""
+    bases, recorded = folder.spec.bases, folder.config.get("beside", [])
+    if bases is None or not any(":" in name for name in bases.views):
+        return []
+    return [
+        load_recorded(
+            Recorded(each["backbone"], each["request"], place=run, what="was trained on"),
+            device=device,
+            precision=each["request"]["precision"],
+        )
+        for each in recorded
+    ]
 
 
 # ---- Images and prompts of a caller as pairs to score: what goes with what

@@ -79,7 +79,8 @@ class BaseShape(NamedTuple):
     """What shapes fitted bases: the width of each further input of rows, and the members of each target's base.
 
     Inputs are views of the image by name, and besides: `center` (v), `prompt` (t), `cosine` ((s + 1)/2), `anchors`
-    (cosines of v with prompts that the heads keep), `score` (what the base of the first image target says).
+    (cosines of v with prompts that the heads keep), `score` (what the base of the first image target says). Those of a
+    second backbone are called `2:center` and so on.
     """
 
     widths: Mapping[str, int]

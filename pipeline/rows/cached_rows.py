@@ -55,7 +55,8 @@ class CacheRows:
     `image_key_I`, uint64, are of the images' content, `tokens_T` of what the text tower is given (see `RowKeys`).
 
     The embeddings are in memory, or `store` is open to read them; `views` has further views of the images, where some
-    were asked for: (I, W) each, or None where they are read too.
+    were asked for: (I, W) each, or None where they are read too. `others` are caches of the same rows by other
+    backbones.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class CacheRows:
     t_TD: Tensor | None = None
     views: Mapping[str, Tensor | None] = field(default_factory=dict)
     anchors: Tensor | None = None
+    others: tuple[Beside, ...] = ()
     store: FeatureStore | None = None
     targets: tuple[Target, ...] = (QUALITY, CONSISTENCY)
 
@@ -110,13 +112,18 @@ class CacheRows:
         return self.rows.numbers[name]
 
     def inputs(self) -> dict[str, RowVectors]:
-        """Return what bases may see of rows, by name: `center` (v), `prompt` (t), `cosine` and the further views."""
+        """Return what bases may see of rows, by name: `center` (v), `prompt` (t), `cosine` and the further views.
+
+        Of the second cache and others the names begin with its number: `2:center`.
+        """
         found = {"center": RowVectors(self, self._images), "prompt": RowVectors(self, self._texts)}
         found["cosine"] = RowVectors(self, self._cosines)
         if self.anchors is not None:
             found["anchors"] = RowVectors(self, self._anchor_cosines)
         for name in self.views:
             found[name] = RowVectors(self, functools.partial(self._images, view=name))
+        for number, other in enumerate(self.others, start=2):
+            found |= {f"{number}:{name}": RowVectors(self, other.reader(v)) for name, v in other.rows.inputs().items()}
         return found
 
     def _images(self, rows: NDArray[np.int64], *, view: str = CENTER) -> Tensor:
@@ -210,6 +217,18 @@ class CacheRows:
         return max(1, WINDOW_BYTES // int(row_bytes))
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A cache of the same rows by another backbone: `row_N` says which of its rows each of the first cache is."""
+
+    rows: CacheRows
+    row_N: Tensor
+
+    def reader(self, vectors: RowVectors) -> Callable[[NDArray[np.int64]], Tensor]:
+        """Return what reads numbers of its rows for those of the first cache."""
+        return lambda rows: vectors[self.row_N[torch.from_numpy(rows)]]
+
+
 class RowVectors:
     """Numbers (N, W) of the rows of a cache, read for the rows that are asked for; float32."""
 
@@ -252,6 +271,9 @@ def image_keys(store: FeatureStore) -> KeyArray:
     return np.ascontiguousarray(store.keys("images")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
 
 
+VECTORS_OF: dict[str, Kind] = {"v_ID": "images", "t_TD": "texts"}
+
+
 def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: bool = False) -> CacheRows:
     """Read a cache: its embeddings into memory if they take at most `MEMORY_BYTES`, else when they are needed.
 
@@ -273,7 +295,9 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
             size += store.size_bytes("images", view=name)
             fits = in_memory or size <= MEMORY_BYTES
             held[name] = torch.from_numpy(store.embeddings("images", view=name)).to(device) if fits else None
-        vectors = {"v_ID": store.embeddings("images"), "t_TD": store.embeddings("texts")} if holds else {}
+        vectors = {
+            name: torch.from_numpy(store.embeddings(kind)).to(device) for name, kind in VECTORS_OF.items() if holds
+        }
         keeps_open = not holds or any(value is None for value in held.values())
         rows = CacheRows(
             path=path,
@@ -288,7 +312,8 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
             targets=store.targets,
             views=held,
             store=store if keeps_open else None,
-            **{name: torch.from_numpy(vectors_KW).to(device) for name, vectors_KW in vectors.items()},
+            v_ID=vectors.get("v_ID"),
+            t_TD=vectors.get("t_TD"),
         )
         if keeps_open:
             opened.pop_all()  # open as long as the rows are there

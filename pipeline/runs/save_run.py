@@ -161,6 +161,14 @@ def save_run(
             "cache": {"path": str(config.cache.resolve()), **rows.header, "dataset": rows.dataset},
             "labels": done.labels,
             "request": rows.header["request"],
+            "beside": [
+                {
+                    "path": str(other.rows.path.resolve()),
+                    "request": other.rows.header["request"],
+                    "backbone": other.rows.facts,
+                }
+                for other in rows.others
+            ],
             "backbone": rows.facts,
             "calibration": learned.calibration,
             "scales": learned.heads.scales(),

@@ -23,6 +23,11 @@ class EvaluateConfig:
         help="Cache to score; default the run's own, with the run's split. In another one every row is test.",
         names="cache",
     )
+    beside: list[Path] | None = setting(
+        None,
+        help="For a run of several caches: the others, in the order of `train`, where --cache is given.",
+        names="cache",
+    )
     image_root: Path | None = setting(
         None,
         help="For a run of `finetune`: folder of the images; default the one that the cache recorded.",

@@ -41,6 +41,7 @@ class SweepConfig(FrozenClip):
     dropout: str = setting("0.1", help="Values.")
     loss: str = setting("mse", help="Names: mse, huber, plcc, rank, fidelity.")
     base: str = setting("auto", help="Names: auto, calibrated, identity, kernel.", spelling="--base-init")
+    beside: list[Path] | None = setting(None, help="As in `train`.", argument=True, names="cache")
     view: str = setting("stages", help="As in `train`.")
     seed: str = setting("42", help="Seeds of initial weights and dropout; settings rank by their mean over seeds.")
     samples: int = setting(0, help="Train this many settings, drawn from the grid or the ranges; 0: the grid.", ge=0)

@@ -111,6 +111,12 @@ class AblateConfig(FrozenClip):
 class TrainConfig(FrozenClip, LearningSettings):
     """Settings of `train`: heads on cached embeddings, the backbone frozen."""
 
+    beside: list[Path] | None = setting(
+        None,
+        help="Further caches of the same images and prompts, by other backbones, whose views --base auto may take too.",
+        argument=True,
+        names="cache",
+    )
     view: str = setting("stages", help="View that --base kernel reads; give it to `extract --views`.")
     tensorboard: bool = setting(False, help="Write curves for TensorBoard, into the run at the end.")
 

@@ -63,27 +63,56 @@ class Candidate:
 
     def weight(self, name: str) -> float:
         """Return the weight of an input: of one by itself it does not matter."""
-        return WEIGHTS.get(name.rpartition(":")[2], 1.0)
+        return WEIGHTS.get(_plain(name), 1.0)
 
 
 def image_candidates(inputs: Collection[str]) -> list[Candidate]:
     """Return the candidates of a target that sees the image, of the views and `anchors` that are there."""
-    views = [name for name in inputs if name not in {"prompt", "cosine", "anchors"}]
+    views = _views(inputs)
     lines = [Candidate("line", (name,)) for name in inputs if name in views or name == "anchors"]
     kernels = [Candidate("kernel", (name,)) for name in views]
-    rich = [name for name in views if name != "center"]
-    joined = [tuple(rich), tuple(views)]
-    together = [Candidate("kernel", some) for some in dict.fromkeys(joined) if len(some) > 1]
+    together = [Candidate("kernel", some) for some in _joined(views) if len(some) > 1]
     return [*lines, *kernels, *together]
+
+
+def _views(inputs: Collection[str]) -> list[str]:
+    """Return the names of views of the image; what does not depend on the backbone counts once."""
+    views = [name for name in inputs if _plain(name) not in {"prompt", "cosine", "anchors"}]
+    return [name for name in views if name == _plain(name) or _plain(name) != "statistics"]
+
+
+def _joined(views: Collection[str]) -> list[tuple[str, ...]]:
+    """Return the sets of views that are tried together, without `center` and with: of each cache, and of all."""
+    numbers = dict.fromkeys(name.rpartition(":")[0] for name in views)
+    shared = [name for name in views if name == "statistics"]
+    groups = [[name for name in views if name.rpartition(":")[0] == number] for number in numbers]
+    groups = [[*group, *(name for name in shared if name not in group)] for group in groups]
+    found = []
+    for group in [*groups, list(views)] if len(groups) > 1 else groups:
+        found += [tuple(name for name in group if _plain(name) != "center"), tuple(group)]
+    return [some for some in dict.fromkeys(found) if some]
+
+
+def _has_center(names: Collection[str]) -> bool:
+    return any(_plain(name) == "center" for name in names)
+
+
+def _plain(name: str) -> str:
+    """Return the name of an input without the number of its cache."""
+    return name.rpartition(":")[2]
 
 
 def pair_candidates(inputs: Collection[str], *, has_score: bool) -> list[Candidate]:
     """Return the candidates of a target that sees image and prompt; `has_score`: there is an image target too."""
-    views = [name for name in inputs if name not in {"prompt", "cosine", "anchors"}]
-    rich = [name for name in views if name != "center"]
-    sets = dict.fromkeys([*((name,) for name in views), tuple(rich)])
-    kernels = [Candidate("kernel", (*some, "prompt"), has_score) for some in sets if some]
-    lines = [Candidate("line", ())]
+    views = _views(inputs)
+    sets = dict.fromkeys([*((name,) for name in views), *_joined(views)])
+    kernels = [
+        Candidate("kernel", (*some, "prompt"), has_score) for some in sets if len(some) == 1 or not _has_center(some)
+    ]
+    lines = [
+        Candidate("line", ()),
+        *(Candidate("line", (name,)) for name in inputs if _plain(name) == "cosine" != name),
+    ]
     if has_score:
         lines.append(Candidate("line", (), with_score=True))
     if "anchors" in inputs:

@@ -119,7 +119,9 @@ def _formulas(task: Task[Any]) -> list[str]:
         f"{each.name:13} clamp({bases[each.sees]} + {config.scales.of(each.name):g}{when} {corrections[each.sees]}"
         for each in targets
     ]
-    views = "".join(f", {name}" for name in task.rows.views)
+    names = [*task.rows.views, *(["anchors"] if task.rows.anchors is not None else [])]
+    names += [f"{other.rows.path.name}" for other in task.rows.others]
+    views = "".join(f", {name}" for name in names)
     return [*lines, f"bases         {_BASES[config.base].format(view=getattr(config, 'view', ''), views=views)}"]
 
 
@@ -173,6 +175,8 @@ def settings_warnings(task: Task[Any]) -> list[str]:
     view = getattr(config, "view", TrainConfig.view)
     if view != TrainConfig.view and (config.base != "kernel" or not config.residual_learning):
         found.append(f"--view {view} is not used: it belongs to --base kernel")
+    if rows.others and (config.base != "auto" or not config.residual_learning):
+        found.append(f"{rows.others[0].rows.path} is not used: caches beside the first belong to --base auto")
     found += _about_loss(config, rows)
     found += _about_explanations(config, rows)
     found += _about_split(config, rows, task.split)
