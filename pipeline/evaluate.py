@@ -26,6 +26,7 @@ from deltaclip.pipeline.runs.trust import trusted
 from deltaclip.pipeline.words.result_words import metrics_table
 
 if TYPE_CHECKING:
+    from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import EvaluateConfig
 
@@ -77,6 +78,23 @@ def _caches_beside(run: RunFolder, config: EvaluateConfig) -> list[Path]:
     return caches
 
 
+def _rows(run: RunFolder, config: EvaluateConfig, cache: Path) -> CacheRows:
+    """Return the rows of a cache with what the heads of the run, and what it knows of its rows, need of them."""
+    with open_cache(cache) as store:
+        check_request(
+            store,
+            run.config["request"],
+            remedy="extract the data with the run's backbone, or train on this cache",
+        )
+    bases, trust = run.spec.bases, None if run.is_tuned else run.trust
+    # Heads need their views; without one of the others less is known of what rows are like.
+    there = views_there(cache) if trust and trust.views else []
+    views = [*(bases.views if bases else ()), *(view for view in there if trust and view in trust.views)]
+    rows = load_rows(cache, "cpu", views=[name for name in views if ":" not in name])
+    caches = _caches_beside(run, config)
+    return with_caches_beside(rows, caches) if caches else rows
+
+
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Score a cache with the heads of a run.
 
@@ -90,20 +108,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         remedy = "leave it out: the run scores embeddings, not images"
         raise UserError("would not be used", place=option_name(unused[0]), remedy=remedy)
     cache = config.cache or Path(run.config["cache"]["path"])
-    with open_cache(cache) as store:
-        check_request(
-            store,
-            run.config["request"],
-            remedy="extract the data with the run's backbone, or train on this cache",
-        )
-    bases = run.spec.bases
-    trust = None if run.is_tuned else run.trust
-    # Heads need their views; without one of the others less is known of what rows are like.
-    there = views_there(cache) if trust and trust.views else []
-    views = [*(bases.views if bases else ()), *(view for view in there if trust and view in trust.views)]
-    rows = load_rows(cache, "cpu", views=[name for name in views if ":" not in name])
-    if caches := _caches_beside(run, config):
-        rows = with_caches_beside(rows, caches)
+    bases, trust = run.spec.bases, None if run.is_tuned else run.trust
+    rows = _rows(run, config, cache)
     present, trained = present_labels(rows), run.config["labels"]
     if not set(present) & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"

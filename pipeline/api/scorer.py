@@ -246,7 +246,9 @@ class Scorer:
         """Score B pairs: image `image_B[b]` of the `crops` with row b of `embed_prompts`; None: no prompts."""
         vectors: dict[str, Tensor] = {}
         for number, (backbone, views) in enumerate(zip(self._backbones, self._views, strict=True)):
-            own = {n: {view.source: image[f"{number}:{view.source}"] for view in views} for n, image in enumerate(crops)}
+            own = {
+                n: {view.source: image[f"{number}:{view.source}"] for view in views} for n, image in enumerate(crops)
+            }
             found = encode_views(views, own, {view.name: list(range(len(crops))) for view in views})
             for view in views:
                 vector_IW = self._as_cached(found[view.name].unit_BD, backbone, view)
