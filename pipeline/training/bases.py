@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from deltaclip.pipeline.model.calibrate import Sums, calibrate, calibrate_branch, fit_line
-from deltaclip.pipeline.model.heads import ANCHORS, BaseShape, DirectHeads, MemberShape
+from deltaclip.pipeline.model.fitted_base import ANCHORS, BaseShape, MemberShape
+from deltaclip.pipeline.model.heads import DirectHeads
 from deltaclip.pipeline.model.kernel import MAX_ROWS, Line, Part, fit_member, with_left_out
 from deltaclip.pipeline.model.kernel_on_score import Nested, Score, fit_on_score
 from deltaclip.pipeline.model.level import clamp_shift

@@ -17,7 +17,7 @@ import numpy as np
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.loop.epochs import EpochRow, FitPlan, FitResult, Validation, seeded
 from deltaclip.pipeline.loop.head_learner import fit
-from deltaclip.pipeline.model.heads import BaseShape, HeadSpec, TargetSpec, build_heads
+from deltaclip.pipeline.model.heads import HeadSpec, TargetSpec, build_heads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.rows.cached_rows import views_there
 from deltaclip.pipeline.rows.split_rows import joined_groups
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deltaclip.pipeline.loop.batches import Columns
+    from deltaclip.pipeline.model.fitted_base import BaseShape
     from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.model.losses import Objective
     from deltaclip.pipeline.rows.task import Task
