@@ -37,10 +37,10 @@ FAILURES_SHOWN = 10
 class ExtractResult:
     """What an extraction did; counts are of distinct images and texts, times in seconds.
 
-    `views` says how many images have each view; `new_images` are those of which any view was computed;
-    `first_frames` counts those whose file has more frames than the one that was taken; `near_copies` are pairs of
-    files, looked for where images were computed; `notes` is what reading the data left out or put in. `shard` is I/N
-    where the cache is one of N shards; `shards` are their number where it is all.
+    `views` says how many images have each view, `anchors` how many anchor prompts there are; `new_images` are those of
+    which any view was computed; `first_frames` counts those whose file has more frames than the one that was taken;
+    `near_copies` are pairs of files, looked for where images were computed; `notes` is what reading the data left out
+    or put in. `shard` is I/N where the cache is one of N shards; `shards` are their number where it is all.
     """
 
     cache: Path
@@ -49,6 +49,7 @@ class ExtractResult:
     images: int
     views: dict[str, int]
     new_images: int
+    anchors: int
     texts: int
     new_texts: int
     truncated_texts: int
@@ -87,11 +88,7 @@ class ExtractResult:
             *([f"in {self.shards:,} shards that read as one"] if self.shards else []),
             work,
             *self._pace(),
-            *(
-                [f"views: {', '.join(f'{name} {n:,}' for name, n in self.views.items())}"]
-                if len(self.views) > 1
-                else []
-            ),
+            *([f"views: {', '.join(self._views())}"] if len(self.views) > 1 or self.anchors else []),
             f"backbone: {facts['backbone']}, D = {facts['dim']}, {activation}, weights {facts['weights_sha256'][:12]}",
             f"preprocessing: {preprocessing_words(facts['preprocessing'])}",
             f"precision: {facts['precision']} ({facts['precision_reason']})",
@@ -111,6 +108,10 @@ class ExtractResult:
             if len(self.failed) > FAILURES_SHOWN:
                 lines.append(f"  ... and {len(self.failed) - FAILURES_SHOWN:,} more, all listed in the cache")
         return "\n".join(lines)
+
+    def _views(self) -> list[str]:
+        anchors = [f"anchors of {self.anchors} prompts"] if self.anchors else []
+        return [*(f"{name} {count:,}" for name, count in self.views.items()), *anchors]
 
     def _pace(self) -> list[str]:
         if not self.stages:
@@ -270,6 +271,7 @@ def _result(
         usable_rows=store.num_usable_rows(),
         images=len(store.status()),
         views={name: int((store.status(name) == DONE).sum()) for name in store.view_names()},
+        anchors=len(anchors[0]) if (anchors := store.anchors()) else 0,
         new_images=done.new_images,
         texts=len(store.truncated()),
         new_texts=done.new_texts,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.views import ANCHORS
 from deltaclip.features.store.cache_export import export_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, PENDING
 from deltaclip.features.store.shards import find_set, merge, open_cache
@@ -28,9 +29,9 @@ PROBLEMS_FOUND = 2  # the exit code of wrong input: a damaged cache is one
 class CacheReport:
     """One file; counts are of distinct images and texts. `problems` is None where nobody asked for them.
 
-    `views` has by name `width`, `recipe` and the number of images `done`, `failed`, `to_do`; `first_frames` counts
-    images whose file has more frames than the one taken; `labels` has the number of usable rows with each label,
-    `names` the number of distinct groups, sources and splits.
+    `views` has by name `width`, `recipe` and the number of images `done`, `failed`, `to_do`; `anchors` counts
+    their prompts, `first_frames` images whose file has more frames than the one taken; `labels` has the number of
+    usable rows with each label, `names` the number of distinct groups, sources and splits.
     """
 
     cache: Path
@@ -48,6 +49,7 @@ class CacheReport:
     truncated_texts: int
     first_frames: int
     views: dict[str, dict[str, Any]]
+    anchors: int
     labels: dict[str, int]
     names: dict[str, int]
     failed: list[tuple[str, str]]
@@ -70,6 +72,7 @@ class CacheReport:
         for name, view in self.views.items():
             rest = "".join(f", {view[key]:,} {words}" for key, words in _REST.items() if view[key])
             lines.append(f"  view {name}: {view['done']:,} of {self.images:,} images{rest}, W = {view['width']}")
+        lines += [f"  anchors: {self.anchors:,} prompts"] if self.anchors else []
         to_do = f", {self.texts_to_do:,} to do" if self.texts_to_do else ""
         cut = f", {self.truncated_texts:,} cut at the context length" if self.truncated_texts else ""
         lines.append(f"  texts: {self.texts:,}{to_do}{cut}")
@@ -181,6 +184,7 @@ def _report(path: Path, problems: list[str] | None) -> CacheReport:
             truncated_texts=int(truncated.sum()),
             first_frames=int(store.more_frames()[store.status() == DONE].sum()),
             views={name: _view(store, name) for name in store.view_names()},
+            anchors=int((store.group(ANCHORS)["status"][:] == DONE).sum()) if ANCHORS in store.view_layouts() else 0,
             labels={name: int(np.isfinite(column).sum()) for name, column in rows.numbers.items()},
             names={name: len(np.unique(rows.text[name].codes[rows.text[name].codes >= 0])) for name in CODE_COLUMNS},
             failed=store.failed(),

@@ -35,7 +35,8 @@ class ExtractConfig:
     )
     quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
     views: str = setting(
-        "center", help="Views of every image, comma-separated: center (always), flip, tiles, stages, statistics."
+        "center",
+        help="Views of every image, comma-separated: center (always), flip, tiles, stages, statistics, anchors.",
     )
     device: str = setting(
         "auto", help="auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or cuda:all.", names="device"

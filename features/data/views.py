@@ -11,14 +11,15 @@ import hashlib
 import math
 import re
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.features.data.anchors import ANCHOR_RECIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CENTER = "center"
 STAGES = "stages"
 STATISTICS = "statistics"
+ANCHORS: Final = "anchors"  # of no image: embeddings of prompts, once a cache
 MAX_TILES = 9  # a 3 x 3 grid: as much as 9 forward passes an image, so the cost has a bound whatever the resolution
 # 384 for 224: quality of AGIQA-3K by means of MobileNetV2 stages, SROCC .820; 512 adds .003 at 1.8 times the pixels.
 WHOLE_SCALE = Fraction(12, 7)
@@ -61,7 +63,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "version": 1,
         "dtype": "float32",
     },
+    ANCHORS: dict(ANCHOR_RECIPE),
 }
+
+
+def of_images(names: Iterable[str]) -> list[str]:
+    """Return those of these views that are vectors of images: all but `anchors`."""
+    return [name for name in names if name != ANCHORS]
 
 
 def parse_views(text: str) -> tuple[str, ...]:

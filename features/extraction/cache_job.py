@@ -21,10 +21,11 @@ from deltaclip.base.files import one_writer
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, default_workers, spread
+from deltaclip.features.data.anchors import ANCHOR_TEXTS
 from deltaclip.features.data.images import ImageContent, hash_images, is_image
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained
 from deltaclip.features.data.sharding import part_of
-from deltaclip.features.data.views import RECIPES
+from deltaclip.features.data.views import ANCHORS, RECIPES, of_images
 from deltaclip.features.extraction.pace import (
     DEFAULT_BATCH,
     MIN_IMAGES,
@@ -194,9 +195,10 @@ class _Job:
         writer = open_writer(self.out, self.plan, request=request, facts=facts, views=layouts)
         done = Work()
         try:
-            if writer.todo("texts").size or encoder.todo(writer):
+            if writer.todo("texts").size or writer.todo(ANCHORS).size or encoder.todo(writer):
                 backbone = encoder.load(precision)
                 self._check_loaded(facts, backbone)
+                encoder.encode_anchors(writer, backbone)
                 done.new_texts = encoder.encode_texts(writer, backbone)
                 started = time.monotonic()
                 done.new_images = encoder.encode_images(writer, backbone)
@@ -323,13 +325,15 @@ class Encoder:
 
     def layouts(self, precision: PrecisionChoice) -> dict[str, ViewLayout]:
         """Return width and recipe of the views; how wide one is, the model says."""
-        views = self._make_views(self.load(precision))
-        return {view.name: ViewLayout(width=view.width, recipe=view.recipe) for view in views}
+        backbone = self.load(precision)
+        found = {view.name: ViewLayout(width=view.width, recipe=view.recipe) for view in self._make_views(backbone)}
+        anchors = {ANCHORS: ViewLayout(width=backbone.dim, recipe=RECIPES[ANCHORS])} if ANCHORS in self.views else {}
+        return found | anchors
 
     def todo(self, writer: StoreWriter) -> dict[str, NDArray[np.bool_]]:
         """Return by view for which images it is to be computed, (I,) bool; a view without any is left out."""
         todo = {}
-        for name in self.views:
+        for name in of_images(self.views):
             entries = writer.todo("images", name)
             if entries.size:
                 todo[name] = np.zeros(self.plan.num_images, dtype=bool)
@@ -347,6 +351,13 @@ class Encoder:
                 writer.put("texts", batch.entries, *batch.found)
                 progress.advance(len(batch.entries))
         return len(todo)
+
+    def encode_anchors(self, writer: StoreWriter, backbone: Backbone) -> None:
+        """Encode the anchors that the cache has room for and lacks."""
+        from deltaclip.features.backbone.encode import text_batches
+
+        for batch in text_batches(backbone, ANCHOR_TEXTS, writer.todo(ANCHORS)):
+            writer.put(ANCHORS, batch.entries, *batch.found)
 
     def encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
         """Encode the views that the cache lacks and return the number of images.
@@ -427,7 +438,7 @@ class Encoder:
     def _make_views(self, backbone: Backbone) -> list[View]:
         from deltaclip.features.backbone.view_vectors import make_views
 
-        return make_views(backbone, self.views, batch_size=self.batch_size)
+        return make_views(backbone, of_images(self.views), batch_size=self.batch_size)
 
     def _files(self, entries: Sequence[int] | NDArray[np.int64]) -> Sequence[ImageFile]:
         files, keys = self.plan.image_files, self.plan.image_keys

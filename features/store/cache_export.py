@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Layout = Literal["clip-retrieval", "npy", "safetensors"]
+ANCHORS_NPY = "anchors.npy"
 COPY_ROWS = 65_536
 OF_CLIP_RETRIEVAL = {"image": "image_path", "prompt": "caption"}  # its names of our columns
 
@@ -61,6 +62,9 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> tuple[
             "facts": store.facts,
             "dataset": store.dataset,
         }
+        anchors = store.anchors()
+        if anchors is not None:
+            about["anchors"] = anchors[0]
         explanations = np.append(store.texts(), "")[rows.explanation]  # -1, no explanation, is the last one
     columns: dict[str, NDArray[Any]] = {"image": rows.text["file"][:], "prompt": rows.text["prompt"][:]}
     columns |= rows.numbers | {"explanation": explanations} | {name: rows.text[name][:] for name in CODE_COLUMNS}
@@ -68,7 +72,8 @@ def export_cache(cache: Path, out: Path, *, layout: Layout, view: str) -> tuple[
     require_space(out.parent, len(rows) * row_bytes, "the export")
     with whole_folder(out) as growing:
         folder = growing.work
-        _write_vectors(folder, layout, (images, rows.image), (texts, rows.prompt))
+        of_anchors = None if anchors is None else anchors[1]
+        _write_vectors(folder, layout, (images, rows.image), (texts, rows.prompt), anchors=of_anchors)
         _write_table(folder, layout, {name: cells for name, cells in columns.items() if _says_something(name, cells)})
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return len(rows), growing.path
@@ -84,12 +89,17 @@ def _as_float16(vectors: NDArray[np.floating], cache: Path) -> NDArray[np.floati
     return vectors.astype(np.float16)
 
 
-def _write_vectors(folder: Path, layout: Layout, images: Indexed, texts: Indexed) -> None:
+def _write_vectors(
+    folder: Path, layout: Layout, images: Indexed, texts: Indexed, *, anchors: NDArray[np.floating] | None
+) -> None:
     if layout == "safetensors":
         from safetensors.numpy import save_file
 
-        save_file({"images": _rows_of(*images), "texts": _rows_of(*texts)}, folder / TENSORS)
+        found = {"images": _rows_of(*images), "texts": _rows_of(*texts)}
+        save_file(found | ({} if anchors is None else {"anchors": anchors}), folder / TENSORS)
         return
+    if anchors is not None:
+        np.save(folder / ANCHORS_NPY, anchors)
     names = {"npy": (IMAGES_NPY, TEXTS_NPY)}.get(layout, ("img_emb/img_emb_0.npy", "text_emb/text_emb_0.npy"))
     for name, (vectors, entries) in zip(names, (images, texts), strict=True):
         path = folder / name

@@ -19,7 +19,7 @@ from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.kinds import refuse_other
 from deltaclip.base.places import no_such_cache
 from deltaclip.features.data.targets import recorded_targets
-from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.data.views import ANCHORS, CENTER, RECIPES, of_images
 from deltaclip.features.store.integrity import damage_words, damaged_rows, find_damage, has_seal
 from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.schema import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # ---- Read a feature cache: what made it, its rows, its embeddings
 
 
-Kind = Literal["images", "texts"]
+Kind = Literal["images", "texts", "anchors"]
 ANEW = "give another path, or remove it and extract again"
 
 
@@ -150,17 +150,17 @@ class FeatureStore:
         return [CENTER, *(name for name in self._file["views"] if name != CENTER)]
 
     def view_layouts(self) -> dict[str, ViewLayout]:
-        """Return width and recipe of every view."""
+        """Return width and recipe of every view, of the anchors too."""
+        groups = {name: self.group("images", name) for name in self.view_names()}
+        groups |= {ANCHORS: self.group(ANCHORS)} if ANCHORS in self._file else {}
         return {
-            name: ViewLayout(
-                width=self.group("images", name)["embedding"].shape[1], recipe=read_recipe(self._file, name)
-            )
-            for name in self.view_names()
+            name: ViewLayout(width=group["embedding"].shape[1], recipe=read_recipe(self._file, name))
+            for name, group in groups.items()
         }
 
     def group(self, kind: Kind, view: str = CENTER) -> Any:
-        """Return the group with `embedding` (K, W), `norm` and `status` (K,) of a view of the images, or of texts."""
-        group = self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
+        """Return the group with `embedding` (K, W), `norm` and `status` (K,) of a view of the images, or of others."""
+        group = self._file[f"views/{view}" if kind == "images" else kind]
         vectors = self._vectors.get((kind, view))
         return group if vectors is None else dict(group) | {"embedding": vectors}
 
@@ -207,8 +207,9 @@ class FeatureStore:
 
     def holds_views(self, names: Sequence[str]) -> bool:
         """Tell whether nothing is left to do for these views."""
-        there = self.view_names()
-        return all(name in there and not (self.status(name) == PENDING).any() for name in names)
+        there = self.view_layouts()
+        groups = {name: self.group(ANCHORS) if name == ANCHORS else self.group("images", name) for name in there}
+        return all(name in there and not (groups[name]["status"][:] == PENDING).any() for name in names)
 
     def check_view(self, name: str) -> None:
         """Refuse to read a view that some usable image lacks.
@@ -217,7 +218,7 @@ class FeatureStore:
             UserError: with the number of images, or the views that there are.
         """
         there, usable = self.view_names(), self.status() == DONE
-        if name not in there and name not in RECIPES:
+        if name not in there and name not in of_images(RECIPES):
             raise UserError(f"has no view {name!r}", place=self.path, remedy=did_you_mean(name, there))
         lacking = usable.sum() if name not in there else (usable & (self.status(name) != DONE)).sum()
         if lacking:
@@ -310,6 +311,16 @@ class FeatureStore:
         if view != CENTER:
             self.check_view(view)
         return np.asarray(self.group("images", view)["norm"])
+
+    def anchors(self) -> tuple[list[str], NDArray[np.floating]] | None:
+        """Return the anchor prompts and their embeddings as stored, A texts and (A, D); None where there are none.
+
+        Raises:
+            UserError: an embedding is not what was computed.
+        """
+        if not self.holds_views([ANCHORS]):
+            return None
+        return [str(text) for text in self.group(ANCHORS)["text"].asstr()[:]], self.embeddings(ANCHORS)
 
     def positions(self) -> NDArray[np.int64]:
         """Return the place of each row in its table, (N,); of a shard it is not the row's number here."""
@@ -464,6 +475,8 @@ def _broken_lengths(file: h5py.File, version: int) -> str | None:
             *(["texts/tokens"] if "texts/tokens" in file else []),
         ],
     }
+    if ANCHORS in file:
+        same_length[ANCHORS] = [f"{ANCHORS}/{name}" for name in (*of_vectors, "sha256", "text")]
     for kind, names in same_length.items():
         wrong = [name for name in names if not isinstance(file.get(name), h5py.Dataset) or not file[name].shape]
         wrong = wrong or [name for name in names if len(file[name]) != len(file[names[0]])]
@@ -472,6 +485,10 @@ def _broken_lengths(file: h5py.File, version: int) -> str | None:
     widths = {view: file[f"views/{view}/embedding"].shape[1:] for view in (CENTER, *views)}
     if any(len(width) != 1 for width in widths.values()) or widths[CENTER] != file["texts/embedding"].shape[1:]:
         return "is damaged (width of the embeddings)"
+    if ANCHORS in file:
+        if file[f"{ANCHORS}/embedding"].shape[1:] != widths[CENTER]:
+            return "is damaged (width of the anchors)"
+        views.append(ANCHORS)
     broken = [view for view in (CENTER, *views) if not isinstance(read_recipe(file, view), dict)]
     return f"is damaged (recipe of the view {broken[0]})" if broken else None
 
@@ -481,7 +498,7 @@ def read_recipe(file: h5py.File, view: str) -> Any:
     if file.attrs["schema_version"] == 1:
         return RECIPES[CENTER]
     try:
-        return json.loads(file[f"views/{view}"].attrs["recipe"])
+        return json.loads(file[ANCHORS if view == ANCHORS else f"views/{view}"].attrs["recipe"])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from deltaclip.features.data.anchors import ANCHOR_TEXTS
 from deltaclip.features.data.targets import recorded_targets
-from deltaclip.features.data.views import CENTER
+from deltaclip.features.data.views import ANCHORS, CENTER, of_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -223,8 +224,9 @@ def _key_array(keys: Sequence[bytes]) -> NDArray[np.uint8]:
 # ---- Lay out an unfinished cache in its full size: every dataset, its attributes, and the space that they will take
 
 
-def size_bytes(plan: Plan, view_bytes: Sequence[int]) -> int:
+def size_bytes(plan: Plan, views: Mapping[str, ViewLayout], *, dtype: np.dtype[Any]) -> int:
     """Return at least what the file will take: 64 bytes for each string's place in HDF5's heap, 128 for a row."""
+    view_bytes = [views[name].width * views[name].stored_as(dtype).itemsize for name in of_images(views)]
     strings = chain(plan.texts, plan.row_files, plan.image_files, *plan.names.values())
     text_bytes = sum(len(text.encode()) + 64 for text in strings)
     image_bytes = plan.num_images * (sum(width + 16 for width in view_bytes) + REASON_BYTES + 64)
@@ -237,11 +239,20 @@ def lay_out(file: h5py.File, plan: Plan, views: Mapping[str, ViewLayout], *, dty
     _write_plan(file, plan)
     unread = np.array([bool(reason) for reason in plan.image_reasons])
     for name, layout in views.items():
-        view = file.create_group(f"views/{name}")
+        view = file.create_group(ANCHORS if name == ANCHORS else f"views/{name}")
         view.attrs["recipe"] = json.dumps(layout.recipe)
+        if name == ANCHORS:
+            _write_texts(view, ANCHOR_TEXTS)
+            _allocate_vectors(view, (len(ANCHOR_TEXTS), layout.width), dtype)
+            continue
         _allocate_vectors(view, (plan.num_images, layout.width), layout.stored_as(dtype))
         view["status"][:] = np.where(unread, FAILED, PENDING).astype(np.uint8)
     _allocate_vectors(file["texts"], (len(plan.texts), views[CENTER].width), dtype)
+
+
+def _write_texts(group: h5py.Group, texts: Sequence[str]) -> None:
+    group["sha256"] = _key_array([text_key(text) for text in texts])
+    group.create_dataset("text", data=texts, shape=(len(texts),), dtype=h5py.string_dtype())
 
 
 def write_attributes(file: h5py.File, plan: Plan, *, request: dict[str, Any], facts: dict[str, Any]) -> None:

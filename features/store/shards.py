@@ -24,7 +24,7 @@ from deltaclip.base.progress import Progress
 from deltaclip.features.data.images import ImageContent
 from deltaclip.features.data.manifest import Manifest
 from deltaclip.features.data.sharding import Shard
-from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.data.views import ANCHORS, CENTER, RECIPES, of_images
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import (
     CODE_COLUMNS,
@@ -386,7 +386,9 @@ def open_shards(paths: Sequence[Path]) -> FeatureStore:
         write_attributes(file, plan, request=first.header["request"], facts=first.facts)
         file.attrs.modify("complete", np.uint8(1))
         vectors: dict[tuple[Kind, str], Joined] = {("texts", CENTER): _join(file, stores, "texts", CENTER)}
-        vectors |= {("images", view): _join(file, stores, "images", view) for view in layouts}
+        vectors |= {("images", view): _join(file, stores, "images", view) for view in of_images(layouts)}
+        if ANCHORS in layouts:
+            vectors[ANCHORS, CENTER] = _join(file, stores, ANCHORS, CENTER)
         return FeatureStore(whole_path(paths[0]), file, vectors=vectors, opened=opened.pop_all())
 
 
@@ -438,11 +440,13 @@ class Joined:
 
 def _join(file: h5py.File, stores: Sequence[FeatureStore], kind: Kind, view: str) -> Joined:
     """Say where each vector lies, and put together what stands beside them."""
-    group, keys = file[f"views/{view}"] if kind == "images" else file["texts"], file[f"{kind}/sha256"][:]
+    group, keys = file[f"views/{view}" if kind == "images" else kind], file[f"{kind}/sha256"][:]
+    name = view if kind == "images" else kind
+    having = [store for store in stores if kind == "texts" or name in store.view_layouts()]
     source, entry = np.full(len(keys), -1), np.full(len(keys), -1)
     columns = {name: group[name][:] for name in ("norm", "crc32", "status")}
     for number, store in enumerate(stores):
-        if kind == "images" and view not in store.view_names():
+        if store not in having:
             continue
         there = store.group(kind, view)
         new, old = find_content(keys, np.flatnonzero(source < 0), store.keys(kind), there["status"][:])
@@ -457,9 +461,7 @@ def _join(file: h5py.File, stores: Sequence[FeatureStore], kind: Kind, view: str
     columns["status"][source >= 0] = DONE
     for name, values in columns.items():
         group[name][:] = values
-    like = next(store for store in stores if kind == "texts" or view in store.view_names()).group(kind, view)[
-        "embedding"
-    ]
+    like = having[0].group(kind, view)["embedding"]
     return Joined(
         stores=stores, kind=kind, view=view, source_K=source, entry_K=entry, width=like.shape[1], dtype=like.dtype
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
+from deltaclip.features.data.views import ANCHORS
 from deltaclip.features.store.integrity import damaged_rows
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import BLOCK_TEXTS, DONE, text_key
@@ -45,21 +46,24 @@ def _problems(store: FeatureStore) -> Iterator[str]:
         version = store.schema_version
         yield f"schema version {version} has no checksums: extract the same data again, nothing is computed"
     groups = [store.group("images", view) for view in store.view_names()]
-    groups.append(store.group("texts"))
+    of_texts = [store.group("texts"), *([store.group(ANCHORS)] if ANCHORS in store.view_layouts() else [])]
+    groups += of_texts
     with Progress(sum(len(group["status"]) for group in groups), "verifying", unit="rows") as progress:
         for group in groups:
             yield from _of_vectors(group, progress)
-    yield from _of_texts(store)
+    for group in of_texts:
+        yield from _of_texts(group)
 
 
-def _of_texts(store: FeatureStore) -> Iterator[str]:
-    texts, keys = store.group("texts")["text"], store.group("texts")["sha256"]
+def _of_texts(group: h5py.Group) -> Iterator[str]:
+    texts, keys = group["text"], group["sha256"]
     wrong: list[int] = []
     for start in range(0, len(texts), BLOCK_TEXTS):
         pairs = zip(texts.asstr()[start : start + BLOCK_TEXTS], keys[start : start + BLOCK_TEXTS], strict=True)
         wrong += [start + entry for entry, (text, key) in enumerate(pairs) if key.tobytes() != text_key(text)]
     if wrong:
-        yield f"texts/sha256: {len(wrong):,} texts are not those of their keys, the first is text {wrong[0]}"
+        name = f"{group.name.strip('/')}/sha256"
+        yield f"{name}: {len(wrong):,} texts are not those of their keys, the first is text {wrong[0]}"
 
 
 def _of_vectors(group: h5py.Group, progress: Progress) -> Iterator[str]:

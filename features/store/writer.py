@@ -17,7 +17,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import prove_space, publish, publish_new, require_space, reserve
-from deltaclip.features.data.views import CENTER, OF_TOWER, RECIPES
+from deltaclip.features.data.views import ANCHORS, CENTER, OF_TOWER, RECIPES
 from deltaclip.features.store.integrity import SEAL_BYTES, break_seal, row_checksums, write_seal
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import (
@@ -99,8 +99,7 @@ class StoreWriter:
         """
         dtype, dim = np.dtype(STORED_DTYPE[facts["precision"]]), int(facts["dim"])
         layouts = {CENTER: ViewLayout(width=dim, recipe=RECIPES[CENTER]), **views}
-        view_bytes = [layout.width * layout.stored_as(dtype).itemsize for layout in layouts.values()]
-        needed_bytes = size_bytes(plan, view_bytes)
+        needed_bytes = size_bytes(plan, layouts, dtype=dtype)
         require_space(part.parent, needed_bytes, "the cache")
         prove_space(part, needed_bytes)  # HDF5 does not survive a write that fails: it must not meet one
         # default libver: newer ones mark a file that was not closed as unusable
@@ -113,8 +112,8 @@ class StoreWriter:
         return writer
 
     def group(self, kind: Kind, view: str = CENTER) -> h5py.Group:
-        """Return the group with `embedding`, `norm` and `status` of a view of the images, or of the texts."""
-        return self._file[f"views/{view}"] if kind == "images" else self._file["texts"]
+        """Return the group with `embedding`, `norm` and `status` of a view of the images, of the texts or anchors."""
+        return self._file[f"views/{view}" if kind == "images" else kind]
 
     def view_names(self) -> list[str]:
         """Return the views that the file has room for."""
@@ -122,6 +121,8 @@ class StoreWriter:
 
     def todo(self, kind: Kind, view: str = CENTER) -> NDArray[np.int64]:
         """Return the images or texts that have neither an embedding nor a reason, in order, (K,) int64."""
+        if kind == ANCHORS and ANCHORS not in self._file:
+            return np.empty(0, dtype=np.int64)
         return np.flatnonzero(self.group(kind, view)["status"][:] == PENDING)
 
     def put(
@@ -178,6 +179,8 @@ class StoreWriter:
         """
         self._copy(old, "texts", CENTER)
         self._copy_tokens(old)
+        if ANCHORS in old.view_layouts():
+            self._copy(old, ANCHORS, CENTER)
         for view in old.view_names():
             self._copy(old, "images", view)
 
@@ -226,8 +229,10 @@ class StoreWriter:
         """
         assert not self.todo("images").size, "finish() before every image was stored"
         assert not self.todo("texts").size, "finish() before every text was stored"
+        assert not self.todo(ANCHORS).size, "finish() before every anchor was stored"
         self._file.attrs.modify("complete", np.uint8(1))
-        groups = (self._file["texts"], *self._file["views"].values())
+        anchors = [self._file[ANCHORS]] if ANCHORS in self._file else []
+        groups = (self._file["texts"], *anchors, *self._file["views"].values())
         places = [self._place(group) for group in groups if group["embedding"].size]  # a shard may have no rows
         self.close()
         write_seal(self.part, places)
@@ -344,7 +349,7 @@ def open_writer(
 
 
 def _has_room(store: FeatureStore, views: Mapping[str, ViewLayout]) -> bool:
-    return store.is_current and set(views) <= set(store.view_names())
+    return store.is_current and set(views) <= set(store.view_layouts())
 
 
 def views_left(path: Path, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, ViewLayout]:

@@ -20,7 +20,7 @@ import torch
 from deltaclip.base.errors import UserError
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
 from deltaclip.features.data.prompts import prompt_group
-from deltaclip.features.data.views import CENTER, RECIPES
+from deltaclip.features.data.views import CENTER, RECIPES, of_images
 from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.shards import open_cache
 from deltaclip.pipeline.loop.batches import MemoryBatches, StreamBatches, memory_batches, taken
@@ -260,7 +260,7 @@ def view_there(path: Path, view: str) -> str | None:
         UserError: see `FeatureStore.open`; or there is no view of that name, or some images lack it.
     """
     with open_cache(path) as store:
-        if view in RECIPES and view not in store.view_names():
+        if view in of_images(RECIPES) and view not in store.view_names():
             return None
         store.check_view(view)
         return view
@@ -298,6 +298,7 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
         vectors = {
             name: torch.from_numpy(store.embeddings(kind)).to(device) for name, kind in VECTORS_OF.items() if holds
         }
+        anchors = store.anchors()
         keeps_open = not holds or any(value is None for value in held.values())
         rows = CacheRows(
             path=path,
@@ -314,6 +315,7 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
             store=store if keeps_open else None,
             v_ID=vectors.get("v_ID"),
             t_TD=vectors.get("t_TD"),
+            anchors=None if anchors is None else torch.from_numpy(anchors[1]).to(device).float(),
         )
         if keeps_open:
             opened.pop_all()  # open as long as the rows are there

@@ -39,8 +39,8 @@ def test_names(text, names):
     ("text", "line"),
     [
         ("flipp", "--views: 'flipp' is no view; did you mean 'flip'?"),
-        ("center,", "--views: '' is no view; known: center, flip, tiles, stages, statistics"),
-        ("", "--views: '' is no view; known: center, flip, tiles, stages, statistics"),
+        ("center,", "--views: '' is no view; known: center, flip, tiles, stages, statistics, anchors"),
+        ("", "--views: '' is no view; known: center, flip, tiles, stages, statistics, anchors"),
         ("flip tiles", "--views: 'flip tiles' is no view; did you mean 'tiles'?"),
     ],
 )

@@ -128,6 +128,7 @@ def edited(path):
     with h5py.File(path, "r+") as file:
         yield file
         kinds = [file["texts"], *(file["views"].values() if "views" in file else ())]
+        kinds += [file["anchors"]] if "anchors" in file else []
         places = [kind["embedding"].id for kind in kinds if "embedding" in kind]
         parts = [(place.get_offset(), place.get_storage_size()) for place in places]
     write_seal(path, parts)
