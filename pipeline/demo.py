@@ -14,7 +14,7 @@ from deltaclip.pipeline.report import report
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import ReportConfig, TrainConfig
 from deltaclip.pipeline.train import train
-from deltaclip.pipeline.words.result_words import metrics_table
+from deltaclip.pipeline.words.result_words import metrics_table, verdict_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,14 +39,17 @@ class DemoResult:
         return {**self.metrics, **paths}
 
     def summary(self) -> str:
-        """Return the metrics table, and where everything lies with the command that made it."""
-        return (
-            f"{metrics_table(self.metrics)}\n\n"
-            f"images: {self.data} (drawn by deltaclip)\n"
-            f"cache:  {self.cache} (deltaclip extract demo --out {self.cache})\n"
-            f"run:    {self.run} (deltaclip train {self.cache} --out {self.run})\n"
-            f"page:   {self.page} (deltaclip report {self.run})"
-        )
+        """Return the metrics table, where everything lies with the command that made it, and the verdict."""
+        lines = [
+            metrics_table(self.metrics),
+            "",
+            f"images: {self.data} (drawn by deltaclip)",
+            f"cache:  {self.cache} (deltaclip extract demo --out {self.cache})",
+            f"run:    {self.run} (deltaclip train {self.cache} --out {self.run})",
+            f"page:   {self.page} (deltaclip report {self.run})",
+            *verdict_lines(self.metrics),
+        ]
+        return "\n".join(lines)
 
 
 def demo(config: DemoConfig) -> DemoResult:

@@ -23,7 +23,7 @@ from deltaclip.pipeline.runs.measure import Training, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, base_terms, score
 from deltaclip.pipeline.runs.run_split import split_of_run
 from deltaclip.pipeline.runs.trust import trusted
-from deltaclip.pipeline.words.result_words import metrics_table
+from deltaclip.pipeline.words.result_words import metrics_table, verdict_lines
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.rows.cached_rows import CacheRows
@@ -50,9 +50,10 @@ class EvaluateResult:
         return {**self.metrics, "run": str(self.run), "cache": str(self.cache), **origin}
 
     def summary(self) -> str:
-        """Return the metrics table."""
+        """Return the metrics table and the verdict."""
         origin = f": {self.scores}" if self.scores else ""
-        return f"{self.run} on {self.cache}{self.heads}{origin}\n{metrics_table(self.metrics)}"
+        where = f"{self.run} on {self.cache}{self.heads}{origin}"
+        return "\n".join([where, metrics_table(self.metrics), *verdict_lines(self.metrics)])
 
 
 def _caches_beside(run: RunFolder, config: EvaluateConfig) -> list[Path]:
@@ -127,11 +128,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         scores = trusted(trust, rows, scores)
     best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
     training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
-    metrics = measure(rows, scores, split, labels=trained, scales=run.heads.scales(), training=training)
-    if bases and split.train.size:
-        # The bases were fitted to these rows: their figures here would be those of a fit to itself.
+    # Of bases that were fitted to these rows, figures of all but test rows would be those of a fit to itself.
+    is_fitted = bases is not None and split.train.size > 0
+    scales = {} if is_fitted else run.heads.scales()
+    metrics = measure(rows, scores, split, labels=trained, scales=scales, training=training)
+    if is_fitted:
         note = "train and validation rows are left out: the bases were fitted to them, see the run's metrics.json"
-        metrics |= {"train": {}, "val": {}, "diagnostics": []}
+        metrics |= {"train": {}, "val": {}}
         metrics["split"]["note"] = "; ".join(part for part in (metrics["split"]["note"], note) if part)
     if config.out:
         keep_result(config.out, lambda path: write_json(path, metrics))

@@ -27,7 +27,7 @@ from deltaclip.pipeline.training.sweep_grid import axis_names, axis_value, sweep
 from deltaclip.pipeline.training.train_heads import views_of
 from deltaclip.pipeline.training.train_stacks import Stacked
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
-from deltaclip.pipeline.words.result_words import heatmap_lines, heatmaps, metrics_table, table_lines
+from deltaclip.pipeline.words.result_words import heatmap_lines, heatmaps, metrics_table, table_lines, verdict_lines
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import SweepConfig, TrainConfig
@@ -48,7 +48,7 @@ class SweepResult(TrainedResult):
         return {**TrainedResult.to_json(self), "sweep": about}
 
     def summary(self) -> str:
-        """Return the best settings, a heat map of the validation scores, and the winner's test metrics."""
+        """Return the best settings, a heat map of the validation scores, the winner's test metrics and the verdict."""
         lines = [
             *table_lines(self.table, self.varied),
             *heatmap_lines(self.heatmaps),
@@ -58,6 +58,7 @@ class SweepResult(TrainedResult):
             "",
             f"run: {self.run} ({len(self.table):,} settings as {self.num_heads:,} heads, "
             f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s)",
+            *verdict_lines(self.metrics),
         ]
         return "\n".join(lines)
 

@@ -21,11 +21,11 @@ from deltaclip.base.device import choose_device
 from deltaclip.base.progress import say
 from deltaclip.pipeline.comparing.baselines import fit_ridge_regression, fit_svr
 from deltaclip.pipeline.model.scores import cosine
-from deltaclip.pipeline.rows.cached_rows import load_rows, row_keys
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.row_floor import floor_of
 from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.rows.task import Task, of_rows, validation
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
-from deltaclip.pipeline.scoring.agreement import no_image_floor
 from deltaclip.pipeline.settings import BY_TARGET, PLAIN, FinetuneConfig
 from deltaclip.pipeline.training.finetune_job import TuningJob
 from deltaclip.pipeline.training.processes import Processes
@@ -64,15 +64,8 @@ class Predicted:
 
 def predict_no_image(rows: CacheRows, split: Split, label: str) -> Predicted:
     """Predict from source and prompt alone: the floor of `train`'s table."""
-    sources = rows.rows.text["source"]
-    floor = no_image_floor(
-        rows.label(label),
-        groups=row_keys(rows.rows.text["group"]),
-        train=split.train,
-        test=split.test,
-        sources=sources.codes if sources.some() else None,
-    )
-    return Predicted(score_M=floor.predicted)
+    floor = floor_of(rows, label, train=split.train, test=split.test)
+    return Predicted(score_M=floor.predicted, about={"means": floor.means})
 
 
 def predict_cosine(rows: CacheRows, split: Split, label: str) -> Predicted:
@@ -154,7 +147,7 @@ class Variant:
 CALIBRATED: Mapping[str, Any] = {"base": "calibrated"}
 NO_CORRECTION: Mapping[str, Any] = {"scale": "0", "residual_scale_q": None, "residual_scale_c": None}
 VARIANTS = (
-    Variant("no-image", "floor: means of source and prompt", predict=predict_no_image),
+    Variant("no-image", "floor: source and prompt, no picture", predict=predict_no_image),
     Variant("cosine", "floor: zero-shot cosine", predict=predict_cosine),
     Variant("ridge", "ridge on v (pair: [v, t, s])", predict=predict_ridge),
     Variant("svr", "RBF SVR on the same", predict=predict_svr),

@@ -26,7 +26,7 @@ from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.report_parts.charts import number as shown_number
 from deltaclip.pipeline.report_parts.panels import TEXT, read_rows
-from deltaclip.pipeline.words.result_words import KIND_WORDS
+from deltaclip.pipeline.words.result_words import KIND_WORDS, floor_means
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +126,7 @@ class Section:
     maps: list[panels.Panel]
     sources: page_tables.Table | None
     repeats: page_tables.Table | None
-    advice: list[dict[str, Any]]
+    verdict: dict[str, dict[str, Any]]
     cards: list[Card]
     gallery_words: str
     configuration: list[tuple[str, str]]
@@ -162,8 +162,8 @@ class Section:
     def anchors(self) -> list[tuple[str, str]]:
         """What of this section is there, to go to."""
         there = {
+            "verdict": True,
             "result": True,
-            "advice": True,
             "epochs": True,
             "scatter": True,
             "deltas": True,
@@ -179,6 +179,12 @@ class Section:
     def leaks(self) -> bool:
         """Tell whether prompts or images are on two sides of the split."""
         return bool(self.run.metrics["split"]["leaks_groups"])
+
+    @property
+    def floor_words(self) -> str:
+        """Say what the no-image floors predict from."""
+        found = floor_means(self.run.metrics["floors"]["no_image"])
+        return f"{found}, chosen on training rows" if found else "it knows the mean label of source and prompt"
 
     @property
     def choice_words(self) -> str:
@@ -232,7 +238,7 @@ def make_section(
         maps=panels.map_panels(run.config),
         sources=page_tables.source_table(run.metrics),
         repeats=page_tables.repeats_table(run.metrics),
-        advice=[entry for entry in run.metrics["diagnostics"] if entry["advice"]],
+        verdict=run.metrics.get("verdict", {}),
         cards=cards,
         gallery_words=missing_words(cards, image_root),
         configuration=[_topic(line) for line in run.config["description"]],
@@ -265,21 +271,18 @@ def _split_words(split: dict[str, Any]) -> str:
 
 
 def _headline(label: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the first figure of a label, and whether it is above both floors."""
+    """Return the first figure of a label, and its floors."""
     figures = metrics["test"][label]
     floors = {
         words: page_tables.mean_of(metrics["floors"][floor].get(label, {}).get("srocc"))
         for floor, words in page_tables.FLOORS.items()
     }
-    value = page_tables.mean_of(figures["srocc"])
-    above = [words for words, floor in floors.items() if floor is not None and value is not None and floor > value]
     shown = page_tables.figure_cell(figures["srocc"])
     return {
         "label": label,
         "value": shown.words,
         "interval": page_tables.interval_words(figures.get("srocc_ci")),
         "floors": [(words, shown_number(floor)) for words, floor in floors.items()],
-        "below": above,
     }
 
 

@@ -1,4 +1,4 @@
-"""Scores and labels to `metrics.json`: every side of the split, floors, per source, diagnostics; of repeats as one.
+"""Scores and labels to `metrics.json`: sides of the split, floors, per source, diagnostics, verdicts; repeats as one.
 
 Must not know heads or files.
 """
@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from deltaclip.pipeline.rows.cached_rows import row_keys
+from deltaclip.pipeline.rows.row_floor import floor_of
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.trust import COVERAGE
-from deltaclip.pipeline.scoring.agreement import (
-    agreement,
-    agreement_by,
-    cosine_floor,
-    json_number,
-    no_image_floor,
-    srocc,
-)
-from deltaclip.pipeline.scoring.diagnostics import Trained, diagnose_residual
+from deltaclip.pipeline.scoring.agreement import agreement, agreement_by, json_number, srocc
+from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
+from deltaclip.pipeline.scoring.floors import cosine_floor
 from deltaclip.pipeline.scoring.intervals import srocc_interval
 from deltaclip.pipeline.scoring.splits import repeat_seeds
+from deltaclip.pipeline.scoring.verdict import margin, mean_margin
 from deltaclip.pipeline.settings import LearningSettings
+from deltaclip.pipeline.words.result_words import with_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +80,7 @@ def measure(
         metrics[side] = {
             label: _side(rows, scores, label, chosen, group_N=group_N if side == "test" else None) for label in labels
         }
-    metrics["floors"] = _floors(rows, replace(judged, train=split.train), labels, group_N)
+    metrics["floors"] = {"no_image": {}, "cosine": {}}
     metrics["per_source"] = {label: _per_source(rows, scores, label, judged.test) for label in labels}
     if scores.trust is not None:
         metrics["intervals"] = {
@@ -91,14 +88,21 @@ def measure(
         }
         unlike = scores.trust.flag_N[judged.test] >= 0
         metrics["unlike"] = {"test": float(unlike.mean()) if len(unlike) else None}
+    training = training or Training(frozenset())
     metrics["diagnostics"] = [
         entry
         for label, scale in scales.items()
         if label in labels and split.val.size
-        for entry in _diagnose(
-            rows, scores, judged, label=label, scale=scale, training=training or Training(frozenset())
-        )
+        for entry in _diagnose(rows, scores, judged, label=label, scale=scale)
     ]
+    metrics["verdict"] = {}
+    cosine_M = _cosine(rows, judged.test)
+    for label in labels:
+        others_M = _floors(rows, replace(judged, train=split.train), label, metrics["floors"], cosine_M=cosine_M)
+        found = _margins(rows, scores, judged.test, label, others_M=others_M, group_N=group_N)
+        state = next((one["state"] for one in metrics["diagnostics"] if one["name"] == f"{label}.outcome"), "")
+        found |= {"state": state, "last_is_best": label in training.last_is_best, "tuned": training.tuned}
+        metrics["verdict"][label] = with_sentence(found, label, metrics["split"])
     return metrics
 
 
@@ -151,20 +155,54 @@ def _intervals(
     }
 
 
-def _floors(rows: CacheRows, split: Split, labels: list[str], group_N: KeyArray) -> dict[str, Any]:
-    sources = rows.rows.text["source"]
-    known = sources.codes if sources.some() else None
-    prompted = split.test[rows.rows.prompt[split.test] >= 0]
-    cosine_M = rows.cosine(prompted)
-    floors: dict[str, Any] = {"no_image": {}, "cosine": {}}
-    for label in labels:
-        truth = rows.label(label)
-        if split.train.size:
-            floor = no_image_floor(truth, groups=group_N, train=split.train, test=split.test, sources=known)
-            floors["no_image"][label] = floor.agreement.to_json()
-        if prompted.size:
-            floors["cosine"][label] = cosine_floor(cosine_M, truth[prompted]).to_json()
-    return floors
+def _cosine(rows: CacheRows, test: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Return the cosine of image and prompt of the test rows, (M,), NaN without a prompt."""
+    has_prompt_M = rows.rows.prompt[test] >= 0
+    cosine_M = np.full(test.size, np.nan)
+    cosine_M[has_prompt_M] = rows.cosine(test[has_prompt_M])
+    return cosine_M
+
+
+def _floors(
+    rows: CacheRows,
+    split: Split,
+    label: str,
+    floors: dict[str, dict[str, Any]],
+    *,
+    cosine_M: NDArray[np.floating],
+) -> dict[str, NDArray[np.floating]]:
+    """Add the figures of the floors that a target has, and return their predictions of the test rows, (M,) each."""
+    truth: NDArray[np.floating] = rows.label(label)
+    others_M: dict[str, NDArray[np.floating]] = {}
+    if split.train.size:
+        floor = floor_of(rows, label, train=split.train, test=split.test)
+        floors["no_image"][label] = floor.to_json()
+        others_M["no_image"] = floor.predicted
+    if (has_prompt_M := np.isfinite(cosine_M)).any():
+        floors["cosine"][label] = cosine_floor(cosine_M[has_prompt_M], truth[split.test[has_prompt_M]]).to_json()
+        others_M["cosine"] = cosine_M
+    return others_M
+
+
+def _margins(
+    rows: CacheRows,
+    scores: Scores,
+    test: NDArray[np.int64],
+    label: str,
+    *,
+    others_M: dict[str, NDArray[np.floating]],
+    group_N: KeyArray,
+) -> dict[str, Any]:
+    """Return how far a head is ahead of the no-image floor, else of chance; one that sees pairs of the cosine too."""
+    predicted, truth, groups = scores.of(label)[test], rows.label(label)[test], group_N[test]
+    floor = others_M.get("no_image")
+    # A floor without sources and words says one number of all rows: it ranks as chance does.
+    ranks = floor is not None and np.isfinite(srocc(floor, truth))
+    found = margin(predicted, floor if ranks else None, truth, groups=groups).to_json()
+    sees = next(target.sees for target in rows.targets if target.name == label)
+    cosine = others_M.get("cosine") if sees == "pair" else None
+    beside = None if cosine is None else margin(predicted, cosine, truth, groups=groups).to_json()
+    return found | {"over": "no_image" if ranks else "chance", "has_floor": floor is not None, "cosine": beside}
 
 
 def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.int64]) -> dict[str, Any]:
@@ -177,23 +215,17 @@ def _per_source(rows: CacheRows, scores: Scores, label: str, chosen: NDArray[np.
     return {str(names[code]): figures.to_json() for code, figures in found.items()}
 
 
-def _diagnose(
-    rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float, training: Training
-) -> list[dict[str, Any]]:
+def _diagnose(rows: CacheRows, scores: Scores, split: Split, *, label: str, scale: float) -> list[dict[str, Any]]:
     (predicted, base, delta), truth = scores.targets[label], rows.label(label)
-    train_srocc, train_base = (srocc(of[split.train], truth[split.train]) for of in (predicted, base))
+    train_srocc, train_base_srocc = (srocc(of[split.train], truth[split.train]) for of in (predicted, base))
     found = diagnose_residual(
         base[split.val],
         delta[split.val],
         label_N=truth[split.val],
         scale=scale,
         head=label,
-        trained=Trained(
-            train_srocc=train_srocc,
-            train_base_srocc=train_base,
-            last_is_best=label in training.last_is_best,
-            tuned=training.tuned,
-        ),
+        train_srocc=train_srocc,
+        train_base_srocc=train_base_srocc,
     )
     return [entry.to_json() for entry in found]
 
@@ -219,7 +251,7 @@ def combine(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     One repeat stays as it is. A figure that a repeat does not have is None among the values and left out of mean and
     SD; the SD is that of a sample (ddof 1), None for fewer than two. Words are joined, each with the split seeds that
-    it belongs to; an outcome stands where more than half of the repeats have it.
+    it belongs to; a state stands where more than half of the repeats have it.
     """
     if len(metrics) == 1:
         return metrics[0]
@@ -235,9 +267,13 @@ def combine(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     figures = {
         name: _merged([found[name] for found in metrics], seeds)
         for name in metrics[0]
-        if name not in ("split", "diagnostics")
+        if name not in ("split", "diagnostics", "verdict")
     }
-    return {"split": split, **figures, "diagnostics": _diagnostics([found["diagnostics"] for found in metrics])}
+    diagnostics = _diagnostics([found["diagnostics"] for found in metrics])
+    combined = {"split": split, **figures, "diagnostics": diagnostics}
+    if "verdict" in metrics[0]:
+        combined["verdict"] = {label: _verdict_of_all(metrics, label, split) for label in metrics[0]["verdict"]}
+    return combined
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -267,7 +303,12 @@ def _merged(found: Sequence[Any], seeds: Sequence[int]) -> Any:
 def _words(found: Sequence[str], seeds: Sequence[int]) -> str:
     if len(set(found)) == 1:
         return found[0]
-    return "; ".join(f"seed {seed}: {words}" for seed, words in zip(seeds, found, strict=True) if words)
+    seeds_of: dict[str, list[str]] = {}
+    for seed, words in zip(seeds, found, strict=True):
+        seeds_of.setdefault(words, []).append(str(seed))
+    return "; ".join(
+        f"seed{'s' if len(of) > 1 else ''} {', '.join(of)}: {words}" for words, of in seeds_of.items() if words
+    )
 
 
 def _diagnostics(found: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -275,19 +316,31 @@ def _diagnostics(found: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     by_name = [{entry["name"]: entry for entry in entries} for entries in found]
     merged = []
     for name in names:
-        entries = [entries.get(name, {"value": None, "advice": "", "verdict": ""}) for entries in by_name]
-        verdict, words = _one_outcome(entries)
-        value = spread([entry["value"] for entry in entries])
-        merged.append({"name": name, "value": value, "advice": words, "verdict": verdict})
+        entries = [entries.get(name, {"value": None, "state": ""}) for entries in by_name]
+        state = _most([entry["state"] for entry in entries])
+        merged.append({"name": name, "value": spread([entry["value"] for entry in entries]), "state": state})
     return merged
 
 
-def _one_outcome(entries: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Return the verdict and the words of more than half of the repeats, or that they differ."""
-    counts = Counter(entry["verdict"] for entry in entries)
-    verdict, count = counts.most_common(1)[0]
-    if 2 * count <= len(entries):
-        kinds = ", ".join(f"{verdict or 'none'} {count}" for verdict, count in counts.most_common())
-        return "mixed", f"The repeats differ ({kinds}): nothing to advise."
-    words = next(entry["advice"] for entry in entries if entry["verdict"] == verdict)
-    return verdict, f"{words} ({count} of {len(entries)} repeats; the figures are those of one)" if words else ""
+def _most(states: Sequence[str]) -> str:
+    """Return the state of more than half of the repeats, else that they are mixed."""
+    state, count = Counter(states).most_common(1)[0]
+    return state if 2 * count > len(states) else "mixed"
+
+
+def _verdict_of_all(metrics: Sequence[dict[str, Any]], label: str, split: dict[str, Any]) -> dict[str, Any]:
+    """Return the verdict of repeats on one target: mean differences with the interval over splits.
+
+    A repeat that has not the target, or another floor than most (a source that says nothing there), is left out.
+    """
+    with_label = [one for one in metrics if label in one["verdict"]]
+    over = Counter(one["verdict"][label]["over"] for one in with_label).most_common(1)[0][0]
+    used = [one for one in with_label if one["verdict"][label]["over"] == over]
+    found = [one["verdict"][label] for one in used]
+    sizes = [(one["test"][label]["n"], one["train"].get(label, {"n": 0})["n"]) for one in used]
+    cosines = [one["cosine"] for one in found]
+    merged = found[0] | mean_margin(found, sizes).to_json() | {"repeats": len(used)}
+    merged["cosine"] = mean_margin(cosines, sizes).to_json() if any(cosines) else None
+    merged["state"] = _most([one["state"] for one in found])
+    merged["last_is_best"] = all(one["last_is_best"] for one in found)
+    return with_sentence(merged, label, split)

@@ -18,7 +18,7 @@ from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_
 from deltaclip.pipeline.runs.run_split import SIDES
 from deltaclip.pipeline.runs.trust import fit_trust, honest_scores, trusted
 from deltaclip.pipeline.words.plan_words import describe
-from deltaclip.pipeline.words.result_words import metrics_table
+from deltaclip.pipeline.words.result_words import metrics_table, verdict_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,14 +78,15 @@ class TrainedResult:
         return {**self.metrics, "run": str(self.run), "best_epoch": self.best_epoch, "scales": self.scales, **times}
 
     def summary(self) -> str:
-        """Return the metrics table and where the run lies."""
+        """Return the metrics table, where the run lies, and the verdict."""
         found = " ".join(f"{target} {scale:.3f}" for target, scale in self.scales.items())
         scales = f", scales {found}" if found else ""
         times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
         best = " ".join(f"{label} {self.best_epoch[label]}" for label in self.metrics["test"])
         seeds = self.metrics["split"]["seeds"]
         kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
-        return f"{metrics_table(self.metrics)}\n\nrun: {self.run} ({kept}best epoch {best}{scales}, {times})"
+        where = f"run: {self.run} ({kept}best epoch {best}{scales}, {times})"
+        return "\n".join([metrics_table(self.metrics), "", where, *verdict_lines(self.metrics)])
 
 
 def judge(

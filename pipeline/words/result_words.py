@@ -36,7 +36,7 @@ COMPARED_OVER = {
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """Return the test metrics with intervals, floors, sources and advice as aligned text."""
+    """Return the test metrics with intervals, floors and sources as aligned text."""
     split = metrics["split"]
     rows = split["rows"]
     test, train, val = (_count(rows[side]) for side in ("test", "train", "val"))
@@ -56,11 +56,20 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         for floor, words in (("no_image", "floor: no image"), ("cosine", "floor: zero-shot cosine")):
             if label in metrics["floors"][floor]:
                 lines.append(_row("", words, metrics["floors"][floor][label], width=width))
+    if means := floor_means(metrics["floors"]["no_image"]):
+        lines.append(f"no image: {means}, chosen on training rows")
     lines += _source_lines(metrics["per_source"])
     lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
-    outcomes = [entry for entry in metrics["diagnostics"] if entry["advice"]]
-    lines += [f"outcome ({entry['name'].partition('.')[0]}): {entry['advice']}" for entry in outcomes]
     return "\n".join(lines)
+
+
+def floor_means(floors: dict[str, Any]) -> str:
+    """Say what the no-image floors predict from, targets of one kind together; '' of an earlier release."""
+    labels_of: dict[str, list[str]] = {}
+    for label, found in floors.items():
+        if means := found.get("means"):
+            labels_of.setdefault(means, []).append(label)
+    return "; ".join(means if len(labels_of) == 1 else f"{', '.join(of)}: {means}" for means, of in labels_of.items())
 
 
 def comparison_basis(comparison: dict[str, Any]) -> str:
@@ -138,6 +147,83 @@ def _number(value: Any, width: int) -> str:
         sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
         return f"{_number(value['mean'], 0) + sd:>{width}}"
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
+
+
+# ---- The verdict: what a head is worth beside its floor, and at most one thing to do
+
+
+# A correction of the scores that is not kept leaves the base.
+STATES = {"base alone": "no correction was kept, the base alone was better on validation rows"}
+ADVICE = {
+    "hurts": "a smaller --scale {label}=...: on validation rows the correction lowers SROCC",
+    "overfit": "a smaller --scale {label}=...: training rows are over .05 SROCC ahead of validation rows",
+    "bounded": "a larger --scale {label}=...: many corrections press against it",
+}
+
+
+def with_sentence(verdict: dict[str, Any], label: str, split: dict[str, Any]) -> dict[str, Any]:
+    """Return a verdict with its sentence, and in `advice` what to do, '' for nothing.
+
+    Args:
+        verdict: the JSON of a `Margin`, `over` what it is, with `cosine` as a further one or None, and what is known of
+            the training: `state` of the correction, `tuned`, `last_is_best`.
+        label: the target.
+        split: as in `metrics.json`.
+    """
+    parts = [_against(verdict, "the no-image floor") if verdict["over"] == "no_image" else _over_chance(verdict)]
+    if verdict["cosine"]:
+        parts.append(_against(verdict["cosine"], "the zero-shot cosine"))
+    if state := STATES.get(verdict["state"]):
+        parts.append(state)
+    leaks = "LEAKS, so this flatters: " if split["leaks_groups"] else ""
+    return verdict | {"sentence": leaks + "; ".join(parts), "advice": _advice(verdict, label)}
+
+
+def verdict_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return the verdict on each target, and what to do; none of metrics of an earlier release."""
+    verdicts = metrics.get("verdict", {})
+    width = max(map(len, verdicts), default=0) + 2
+    lines = []
+    for label, one in verdicts.items():
+        lines.append(f"{label:{width}}{one['sentence']}")
+        lines += [f"{'':{width}}to do: {one['advice']}"] if one["advice"] else []
+    head = "verdict: difference of SROCC on test rows, 95 % interval"
+    return ["", head, *lines] if lines else []
+
+
+def _against(margin: dict[str, Any], other: str) -> str:
+    if margin["outcome"] == "unjudged":
+        return f"too few test rows or groups to compare with {other}"
+    words = {"clear": f"clear of {other} by", "unclear": f"cannot be told from {other}:", "below": f"below {other} by"}
+    return f"{words[margin['outcome']]} {_margin_words(margin)}"
+
+
+def _over_chance(verdict: dict[str, Any]) -> str:
+    why = "no source and no prompt tells rows apart" if verdict["has_floor"] else "no row here was trained on"
+    if verdict["outcome"] == "unjudged":
+        return "too few test rows or groups to judge"
+    words = {"clear": "clear of chance by", "unclear": "cannot be told from chance:", "below": "below chance by"}
+    return f"{words[verdict['outcome']]} {_margin_words(verdict)}; there is no no-image floor, {why}"
+
+
+def _margin_words(margin: dict[str, Any]) -> str:
+    """Return a difference of SROCC as `+.11 (.08 to .14)`, with a third digit where two would hide the interval."""
+    numbers = [margin[name] for name in ("difference", "lo", "hi")]
+    digits = 2 if numbers[2] - numbers[1] >= 0.04 else 3
+    # No zero before the point, as figures of this size are written; a rounded 0 has no sign.
+    shown = [f"{value:.{digits}f}".replace("0.", ".", 1) for value in numbers]
+    first, lo, hi = (word.removeprefix("-") if not float(word) else word for word in shown)
+    sign = "+" if numbers[0] > 0 and float(first) else ""
+    over = f" over {margin['repeats']} splits" if margin.get("repeats", 1) > 1 else ""
+    return f"{sign}{first} ({lo} to {hi}{over})"
+
+
+def _advice(verdict: dict[str, Any], label: str) -> str:
+    if verdict["state"] == "base overfit" and verdict["tuned"]:
+        return "a larger --freeze-layers: training rows are over .05 SROCC ahead of validation rows"
+    if verdict["state"] == "hardly moves" and verdict["last_is_best"]:
+        return "more --epochs: the last one was the best"
+    return ADVICE.get(verdict["state"], "").format(label=label)
 
 
 # ---- The table of an ablation

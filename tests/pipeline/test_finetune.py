@@ -95,7 +95,7 @@ def test_the_run_has_what_train_writes(tuned):
     }
     assert not list(tuned.run.parent.glob(".*"))  # neither state nor lock is left
     metrics = read_json(tuned.run / "metrics.json")
-    assert metrics.keys() == {"split", "test", "val", "train", "floors", "per_source", "diagnostics"}
+    assert metrics.keys() == {"split", "test", "val", "train", "floors", "per_source", "diagnostics", "verdict"}
     assert "srocc_ci" in metrics["test"]["quality"]
     config = read_json(tuned.run / "config.json")
     assert (config["stage"], config["mode"]) == ("finetune", "residual_partial_freeze_4L")

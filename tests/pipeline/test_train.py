@@ -80,7 +80,7 @@ def test_calibration_is_a_least_squares_line_through_training_rows(demo_run, dem
 def test_metrics_have_the_shape_of_the_specification(demo_run):
     metrics = read_json(demo_run / "metrics.json")
     sides = ["test", "val", "train"]
-    assert list(metrics) == ["split", *sides, "floors", "per_source", "intervals", "unlike", "diagnostics"]
+    assert list(metrics) == ["split", *sides, "floors", "per_source", "intervals", "unlike", "diagnostics", "verdict"]
     split = metrics["split"]
     assert split["kind"] == "grouped"
     assert split["leaks_groups"] is False

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from deltaclip.pipeline.api.estimator import DeltaclipRegressor
-from deltaclip.pipeline.scoring.agreement import agreement_by, no_image_floor
+from deltaclip.pipeline.scoring.agreement import agreement_by
+from deltaclip.pipeline.scoring.floors import no_image_floor
 from deltaclip.pipeline.scoring.groups import group_keys
 from deltaclip.pipeline.scoring.intervals import srocc_interval
 from deltaclip.pipeline.scoring.splits import split_rows

@@ -255,7 +255,7 @@ def test_json_is_strict_and_keeps_zero():
 def test_scoring_an_epoch_imports_no_scipy():
     code = (
         "import sys; from deltaclip.pipeline.scoring import "
-        "agreement, diagnostics, groups, intervals, splits; "
+        "agreement, diagnostics, floors, groups, intervals, splits; "
         "agreement.srocc([1, 2, 3], [1, 2, 4]); agreement.krocc([1, 2, 3], [1, 2, 4]); "
         "print([m for m in ('scipy', 'torch', 'sklearn', 'deltaclip.features') if m in sys.modules])"
     )
