@@ -9,7 +9,7 @@ from typing import Any, Literal
 from deltaclip.base.device import PrecisionChoice
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import setting
-from deltaclip.pipeline.settings.learning import LearningSettings
+from deltaclip.pipeline.settings.learning import LearningSettings, Preset
 from deltaclip.pipeline.settings.training import TrainConfig
 
 
@@ -22,7 +22,7 @@ class FinetuneConfig(LearningSettings):
         help="Bases: fitted to the embeddings of the cache in closed form, or plain.",
         spelling="--base-init",
     )
-    preset: Literal["quick", "small", "balanced", "auto"] | None = setting(
+    preset: Preset | None = setting(
         None,
         help="Freezing, learning rate, epochs, batch and scales for a first look, little data, much data, or by the "
         "number of training rows; an option that is given wins.",

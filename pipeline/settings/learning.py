@@ -10,7 +10,13 @@ from typing import Any, Literal, Self
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import LARGEST_NUMBER, check_settings, option_name, setting
 
+# The names that options take; what they mean is said where each is read.
 Base = Literal["auto", "calibrated", "identity", "kernel"]
+Loss = Literal["mse", "huber", "plcc", "rank", "fidelity"]
+Schedule = Literal["cosine", "linear", "constant"]
+ScaleMode = Literal["fixed", "learned", "curriculum"]
+SplitKind = Literal["grouped", "random", "column"]
+Preset = Literal["quick", "small", "balanced", "auto"]
 MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
 
 
@@ -105,7 +111,7 @@ class LearningSettings:
         "plain, or kernel ridge on one view (--view).",
         spelling="--base-init",
     )
-    scale_mode: Literal["fixed", "learned", "curriculum"] = setting(
+    scale_mode: ScaleMode = setting(
         "fixed",
         help="Scales of the corrections: as given, learned within a bound, or ramped up over the epochs.",
     )
@@ -116,9 +122,7 @@ class LearningSettings:
     )
     residual_scale_q: float | None = setting(None, help="As --scale quality=.", ge=0, le=1)
     residual_scale_c: float | None = setting(None, help="As --scale consistency=.", ge=0, le=1)
-    loss: Literal["mse", "huber", "plcc", "rank", "fidelity"] = setting(
-        "mse", help="Loss of every head; plcc, rank and fidelity compare the rows of a batch."
-    )
+    loss: Loss = setting("mse", help="Loss of every head; plcc, rank and fidelity compare the rows of a batch.")
     std_weighting: bool = setting(False, help="Weigh rows by how far raters agreed: 1 / (label SD^2 + 0.01), mean 1.")
     weight: str = setting(
         "0.5", help="Weight of the loss, of all targets or by name: quality=1,consistency=0.2; 0 leaves a target out."
@@ -129,7 +133,7 @@ class LearningSettings:
         False, help="Also learn to predict the embedding of the explanation, where the data has one."
     )
     w_exp: float = setting(0.1, help="Weight of the explanation loss.", ge=0)
-    preset: Literal["quick", "small", "balanced", "auto"] | None = setting(
+    preset: Preset | None = setting(
         None,
         help="Epochs, batch and scales for a first look, little data, much data, or by the number of training rows; "
         "an option that is given wins.",
@@ -137,7 +141,7 @@ class LearningSettings:
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)
     lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", help="Learning rate after the warm-up.")
+    schedule: Schedule = setting("cosine", help="Learning rate after the warm-up.")
     warmup_ratio: float = setting(0.05, help="Share of the steps in which the learning rate rises.", ge=0, le=1)
     weight_decay: float = setting(1e-4, help="AdamW weight decay; none on biases, norms and scales.", ge=0)
     max_grad_norm: float = setting(1.0, help="Gradients are clipped to this norm; 0 never clips.", ge=0)
@@ -145,7 +149,7 @@ class LearningSettings:
     patience: int = setting(
         0, help="Stop after this many epochs without a better validation score; 0 never stops early.", ge=0
     )
-    split: Literal["grouped", "random", "column"] = setting(
+    split: SplitKind = setting(
         "grouped",
         help="grouped keeps all images of a prompt on one side; random leaks prompts; column reads the cache's split.",
     )

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import check_settings, field_types, option_name, setting
-from deltaclip.pipeline.settings.learning import MAX_SEED, check_fractions, words_by_target
+from deltaclip.pipeline.settings.learning import (
+    MAX_SEED,
+    Base,
+    Loss,
+    ScaleMode,
+    Schedule,
+    SplitKind,
+    check_fractions,
+    words_by_target,
+)
 from deltaclip.pipeline.settings.training import FrozenClip, TrainConfig
 
 
@@ -39,21 +48,21 @@ class SweepConfig(FrozenClip):
     w_q: str | None = setting(None, help="Values, as --weight quality=.")
     w_c: str | None = setting(None, help="Values, as --weight consistency=.")
     dropout: str = setting("0.1", help="Values.")
-    loss: str = setting("mse", help="Names: mse, huber, plcc, rank, fidelity.")
-    base: str = setting("auto", help="Names: auto, calibrated, identity, kernel.", spelling="--base-init")
+    loss: str = setting("mse", help=f"Names: {', '.join(get_args(Loss))}.")
+    base: str = setting("auto", help=f"Names: {', '.join(get_args(Base))}.", spelling="--base-init")
     beside: list[Path] | None = setting(None, help="As in `train`.", argument=True, names="cache")
     view: str = setting("stages", help="As in `train`.")
     seed: str = setting("42", help="Seeds of initial weights and dropout; settings rank by their mean over seeds.")
     samples: int = setting(0, help="Train this many settings, drawn from the grid or the ranges; 0: the grid.", ge=0)
-    scale_mode: Literal["fixed", "learned", "curriculum"] = setting("fixed", help="As in `train`.")
+    scale_mode: ScaleMode = setting("fixed", help="As in `train`.")
     std_weighting: bool = setting(False, help="As in `train`.")
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", help="Learning rate after the warm-up.")
+    schedule: Schedule = setting("cosine", help="Learning rate after the warm-up.")
     warmup_ratio: float = setting(0.05, help="Share of the steps in which the learning rate rises.", ge=0, le=1)
     max_grad_norm: float = setting(1.0, help="Gradients of a head are clipped to this norm; 0 never clips.", ge=0)
     patience: int = setting(0, help="Stop a head after this many epochs without a better score; 0 never.", ge=0)
-    split: Literal["grouped", "random", "column"] = setting("grouped", help="As in `train`; one split for all.")
+    split: SplitKind = setting("grouped", help="As in `train`; one split for all.")
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
     data_seed: int = setting(42, help="Seed of the split, of the order of rows and of --samples.", ge=0, le=MAX_SEED)
     precision: Literal["auto", "fp32", "bf16"] = setting(

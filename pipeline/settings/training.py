@@ -8,7 +8,15 @@ from typing import Literal
 
 from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.options import check_settings, setting
-from deltaclip.pipeline.settings.learning import MAX_SEED, LearningSettings, check_fractions
+from deltaclip.pipeline.settings.learning import (
+    MAX_SEED,
+    LearningSettings,
+    Loss,
+    ScaleMode,
+    Schedule,
+    SplitKind,
+    check_fractions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +94,17 @@ class AblateConfig(FrozenClip):
     scale: str = setting("0.2", help="As in `train`, but for variants with scales 0.")
     residual_scale_q: float | None = setting(None, help="As --scale quality=.", ge=0, le=1)
     residual_scale_c: float | None = setting(None, help="As --scale consistency=.", ge=0, le=1)
-    scale_mode: Literal["fixed", "learned", "curriculum"] = setting("fixed", help="As in `train`.")
-    loss: Literal["mse", "huber", "plcc", "rank", "fidelity"] = setting("mse", help="As in `train`.")
+    scale_mode: ScaleMode = setting("fixed", help="As in `train`.")
+    loss: Loss = setting("mse", help="As in `train`.")
     weight: str = setting("0.5", help="As in `train`.")
     w_q: float | None = setting(None, help="As --weight quality=.", ge=0)
     w_c: float | None = setting(None, help="As --weight consistency=.", ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", help="Learning rate after the warm-up.")
+    schedule: Schedule = setting("cosine", help="Learning rate after the warm-up.")
     warmup_ratio: float = setting(0.05, help="Share of the steps in which the learning rate rises.", ge=0, le=1)
     weight_decay: float = setting(1e-4, help="AdamW weight decay; none on biases, norms and scales.", ge=0)
     max_grad_norm: float = setting(1.0, help="Gradients are clipped to this norm; 0 never clips.", ge=0)
     dropout: float = setting(0.1, help="Dropout in the heads, but for the variant without.", ge=0, lt=1)
-    split: Literal["grouped", "random", "column"] = setting("grouped", help="As in `train`.")
+    split: SplitKind = setting("grouped", help="As in `train`.")
     fractions: str = setting("0.7,0.1,0.2", help="Shares of train, validation, test.")
     seed: int = setting(42, help="Seed of the first split and of its initial weights.", ge=0, le=MAX_SEED)
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
