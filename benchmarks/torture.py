@@ -34,7 +34,13 @@ def main() -> None:
                 work.mkdir()
                 started = time.monotonic()
                 tally = kill_often(
-                    server, kill_set, work, "tiny", kills=kills // 2 + part * (kills % 2), seed=seed + part, views=views
+                    server,
+                    kill_set / "demo.csv",
+                    work,
+                    "tiny",
+                    kills=kills // 2 + part * (kills % 2),
+                    seed=seed + part,
+                    views=views,
                 )
                 figures = {"views": views, **asdict(tally), "seconds": round(time.monotonic() - started, 1)}
                 print(json.dumps(figures), flush=True)

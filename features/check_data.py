@@ -128,7 +128,7 @@ def check_data(config: CheckConfig) -> CheckResult:
         images=images,
         unused_columns=unused,
         notes=[
-            *data.notes,
+            *data.said,
             *read_so,
             *(note for table in data.tables for note in table.notes),
             *([f"{left:,} rows have no score and are left out"] if left else []),

@@ -13,9 +13,12 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result
 from deltaclip.base.options import option_name
 from deltaclip.features.data.adapters import read_manifest
+from deltaclip.features.data.adapters.any_folder import open_folder
+from deltaclip.features.data.adapters.finding import manifest_of
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained, understood
+from deltaclip.features.data.sources import is_there
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.api.scorer import Scorer, pair
@@ -171,7 +174,7 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
         _refuse_unused(config, "one image", "prompts", "image_root", "allow_outside")
         if needs_prompts and not config.prompt:
             raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
-        if not path.is_file():  # before the backbone is loaded
+        if not is_there(path):  # before the backbone is loaded
             raise UserError("no such file", place=path, remedy="give an image that can be read")
         return _Pairs([_written(path.name)], [path], [config.prompt or ""], None)
     if kind.endswith(" image"):
@@ -190,11 +193,12 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
 
 def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:
     root = None if config.allow_outside else folder
-    try:
-        found = list_folder(folder)
-    except OSError as error:
-        raise UserError(error.strerror or str(error), place=folder, remedy="give a folder that can be read") from error
     if config.prompts:
+        try:
+            found = list_folder(folder)
+        except OSError as error:
+            message = error.strerror or str(error)
+            raise UserError(message, place=folder, remedy="give a folder that can be read") from error
         table = read_table(config.prompts)
         manifest = manifest_from_table(
             table, name=folder.name, image_root=folder, allow_outside=config.allow_outside, read_labels=False
@@ -205,18 +209,22 @@ def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -
         note = "; ".join(filter(None, ["; ".join(manifest.notes), note]))
         others = found.counts({*paths, config.prompts})
         return _Pairs(manifest.images, paths, manifest.prompts, root, note, others, folder)
-    if not found.images:
-        there = count_words(found.counts())
-        raise UserError("holds no images", place=folder, remedy=f"it has {there}" if there else "it is empty")
-    names = [_written(str(image.relative_to(folder))) for image in found.images]
-    if config.prompt or not needs_prompts:
-        return _Pairs(
-            names, found.images, [config.prompt or ""] * len(names), root, left_out=found.counts(), folder=folder
-        )
-    texts = {image: _text_beside(image) for image in found.images}
-    prompts = [_prompt_beside(image, text) for image, text in texts.items()]
-    others = found.counts(set(texts.values()))
-    return _Pairs(names, found.images, prompts, root, left_out=others, folder=folder)
+    # What people rated is of no matter here, and a picture of any name can be scored.
+    data = open_folder(folder, any_names=True, prompts=needs_prompts and not config.prompt)
+    manifest = manifest_of(
+        replace(data, left_out={}), label_ranges={}, allow_outside=config.allow_outside, read_labels=False
+    )
+    prompts = [config.prompt] * len(manifest) if config.prompt else manifest.prompts
+    row = next((row for row, prompt in enumerate(prompts) if not prompt), None)
+    if needs_prompts and row is not None:
+        remedy = f"give --prompts TABLE ({'/'.join(TABLE_SUFFIXES)}) or --prompt 'TEXT'"
+        image = manifest.image_path(row)
+        message = f"no prompt in {image.with_suffix('.txt').name}, nor in the picture"
+        raise UserError(message, place=image, remedy=remedy)
+    paths = [manifest.image_path(row) for row in range(len(manifest))]
+    names = [_written(image) for image in manifest.images]
+    note = "; ".join(manifest.notes) if needs_prompts and not config.prompt else ""
+    return _Pairs(names, paths, prompts, root, note, dict(data.left_out), folder)
 
 
 def _written(name: str) -> str:
@@ -226,31 +234,6 @@ def _written(name: str) -> str:
 
 def _one_line(name: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
-
-
-def _text_beside(image: Path) -> Path:
-    """Return NAME.txt of NAME.png, or NAME.png.txt where that is the one there is."""
-    beside, longer = image.with_suffix(".txt"), image.with_name(f"{image.name}.txt")
-    return longer if longer.is_file() and not beside.is_file() else beside
-
-
-def _prompt_beside(image: Path, beside: Path) -> str:
-    prompt = ""
-    if beside.is_file():
-        try:
-            prompt = beside.read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError:
-            raise UserError("is no UTF-8 text", place=beside, remedy="save the prompt as UTF-8") from None
-        except OSError as error:
-            raise UserError(error.strerror or str(error), place=beside, remedy="give --prompt or --prompts") from error
-    if not prompt:
-        tables = "/".join(TABLE_SUFFIXES)
-        raise UserError(
-            f"no prompt in {beside.name}",
-            place=image,
-            remedy=f"give --prompts TABLE ({tables}) or --prompt 'TEXT'",
-        )
-    return prompt
 
 
 def _shown(score: float) -> str:

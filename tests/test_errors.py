@@ -357,7 +357,7 @@ TABLE = [
     ),
     (
         "predict {at}/run {at}/empty --prompt x",
-        "{at}/empty: holds no images; it is empty",
+        "{at}/empty: holds no pictures: it is empty; give a table, or ADAPTER:{at}/empty for a public set",
     ),
     (
         "predict {at}/run {at}/good.csv --out {at}/x.xlsx",

@@ -68,6 +68,13 @@ class Archive:
             raise self._cut(place.offset + len(content), inside)
         return bytes(content)
 
+    def read_start(self, inside: str) -> bytes:
+        """Return the first block of a member, or all of one that is shorter."""
+        place = self.members[inside]
+        with self.path.open("rb") as file:
+            file.seek(place.offset)
+            return file.read(min(place.size, BLOCK))
+
     def _read_headers(self) -> None:
         last, end = "its beginning", 0
         try:
@@ -95,7 +102,8 @@ class Archive:
         elif name in {"", "."} or name.startswith("../"):
             self.left_out["member whose name leads out of the archive"] += 1
         else:
-            self.left_out["earlier member of the same name"] += name in self.members
+            if name in self.members:
+                self.left_out["earlier member of the same name"] += 1
             self.members[name] = Place(member.offset_data, member.size)
 
     def _cut(self, offset: int, last: str) -> UserError:

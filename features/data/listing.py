@@ -53,6 +53,17 @@ PLURALS = {
     "pipe or device": "pipes or devices",
     "page of PDF or PostScript": "pages of PDF or PostScript",
     "link out of the folder": "links out of the folder",
+    "link or device": "links or devices",
+    **{
+        f"{noun} {rest}": f"{noun}s {rest}"
+        for noun, rest in (
+            ("picture", "without a row in the metadata"),
+            ("picture", "whose name is no text"),
+            ("file", "whose name is no text"),
+            ("earlier member", "of the same name"),
+            ("member", "whose name leads out of the archive"),
+        )
+    },
 }
 IMAGE, FOLDER = "image", "folder"
 
@@ -100,7 +111,7 @@ def kind_of(path: Path) -> str:
         start = _start(path)
     except OSError:
         return ""
-    return _kind_of_start(start)
+    return kind_of_start(start)
 
 
 def _walked(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -169,7 +180,8 @@ def _start(path: Path) -> bytes:
         os.close(handle)
 
 
-def _kind_of_start(start: bytes) -> str:
+def kind_of_start(start: bytes) -> str:
+    """Return what a file is, `image` or other words, by its first `SNIFFED` bytes."""
     from deltaclip.features.data.pillow import format_of
 
     if AVIF.match(start):

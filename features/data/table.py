@@ -62,15 +62,18 @@ ROWS_OF_JSON = re.compile(rb"\s*\[\s*\{")
 
 
 class Part(NamedTuple):
-    """The rows of one file among those of several."""
+    """The rows of one file among those of several; without a word for lines they are named by their images.
+
+    Then `path` is the folder that these are relative to.
+    """
 
     first: int
     path: Path
     line_word: str
 
-    def where(self, line: int) -> str:
+    def where(self, line: int, image: str) -> str:
         """Name one of its rows in a message."""
-        return f"{self.path}, {self.line_word} {line}"
+        return f"{self.path}, {self.line_word} {line}" if self.line_word else f"{self.path / image}"
 
 
 def _part_of(parts: Sequence[Part], row: int) -> Part:
@@ -101,13 +104,21 @@ class Table:
 
     def places(self) -> Sequence[str]:
         """Return where each row stands, 'file, line', for messages."""
-        lines, parts = array("q", self.lines), self.parts or (Part(0, self.path, self.line_word),)
-        return LazySequence(len(lines), lambda row: _part_of(parts, row).where(lines[row]))
+        lines, parts, images = array("q", self.lines), self._all_parts(), self._images()
+        return LazySequence(len(lines), lambda row: _part_of(parts, row).where(lines[row], images[row]))
 
     def place(self, row: int, column: str) -> str:
         """Name one cell in an error message."""
-        parts = self.parts or (Part(0, self.path, self.line_word),)
-        return f"{_part_of(parts, row).where(self.lines[row])}, column {column}"
+        where = _part_of(self._all_parts(), row).where(self.lines[row], self._images()[row])
+        return f"{where}, column {column}"
+
+    def _all_parts(self) -> tuple[Part, ...]:
+        return self.parts or (Part(0, self.path, self.line_word),)
+
+    def _images(self) -> Sequence[str]:
+        if all(part.line_word for part in self._all_parts()):
+            return LazySequence(len(self.lines), lambda _row: "")
+        return self.columns["image"]
 
     def texts(self, column: str) -> list[str]:
         """Return a column whose cells must be texts: numbers are refused.
@@ -185,7 +196,11 @@ def joined_tables(path: Path, tables: Sequence[Table]) -> Table:
         {name: first + row for first, table in reversed(placed) for name, row in table.numbers.items()},
         (*_lacking(tables, names), *dict.fromkeys(note for table in tables for note in table.notes)),
         _joined_pictures(tables),
-        tuple(Part(first, table.path, table.line_word) for first, table in placed),
+        tuple(
+            Part(first + part.first, part.path if part.line_word else path, part.line_word)
+            for first, table in placed
+            for part in table._all_parts()
+        ),
     )
 
 

@@ -131,7 +131,7 @@ class Tally:
     left_whole: int = 0
 
 
-def kill_often(server, folder, tmp_path, tiny_backbone, *, kills, seed, views="center"):
+def kill_often(server, data, tmp_path, tiny_backbone, *, kills, seed, views="center"):
     """Kill extractions at random moments until `kills` have hit a running one; check what each one leaves.
 
     What counts as done after a kill must be what an uninterrupted run computes, bit for bit, and must stay; the next
@@ -139,7 +139,7 @@ def kill_often(server, folder, tmp_path, tiny_backbone, *, kills, seed, views="c
     for byte.
     """
     # Batches of two make many moments; some images cannot be read, so that batches are of both kinds.
-    values = {"data": str(folder / "demo.csv"), "backbone": tiny_backbone, "precision": "fp32", "batch_size": 2}
+    values = {"data": str(data), "backbone": tiny_backbone, "precision": "fp32", "batch_size": 2}
     values |= {"views": views}
     reference = tmp_path / "reference.h5"
     _, status, seconds = server.run(values | {"out": str(reference)})

@@ -565,13 +565,14 @@ def test_a_full_disk_is_one_line_and_no_file(server, twelve, tiny_backbone, limi
 
 
 def test_killed_at_random_moments(server, kill_set, tmp_path, tiny_backbone):
-    assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=6, seed=0).kills == 6
+    assert kill_often(server, kill_set / "demo.csv", tmp_path, tiny_backbone, kills=6, seed=0).kills == 6
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_with_views(server, kill_set, tmp_path, tiny_backbone):
     views = "center,flip,tiles,stages,statistics"
-    assert kill_often(server, kill_set, tmp_path, tiny_backbone, kills=4, seed=2, views=views).kills == 4
+    data = kill_set / "demo.csv"
+    assert kill_often(server, data, tmp_path, tiny_backbone, kills=4, seed=2, views=views).kills == 4
 
 
 @pytest.mark.slow
@@ -579,7 +580,7 @@ def test_killed_at_random_moments_with_views(server, kill_set, tmp_path, tiny_ba
 # With tiles an uninterrupted run takes some 15 s here, and each kill up to that.
 @pytest.mark.parametrize(("views", "seed", "kills"), [("center", 1, 30), ("center,flip,tiles", 3, 10)])
 def test_killed_at_random_moments_often(server, kill_set, tmp_path, tiny_backbone, *, views, seed, kills):
-    tally = kill_often(server, kill_set, tmp_path, tiny_backbone, kills=kills, seed=seed, views=views)
+    tally = kill_often(server, kill_set / "demo.csv", tmp_path, tiny_backbone, kills=kills, seed=seed, views=views)
     assert tally.kills == kills
     assert tally.left_part >= kills // 3
 

@@ -304,16 +304,17 @@ def test_a_missing_text_file_is_named(scored, pictures):
     folder, rows = pictures
     (folder / "a.txt").write_text(rows["a.png"]["prompt"])
     remedy = "give --prompts TABLE (.csv/.tsv/.jsonl/.ndjson/.json/.parquet/.arrow/.xlsx) or --prompt 'TEXT'"
-    assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt; {remedy}"
+    assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt, nor in the picture; {remedy}"
     (folder / "b.txt").write_text(" \n")
-    assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt; {remedy}"
+    assert refused(scored, folder) == f"{folder / 'b.png'}: no prompt in b.txt, nor in the picture; {remedy}"
 
 
 def test_a_folder_without_images(scored, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    assert refused(scored, tmp_path, prompt="x") == (f"{tmp_path}: holds no images; it has 1 text file")
+    remedy = f"give a table, or ADAPTER:{tmp_path} for a public set"
+    assert refused(scored, tmp_path, prompt="x") == f"{tmp_path}: holds no pictures: 1 text file; {remedy}"
     (tmp_path / "notes.txt").unlink()
-    assert refused(scored, tmp_path, prompt="x") == f"{tmp_path}: holds no images; it is empty"
+    assert refused(scored, tmp_path, prompt="x") == f"{tmp_path}: holds no pictures: it is empty; {remedy}"
 
 
 def test_a_run_that_is_not_there(scored, pictures, tmp_path):

@@ -18,7 +18,7 @@ from deltaclip.features.data.adapters.agiqa_1k import read_agiqa_1k
 from deltaclip.features.data.adapters.agiqa_3k import read_agiqa_3k
 from deltaclip.features.data.adapters.aigciqa2023 import read_aigciqa2023
 from deltaclip.features.data.adapters.aigiqa_20k import read_aigiqa_20k
-from deltaclip.features.data.adapters.any_files import is_pattern, open_pattern
+from deltaclip.features.data.adapters.any_files import is_pattern, open_files, open_pattern
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.demo import read_demo
 from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
@@ -26,7 +26,7 @@ from deltaclip.features.data.adapters.finding import DataTables, manifest_of
 from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.manifest import parse_label_ranges
-from deltaclip.features.data.table import SUFFIXES, below, read_table
+from deltaclip.features.data.table import SUFFIXES, below
 from deltaclip.features.data.targets import parse_targets
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ def _open(data: str) -> DataTables:
             place=path,
             remedy=did_you_mean(data, ["demo", *(f"{a}:DIR" for a in FOLDER_ADAPTERS)]),
         )
-    return DataTables(name=path.stem, tables=[read_table(path)], image_root=path.parent)
+    if not path.exists():
+        raise UserError("no such file", place=path, remedy="check the path of the manifest")
+    return open_files([path], folder=path.parent, name=path.stem)
 
 
 def data_name(data: str) -> str:
@@ -135,5 +137,5 @@ def data_name(data: str) -> str:
     adapter, colon, folder = data.partition(":")
     named = bool(colon) and adapter in FOLDER_ADAPTERS
     path = Path(folder if named else data).resolve()
-    stem = f"{adapter}-{path.name}" if named else path.stem if path.suffix.lower() in SUFFIXES else path.name
+    stem = f"{adapter}-{path.name}" if named else path.stem if path.suffix.lower() in {*SUFFIXES, ".tar"} else path.name
     return re.sub(r"\W+", "-", f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}")

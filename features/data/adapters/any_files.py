@@ -1,4 +1,4 @@
-"""Tables in one file or in several, named one by one, by a pattern (`shards/{000..099}.tar`) or by their folder.
+"""Tables and tar archives of pictures, in one file or in several, named by a pattern (`shards/{000..099}.tar`).
 
 Several files are one set: their rows stand one after another, a label has one range in all of them. Knows patterns and
 names of files. Must not know what stands in a table.
@@ -6,25 +6,38 @@ names of files. Must not know what stands in a table.
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import io
 import itertools
 import os
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import HEAD_BYTES, TAR, kind_of
 from deltaclip.base.vocabulary import side_of
 from deltaclip.features.data.adapters.finding import DataTables, with_columns
+from deltaclip.features.data.archives import Archive
+from deltaclip.features.data.listing import IMAGE, count_words, is_image_name, is_system_name, kind_of_start
 from deltaclip.features.data.manifest import find_columns
+from deltaclip.features.data.sidecars import find_known, picture_table
 from deltaclip.features.data.table import Table, joined_tables, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 SPAN = re.compile(r"(\d+)\.\.(\d+)")
+NOTHING: Mapping[str, int] = MappingProxyType({})
 MAX_NAMED = 1_000_000  # files of a pattern; a slip of the pen names more
+PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 OF_MANY = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
@@ -85,7 +98,9 @@ def open_pattern(pattern: str) -> DataTables:
     return open_files(paths, folder=folder, name=folder.resolve().name or "data")
 
 
-def open_files(paths: Sequence[Path], *, folder: Path, name: str, notes: Sequence[str] = ()) -> DataTables:
+def open_files(
+    paths: Sequence[Path], *, folder: Path, name: str, notes: Sequence[str] = (), left_out: Mapping[str, int] = NOTHING
+) -> DataTables:
     """Open files as one set.
 
     Args:
@@ -93,21 +108,88 @@ def open_files(paths: Sequence[Path], *, folder: Path, name: str, notes: Sequenc
         folder: that they and their images lie in.
         name: of the set.
         notes: what is to be said besides.
+        left_out: what else lies in the folder, by what it is.
 
     Raises:
         UserError: one cannot be read.
     """
-    tables = [read_table(path) for path in paths]
-    tables, said = _with_sides(tables)
-    table = joined_tables(folder, tables)
-    return DataTables(name=name, tables=[table], image_root=folder, notes=(*notes, *said, *_missing_parts(paths)))
+    left_out = Counter(left_out)
+    tables = [_table_of(path, left_out) for path in paths]
+    sided = with_sides(tables)
+    return DataTables(
+        name=name,
+        tables=[joined_tables(folder, sided.tables)],
+        image_root=folder,
+        notes=(*notes, *sided.notes, *_missing_parts(paths)),
+        left_out=dict(left_out.most_common()),
+    )
 
 
-def _with_sides(tables: list[Table]) -> tuple[list[Table], list[str]]:
+def _table_of(path: Path, left_out: Counter[str]) -> Table:
+    kind, name = kind_of(path), path.name.lower()
+    if kind is TAR:
+        return _archive_table(path, left_out)
+    if name.endswith(PACKED_TARS):
+        message = "is a compressed archive, in which no picture has a place of its own"
+        raise UserError(message, place=path, remedy="unpack it to .tar first: pictures hardly get smaller")
+    if path.suffix.lower() == ".tar":
+        what = "empty" if kind is None and not any(_start(path)) else kind.words if kind else "something else"
+        raise UserError(f"is no tar archive but {what}", place=path, remedy="copy or pack it again")
+    return read_table(path)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _archive_table(path: Path, left_out: Counter[str]) -> Table:
+    """Return the pictures of a tar archive with what stands beside them; counts the other members.
+
+    Raises:
+        UserError: damaged, without a picture, or something beside one cannot be read.
+    """
+    archive = Archive(path)
+    left_out.update(archive.left_out)
+    kinds = {name: _kind_of_member(archive, name) for name in archive.members}
+    images = [name for name, kind in kinds.items() if kind == IMAGE]
+    if not images:
+        there = count_words(dict(Counter(kinds.values()).most_common())) or "no members"
+        raise UserError(f"holds no pictures, only {there}", place=path, remedy="give archives of pictures")
+    known = find_known(
+        images,
+        archive.members,
+        read=archive.read,
+        look=lambda name: contextlib.nullcontext(io.BytesIO(archive.read(name))),
+        place=lambda name: f"{path}/{name}",
+    )
+    left_out.update(kind for name, kind in kinds.items() if kind != IMAGE and name not in known.used)
+    table = picture_table(path, [f"{path.name}/{image}" for image in images], known, folder=path.parent)
+    return replace(table, pictures={"image": np.ones(len(images), dtype=bool)})
+
+
+def _kind_of_member(archive: Archive, name: str) -> str:
+    if any(is_system_name(part) for part in name.split("/")):
+        return "hidden file"
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        return "file whose name is no text"
+    if is_image_name(name):
+        return IMAGE
+    return kind_of_start(archive.read_start(name)) or "empty file"
+
+
+class Sided(NamedTuple):
+    """Tables, with a column for the side of a split where their names say one, and what is to be said of it."""
+
+    tables: list[Table]
+    notes: list[str]
+
+
+def with_sides(tables: list[Table]) -> Sided:
     """Put the side of a split that files are called after (`train-00000-of-00002.parquet`) into a column of it."""
     sides = [_side(table.path) for table in tables]
     if None in sides or len(set(sides)) < 2 or any("split" in find_columns(table) for table in tables):
-        return tables, []
+        return Sided(tables, [])
     counts = dict.fromkeys(sides, 0)
     for side, table in zip(sides, tables, strict=True):
         counts[side] += len(table.lines)
@@ -115,7 +197,7 @@ def _with_sides(tables: list[Table]) -> tuple[list[Table], list[str]]:
     placed = [
         with_columns(table, split=[str(side)] * len(table.lines)) for side, table in zip(sides, tables, strict=True)
     ]
-    return placed, [f"the split is that of the files' names: {words}"]
+    return Sided(placed, [f"the split is that of the files' names: {words}"])
 
 
 def _side(path: Path) -> str | None:

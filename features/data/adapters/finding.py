@@ -6,13 +6,14 @@ Knows folders and tables. Must not know any set.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.listing import count_words
 from deltaclip.features.data.manifest import joined, manifest_from_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class DataTables:
     """What a user named: tables with columns that `ALIASES` knows, and the folder of their images.
 
     `labelled_only`: rows without any label are the set's hidden part and of no use but for prediction.
+    `left_out` counts what else lies in a folder or an archive, by what it is.
     """
 
     name: str
@@ -40,6 +42,12 @@ class DataTables:
     targets: tuple[AskedTarget, ...] = ()  # that were asked for beside the known ones
     labelled_only: bool = False
     notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What is to be said of the data as it is, what was left out included."""
+        return (*self.notes, *([f"left out: {count_words(dict(self.left_out))}"] if self.left_out else []))
 
     def ranges(self, given: Mapping[str, LabelRange]) -> dict[str, LabelRange]:
         """Return the scales that are known of labels: those given, else the set's."""
@@ -78,7 +86,7 @@ def manifest_of(
         raise UserError(
             "no row has a score", place=places, remedy="take the part of the set that is published with them"
         )
-    return replace(whole, notes=(*data.notes, *whole.notes))
+    return replace(whole, notes=(*data.said, *whole.notes))
 
 
 def _labelled(part: Manifest) -> Manifest:

@@ -286,8 +286,8 @@ def test_a_folder_of_parquet(tmp_path, files):
     assert manifest.splits == ["test"] * 10 + ["train"] * 60
     assert manifest.places[45] == f"{tmp_path}/set/data/train-00001-of-00002.parquet, row 6"
     assert manifest.notes[:2] == (
-        "left out of the folder: 1 picture, 1 text file",
         "the split is that of the files' names: test 10, train 60",
+        "left out: 1 picture, 1 text file",
     )
     (tmp_path / "set" / "data" / "train-00000-of-00002.parquet").unlink()
     manifest = read_manifest(str(tmp_path / "set"), label_range="1,5")
