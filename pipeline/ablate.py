@@ -36,6 +36,7 @@ from deltaclip.pipeline.words.plan_words import warnings_of
 from deltaclip.pipeline.words.result_words import subset_notes, variants_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from deltaclip.pipeline.rows.cached_rows import CacheRows
@@ -62,13 +63,21 @@ class AblateResult:
 
     def table(self) -> dict[str, Any]:
         """Return the content of `ablate.json`: docs/ablate.md."""
-        variants = {name: {"words": WORDS[name], "labels": found} for name, found in self.compared.items()}
+        words = _words(self.compared)
+        variants = {name: {"words": words[name], "labels": found} for name, found in self.compared.items()}
         return {"split": self.split, "against": self.against, "interval": self.interval, "variants": variants}
 
     def summary(self) -> str:
         """Return a table per label, and where the files lie."""
-        lines = variants_table(self.split, self.compared, WORDS, against=self.against, interval=self.interval)
+        lines = variants_table(
+            self.split, self.compared, _words(self.compared), against=self.against, interval=self.interval
+        )
         return "\n".join([*lines, *subset_notes(self.compared), "", f"{self.folder} ({self.seconds:.1f} s)"])
+
+
+def _words(compared: Mapping[str, Any]) -> dict[str, str]:
+    """Return what each variant is: a candidate for the bases is called by what it is."""
+    return {name: WORDS.get(name, name) for name in compared}
 
 
 def ablate(config: AblateConfig) -> AblateResult:
@@ -91,7 +100,7 @@ def ablate(config: AblateConfig) -> AblateResult:
     if config.finetune:
         announce_tuned(config, splits)
     predicted = []
-    num_variants = len(variants_of(rows, config.view)) + (len(TUNED_VARIANTS) if config.finetune else 0)
+    num_variants = len(variants_of(rows, config.view)) + 1 + (len(TUNED_VARIANTS) if config.finetune else 0)
     with Progress(len(configs) * num_variants, "ablating", unit="variants") as progress:
         for one, split in zip(configs, splits, strict=True):
             predicted.append(predict_variants(one, rows, split, labels, on_variant=progress.advance))
@@ -161,7 +170,7 @@ def _write(path: Path, result: AblateResult, config: AblateConfig, rows: CacheRo
     }
     with whole_folder(path, may_be_taken=True) as growing:  # it was not when the work began
         folder = growing.work
-        write_table(folder / "ablate.csv", csv_columns(result.compared, WORDS))
+        write_table(folder / "ablate.csv", csv_columns(result.compared, _words(result.compared)))
         for name, values in (("ablate.json", result.table()), ("config.json", about)):
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return growing.path

@@ -27,6 +27,7 @@ from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.rows.task import Task, of_rows, validation
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
 from deltaclip.pipeline.settings import BY_TARGET, PLAIN, FinetuneConfig
+from deltaclip.pipeline.training.bases import candidate_scores
 from deltaclip.pipeline.training.finetune_job import TuningJob
 from deltaclip.pipeline.training.processes import Processes
 from deltaclip.pipeline.training.train_heads import learn
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
     from deltaclip.pipeline.settings import AblateConfig, TrainConfig
     from deltaclip.pipeline.training.train_heads import Learned
-
 
 # ---- Predictions of test rows that no heads made: floors and baselines, one label at a time
 
@@ -214,7 +214,12 @@ def predict_variants(
         else:
             found[one.name] = _of_heads(learn(tasks[one.name], what=one.name), rows, split, labels)
         on_variant()
-    return found
+    candidates = candidate_scores(rows, split, labels=labels, seed=config.split_seed)
+    on_variant()
+    return found | {
+        name: {label: Predicted(score_M=score_M) for label, score_M in by_label.items()}
+        for name, by_label in candidates.items()
+    }
 
 
 def _stacks(variant: Variant) -> bool:

@@ -241,32 +241,70 @@ def fit_bases(rows: CacheRows, split: Split, *, labels: Collection[str], seed: i
     Raises:
         UserError: a view holds values that are not finite.
     """
-    fitted_N = np.zeros(len(rows.rows), dtype=bool)
-    fitted_N[split.train] = fitted_N[split.val] = True
+    fitter, label_N = _prepared(rows, split, labels=labels, seed=seed)
+    found: dict[str, _Fit] = {}
+    score = Score(torch.zeros_like(fitter.z_N), None)
+    for target in rows.targets:
+        if target.sees == "image":
+            candidates = _candidates(target, fitter.inputs, view, has_score=False)
+            found[target.name] = fit = fitter.of_image(candidates, label_N[target.name])
+            score = score if len(found) > 1 else Score(fit.said_N, fit.refits)
+    for target in rows.targets:
+        if target.sees == "pair":
+            candidates = _candidates(target, fitter.inputs, view, has_score=score.refits is not None)
+            found[target.name] = fitter.of_pair(candidates, score, label_N[target.name])
+    ordered = {target.name: found[target.name] for target in rows.targets}
+    return _bases(rows, split, ordered, label_N, z_N=fitter.z_N)
+
+
+def candidate_scores(
+    rows: CacheRows, split: Split, *, labels: Collection[str], seed: int
+) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """Return what every candidate alone says of the test rows, (M,) in [0, 1], by its name and target.
+
+    Those with a score among their inputs have that of the base that was chosen for the first image target.
+    """
+    fitter, label_N = _prepared(rows, split, labels=labels, seed=seed)
+    found: dict[str, dict[str, NDArray[np.float32]]] = {}
+    score = Score(torch.zeros_like(fitter.z_N), None)
+    images = [target for target in rows.targets if target.sees == "image"]
+    for target in images[:1]:
+        chosen = fitter.of_image(image_candidates(fitter.inputs), label_N[target.name])
+        score = Score(chosen.said_N, chosen.refits)
+    for target in rows.targets:
+        if target.name not in labels:
+            continue
+        is_pair = target.sees == "pair"
+        for candidate in _candidates(target, fitter.inputs, None, has_score=score.refits is not None):
+            if is_pair:
+                fit = fitter.of_pair([candidate], score, label_N[target.name])
+            else:
+                fit = fitter.of_image([candidate], label_N[target.name])
+            line_N = fit.slope * fitter.z_N + fit.offset if is_pair else 0.0
+            said_N = (line_N + fit.said_N).clamp(0, 1).cpu().numpy()
+            found.setdefault(candidate.name, {})[target.name] = said_N[split.test]
+    return found
+
+
+def _prepared(
+    rows: CacheRows, split: Split, *, labels: Collection[str], seed: int
+) -> tuple[_Fitter, dict[str, Tensor]]:
+    """Return what all fits share, and the labels that they may see: of train and validation rows, NaN elsewhere."""
+    fitted_N = _fitted_rows(rows, split)
     label_N = {
         each.name: torch.from_numpy(
             np.where(fitted_N & (each.name in labels), rows.label(each.name), np.nan).astype(np.float32)
         ).to(rows.device)
         for each in rows.targets
     }
-    inputs: dict[str, Vectors] = dict(rows.inputs())
     z_N = (torch.from_numpy(rows.cosine()).to(rows.device) + 1) / 2
-    fitter = _Fitter(inputs, joined_groups(rows), z_N, seed)
-    found: dict[str, _Fit] = {}
-    score = Score(torch.zeros_like(z_N), None)
-    for target in rows.targets:
-        if target.sees == "image":
-            found[target.name] = fit = fitter.of_image(
-                _candidates(target, inputs, view, has_score=False), label_N[target.name]
-            )
-            score = score if len(found) > 1 else Score(fit.said_N, fit.refits)
-    has_score = score.refits is not None
-    for target in rows.targets:
-        if target.sees == "pair":
-            candidates = _candidates(target, inputs, view, has_score=has_score)
-            found[target.name] = fitter.of_pair(candidates, score, label_N[target.name])
-    ordered = {target.name: found[target.name] for target in rows.targets}
-    return _bases(rows, split, ordered, label_N, fitted_N=fitted_N, z_N=z_N)
+    return _Fitter(dict(rows.inputs()), joined_groups(rows), z_N, seed), label_N
+
+
+def _fitted_rows(rows: CacheRows, split: Split) -> NDArray[np.bool_]:
+    fitted_N = np.zeros(len(rows.rows), dtype=bool)
+    fitted_N[split.train] = fitted_N[split.val] = True
+    return fitted_N
 
 
 def _candidates(target: Target, inputs: Mapping[str, Any], view: str | None, *, has_score: bool) -> list[Candidate]:
@@ -282,9 +320,9 @@ def _bases(
     found: Mapping[str, _Fit],
     label_N: Mapping[str, Tensor],
     *,
-    fitted_N: NDArray[np.bool_],
     z_N: Tensor,
 ) -> Bases:
+    fitted_N = _fitted_rows(rows, split)
     pairs = {target.name for target in rows.targets if target.sees == "pair"}
     lines = {name: (fit.slope, fit.offset) for name, fit in found.items() if name in pairs}
     columns, left_out, members = {}, {}, {}

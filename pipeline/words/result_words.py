@@ -242,7 +242,7 @@ def variants_table(
     Args:
         split: of all repeats, as in `metrics.json`.
         compared: what `compare_variants` returns.
-        words: of each variant what it is.
+        words: of each variant what it is; its own name where it is a candidate for the bases.
         against: the variant that differences are taken against.
         interval: what it comes from, and p with it.
     """
@@ -254,15 +254,18 @@ def variants_table(
     lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}, {repeats}{leak}"]
     if split.get("note"):
         lines.append(f"       {split['note']}")
-    names = max(map(len, compared)) + 2
+    shown_names = {name: "candidate" if words[name] == name else name for name in compared}
+    names = max(map(len, shown_names.values())) + 2
     wide = max(map(len, words.values())) + 2
     for label in next(iter(compared.values())):
         heading = f"{'test SROCC':>13}{f'- {against}':>{max(12, len(against) + 4)}}{'95 %':>20}{'p':>8}"
         lines += ["", f"{label:{names + wide}}{heading}"]
         for name, found in compared.items():
+            if label not in found:
+                continue  # a candidate for bases of other targets
             shown = _number(found[label]["test"]["srocc"], 13)
             end = _variant_difference(found[label]["difference"], width=max(12, len(against) + 4))
-            lines.append(f"{name:{names}}{words[name]:{wide}}{shown}{end}".rstrip())
+            lines.append(f"{shown_names[name]:{names}}{words[name]:{wide}}{shown}{end}".rstrip())
     lines += ["", f"95 % and p: {interval}", "            two-sided, one comparison at a time"]
     return lines
 
