@@ -9,7 +9,7 @@ Shapes: N rows of the cache.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.model.losses import Objective
     from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.runs.folder import TunedBackbone
-    from deltaclip.pipeline.settings import TrainConfig
+    from deltaclip.pipeline.settings import LearningSettings, TrainConfig
 
 
 # ---- One training: heads on the training rows of a split, the epoch chosen on its validation rows
@@ -141,18 +141,10 @@ def margin_of(task: Task[TrainConfig]) -> float:
     return MARGIN / math.sqrt(max(num_groups, 1))
 
 
-def fit_plan(config: TrainConfig, *, margin: float = 0.0) -> FitPlan:
-    """Return how long and how fast to train."""
-    return FitPlan(
-        epochs=config.epochs,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        warmup_ratio=config.warmup_ratio,
-        schedule=config.schedule,
-        max_grad_norm=config.max_grad_norm,
-        patience=config.patience,
-        margin=margin,
-    )
+def fit_plan(config: LearningSettings, *, margin: float = 0.0) -> FitPlan:
+    """Return how long and how fast to train: the settings of these names, and the margin."""
+    found = {one.name: getattr(config, one.name) for one in fields(FitPlan) if one.name != "margin"}
+    return FitPlan(**found, margin=margin)
 
 
 def head_spec(task: Task[Any], *, bases: BaseShape | None = None) -> HeadSpec:

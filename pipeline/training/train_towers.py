@@ -5,6 +5,7 @@ Knows the settings of `finetune`, rows, heads and towers. Must not know run dire
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
 from deltaclip.pipeline.training.bases import start_bases
 from deltaclip.pipeline.training.tower_model import SideBatches, TunedModel
-from deltaclip.pipeline.training.train_heads import Learned, epoch_note, head_spec, learn, objective_of
+from deltaclip.pipeline.training.train_heads import Learned, epoch_note, fit_plan, head_spec, learn, objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,15 +107,9 @@ def tune_towers(
 def tune_plan(config: FinetuneConfig, *, scale_loss: bool) -> TunePlan:
     """Return how long and how fast to train."""
     return TunePlan(
-        epochs=config.epochs,
-        lr=config.lr,
+        **asdict(fit_plan(config)),
         head_lr=config.head_lr,
         layer_decay=config.layer_decay,
-        weight_decay=config.weight_decay,
-        warmup_ratio=config.warmup_ratio,
-        schedule=config.schedule,
-        max_grad_norm=config.max_grad_norm,
-        patience=config.patience,
         scale_loss=scale_loss,
         save_seconds=60 * config.save_minutes,
     )
