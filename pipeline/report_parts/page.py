@@ -120,6 +120,7 @@ class Section:
     metrics: page_tables.Table
     figures: panels.Panel
     sides: page_tables.Table
+    bases: page_tables.Table | None
     epochs: list[panels.Panel]
     scatter: list[panels.Panel]
     deltas: list[panels.Panel]
@@ -232,6 +233,7 @@ def make_section(
         metrics=page_tables.metrics_table(run.metrics),
         figures=panels.figure_panel(run.metrics),
         sides=page_tables.sides_table(run.metrics),
+        bases=page_tables.bases_table(run.config.get("calibration")),
         epochs=panels.epoch_panels([run], [name]),
         scatter=panels.scatter_panels(rows, points, at, labels),
         deltas=panels.delta_panels(rows, run, labels),

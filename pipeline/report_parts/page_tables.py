@@ -104,6 +104,31 @@ def sides_table(metrics: Mapping[str, Any]) -> Table:
     return Table(caption="Sides of the split", headings=("side", "rows", *headings), rows=rows)
 
 
+def bases_table(calibration: Mapping[str, Any] | None) -> Table | None:
+    """Return how every candidate for the bases did on left-out rows, and its share; None where none was chosen."""
+    rows = []
+    for label, choice in ((calibration or {}).get("choice") or {}).items():
+        if choice is None:
+            continue
+        sign = -1 if choice["by"] == "rmse" else 1
+        order = sorted(choice["left_out"].items(), key=lambda one: -sign * (one[1][choice["by"]] or 0.0))
+        for place, (name, figures) in enumerate(order):
+            mixed = name == "mixture" and len(choice["shares"]) > 1
+            share = 1.0 if mixed else choice["shares"].get(name, 0.0)
+            rows.append(
+                [
+                    Cell(words=f"{label}: {name}" if place == 0 else name, names_row=True, is_below=place > 0),
+                    figure_cell(figures["srocc"]),
+                    figure_cell(figures["rmse"]),
+                    Cell(words=number(share, 2) if share and not mixed else "all" if mixed else "", key=share),
+                ]
+            )
+    if not rows:
+        return None
+    caption = "Bases: closed forms on left-out training and validation rows, best first; the test rows had no say"
+    return Table(caption=caption, headings=("", "SROCC", "RMSE", "share"), rows=rows)
+
+
 def source_table(metrics: Mapping[str, Any]) -> Table | None:
     """Return the figures of each source's test rows, None where the data names no sources."""
     per_source = metrics["per_source"]
