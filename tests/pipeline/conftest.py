@@ -30,9 +30,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory, demo_cache) -> Path:
-    """Run directory of the default heads on the demo cache; never written to by a test."""
+    """Run directory of heads on calibrated bases, on the demo cache; never written to by a test."""
     out = tmp_path_factory.mktemp("runs") / "demo"
-    return train(TrainConfig(cache=demo_cache, out=out, epochs=EPOCHS)).run
+    return train(TrainConfig(cache=demo_cache, out=out, epochs=EPOCHS, base="calibrated")).run
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +52,11 @@ def few_cache(tmp_path_factory, few_folder, tiny_backbone) -> Path:
 
 @pytest.fixture
 def train_demo(tmp_path, demo_cache):
-    """Train on the demo cache (or another) with some settings, into a new folder."""
+    """Train on the demo cache (or another) with some settings, into a new folder; bases are calibrated unless given."""
 
     def run(**settings):
         out = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
-        return train(TrainConfig(**{"cache": demo_cache, "out": out, "epochs": EPOCHS, **settings}))
+        return train(TrainConfig(**{"cache": demo_cache, "out": out, "epochs": EPOCHS, **calibrated(settings)}))
 
     return run
 
@@ -131,6 +131,11 @@ def browser():
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+def calibrated(settings):
+    """Return settings of `train`, with calibrated bases unless others are given: what most tests are not about."""
+    return {"base": "calibrated", **settings} if settings.get("residual_learning", True) else settings
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

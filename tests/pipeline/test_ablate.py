@@ -15,12 +15,12 @@ from sklearn.svm import SVR
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.ablate import ablate
 from deltaclip.pipeline.comparing.variant_table import BOOTSTRAP, CORRECTED
-from deltaclip.pipeline.comparing.variants import NO_CORRECTION, VARIANTS, predict_cosine, predict_ridge
+from deltaclip.pipeline.comparing.variants import CALIBRATED, NO_CORRECTION, VARIANTS, predict_cosine, predict_ridge
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.scoring.agreement import srocc
 from deltaclip.pipeline.scoring.intervals import paired_difference
-from deltaclip.pipeline.settings import AblateConfig
+from deltaclip.pipeline.settings import AblateConfig, TrainConfig
 from deltaclip.pipeline.words.result_words import COLUMNS
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json
 from deltaclip.tests.reference import corrected_t_interval
@@ -29,6 +29,7 @@ LABELS = ("quality", "consistency")
 # Those of a further view, which the demo cache has not: test_train_kernel.py.
 OF_ALL_CACHES = [one for one in VARIANTS if not one.on_view]
 TRAINED = {one.name: dict(one.overrides) for one in OF_ALL_CACHES if one.overrides is not None}
+AUTO = {name: {"base": TrainConfig.base} for name in ("auto", "auto-only")}  # `train_demo` has another default
 SEEDS = (42, 43, 44)
 
 
@@ -70,7 +71,7 @@ def values(result, name, label, figure="srocc"):
 def test_a_trained_variant_is_as_train_gives_it_alone(ablated, train_demo, name):
     """Within 1e-3: heads that are stacked differ from those alone by rounding."""
     for place, seed in enumerate(SEEDS[:2]):
-        alone = train_demo(seed=seed, **TRAINED[name]).metrics["test"]
+        alone = train_demo(seed=seed, **TRAINED[name] | AUTO.get(name, {})).metrics["test"]
         for label in LABELS:
             found = [values(ablated, name, label, figure)[place] for figure in COLUMNS]
             assert found == pytest.approx([alone[label][figure] for figure in COLUMNS], abs=1e-3)
@@ -196,7 +197,7 @@ def test_the_folder_holds_the_table_for_people_and_machines(ablated):
             assert shown == pytest.approx(expected, rel=1e-5, abs=1e-9)
     config = read_json(ablated.folder / "config.json")
     assert (config["stage"], config["settings"]["repeats"], config["common"]["epochs"]) == ("ablate", 3, EPOCHS)
-    assert config["variants"]["no-correction"] == NO_CORRECTION
+    assert config["variants"]["no-correction"] == {**CALIBRATED, **NO_CORRECTION}
 
 
 def test_the_summary_says_what_each_column_is(ablated):
@@ -220,7 +221,7 @@ def test_settings_reach_the_trainings(ablate_demo, train_demo):
     assert result.split["seeds"] == [7]
     assert "LEAKS" in result.summary()
     for name in ("residual", "direct"):
-        alone = train_demo(**settings, **TRAINED[name]).metrics["test"]
+        alone = train_demo(**settings, **TRAINED[name] | AUTO.get(name, {})).metrics["test"]
         for label in LABELS:
             found = values(result, name, label)[0]
             assert found == pytest.approx(alone[label]["srocc"], abs=1e-3)
@@ -304,7 +305,8 @@ def test_a_thinned_baseline_says_so(ablate_demo, monkeypatch):
         (
             {"against": "zzz"},
             "--against: 'zzz' is not a choice; known: no-image, cosine, ridge, svr, direct, direct-two-branch, "
-            "residual, identity-base, no-correction, no-dropout, ridge-view, kernel, kernel-only, partial-freeze, full",
+            "residual, identity-base, no-correction, no-dropout, auto, auto-only, ridge-view, kernel, kernel-only, "
+            "partial-freeze, full",
         ),
         ({"repeats": 0}, "--repeats: 0 is out of range; give a value at least 1"),
         (

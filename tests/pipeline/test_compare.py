@@ -16,7 +16,7 @@ from deltaclip.pipeline.rows.cached_rows import read_keys, write_keys
 from deltaclip.pipeline.scoring.intervals import paired_difference
 from deltaclip.pipeline.settings import CompareConfig
 from deltaclip.pipeline.train import train
-from deltaclip.tests.pipeline.conftest import EPOCHS, TrainConfig, numbers, read_csv
+from deltaclip.tests.pipeline.conftest import EPOCHS, TrainConfig, calibrated, numbers, read_csv
 
 LABELS = ("quality", "consistency")
 
@@ -30,7 +30,9 @@ def trained(tmp_path_factory, demo_cache):
         key = json.dumps(settings, default=str)
         if key not in runs:
             out = folder / f"run{len(runs)}"
-            runs[key] = train(TrainConfig(**{"cache": demo_cache, "out": out, "epochs": EPOCHS, **settings})).run
+            runs[key] = train(
+                TrainConfig(**{"cache": demo_cache, "out": out, "epochs": EPOCHS, **calibrated(settings)})
+            ).run
         return runs[key]
 
     return run

@@ -156,7 +156,7 @@ def test_every_kind_of_heads(train_demo, tmp_path, settings, outputs):
 
 
 @pytest.mark.slow
-def test_heads_with_kernels_take_the_view_as_x(train_demo, demo_folder, tiny_backbone, tmp_path):
+def test_heads_with_fitted_bases_take_their_views_by_name(train_demo, demo_folder, tiny_backbone, tmp_path):
     from deltaclip.features.extract import extract
     from deltaclip.features.settings import ExtractConfig
 
@@ -165,13 +165,13 @@ def test_heads_with_kernels_take_the_view_as_x(train_demo, demo_folder, tiny_bac
     )
     run = train_demo(cache=extract(config).cache, base="kernel").run
     result = export(ExportConfig(run=run, out=tmp_path / "heads.onnx", part="heads"))
-    assert result.inputs == ["v", "t", "x"]
-    assert about(result.out)["view"] == "stages"
+    assert result.inputs == ["v", "t", "stages"]
+    assert about(result.out)["views"] == ["stages"]
     with pytest.raises(UserError) as error:
         export(ExportConfig(run=run, out=tmp_path / "scorer.onnx"))
     assert str(error.value) == (
         f"{run}: the heads read the view 'stages', whose pixels are not those that the model takes; "
-        "give --part heads, which takes the view's vectors as x"
+        "give --part heads, which takes the vectors of the view, or train with --base calibrated"
     )
 
 

@@ -281,7 +281,7 @@ def test_heads_that_do_not_belong_are_refused_by_name(tune_few, tuned, tmp_path,
     assert refused(tune_few, init_heads=tuned.run) == (
         f"{tuned.run}: its heads belong to the tower that it changed; give a run of `deltaclip train`"
     )
-    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1, base="calibrated")).run
     assert refused(tune_few, init_heads=heads, scale="quality=0.1") == (
         f"{heads}: its heads have a quality scale of 0.2, the settings ask for 0.1; give --scale as that run had it, "
         "or train heads anew"
@@ -309,14 +309,14 @@ def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path
             writer.writerows(half)
         data, out = str(tmp_path / f"{name}.csv"), tmp_path / f"{name}.h5"
         caches[name] = extract(ExtractConfig(data=data, out=out, backbone="tiny", image_root=few_folder)).cache
-    heads = train(TrainConfig(cache=caches["even"], out=tmp_path / "heads", epochs=1, seed=7)).run
+    heads = train(TrainConfig(cache=caches["even"], out=tmp_path / "heads", epochs=1, seed=7, base="calibrated")).run
     line = refused(tune_few, cache=caches["odd"], init_heads=heads)
     assert "test rows, or others of their images, prompts or groups, of split seed 42 in training" in line
     assert tune_few(cache=caches["odd"], init_heads=heads, seed=7, epochs=1, freeze_layers=5).run.is_dir()
 
 
 def test_heads_that_know_test_rows_under_other_names_of_groups_are_refused(tune_few, tmp_path, few_folder, few_cache):
-    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1, base="calibrated")).run
     rows = read_csv(few_folder / "demo.csv")
     with (tmp_path / "regrouped.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], "group"])
@@ -345,7 +345,7 @@ def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path, few_cache
     assert f"{moved}: has no weights" in refused(evaluate_run, of=run, backbone=f"local-dir:{moved}")
     assert "--pretrained" in refused(evaluate_run, of=run, backbone="tiny", pretrained="other")
     # A run of `train` scores embeddings: it has no use for a backbone.
-    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1)).run
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1, base="calibrated")).run
     for name in ("backbone", "pretrained"):
         assert refused(evaluate_run, of=heads, **{name: "tiny"}).startswith(f"--{name}: would not be used; ")
 

@@ -75,7 +75,7 @@ def test_a_run_says_what_it_needs(run):
     assert not folder.metrics["split"]["leaks_groups"]
 
 
-@pytest.mark.parametrize("base", ["identity", "calibrated", "kernel"])
+@pytest.mark.parametrize("base", ["identity", "calibrated", "kernel", "auto"])
 def test_every_base_trains(made, tmp_path, base):
     view = {"view": "center"} if base == "kernel" else {}
     for name, labels in (("none", ("quality",)), ("half", ("quality", "consistency"))):

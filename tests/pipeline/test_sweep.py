@@ -26,8 +26,8 @@ OWN = {"samples", "precision", "data_seed", "out"}
 def sweep_demo(tmp_path, demo_cache):
     def run(**settings):
         out = tmp_path / f"sweep{len(list(tmp_path.glob('sweep*')))}"
-        values = {"cache": demo_cache, "out": out, "epochs": EPOCHS, "precision": "fp32", **settings}
-        return sweep(SweepConfig(**values))
+        values = {"cache": demo_cache, "out": out, "epochs": EPOCHS, "precision": "fp32", "base": "calibrated"}
+        return sweep(SweepConfig(**values | settings))
 
     return run
 

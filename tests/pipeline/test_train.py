@@ -42,7 +42,7 @@ def test_run_directory_holds_exactly_what_is_promised(demo_run):
 
 def test_config_says_how_to_repeat_the_run(demo_run, demo_cache):
     config = read_json(demo_run / "config.json")
-    settings = TrainConfig(cache=demo_cache, out=demo_run, epochs=EPOCHS)
+    settings = TrainConfig(cache=demo_cache, out=demo_run, epochs=EPOCHS, base="calibrated")
     assert config["settings"] == settings_to_json(settings)
     assert set(config["settings"]) == {field.name for field in dataclasses.fields(TrainConfig)}
     assert config["settings"]["seed"] == 42

@@ -13,7 +13,7 @@ from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.ablate import ablate
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.model.kernel import Part, fit_kernel
+from deltaclip.pipeline.model.kernel import Part, fit_member
 from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
@@ -65,13 +65,15 @@ def train_kernel(train_demo, stages_cache):
 
 def test_the_bases_are_the_kernels(train_kernel, stages_cache):
     run = train_kernel(residual_scale_q=0.0, residual_scale_c=0.0, lr=1e-9)
-    rows = load_rows(stages_cache, "cpu", view="stages")
+    rows = load_rows(stages_cache, "cpu", views=["stages"])
     split = split_cache(rows, "grouped", fractions="0.7,0.1,0.2", seed=42)
     fitted = np.concatenate([split.train, split.val])
     target = torch.full((len(rows.rows),), torch.nan)
     target[fitted] = torch.from_numpy(rows.label("quality")[fitted])
     groups = rows.rows.text["group"][:].astype(str)
-    _, said, fit, _ = fit_kernel([Part(rows.view(), 1.0)], target, groups, seed=42)
+    parts = [Part(rows.inputs()["stages"], 1.0)]
+    found = fit_member("kernel", parts, target, groups, seed=42)
+    said, fit = found.say(parts), found.fit
     table = read_csv(run.run / "predictions.csv")
     # Left-out scores are moved by one constant, to the mean of the training labels.
     assert np.ptp((numbers(table, "quality") - said.numpy())[fitted]) < 1e-4
@@ -80,8 +82,11 @@ def test_the_bases_are_the_kernels(train_kernel, stages_cache):
         mean = rows.label(label)[known].astype(np.float64).mean()
         assert numbers(table, f"{label}_base")[known].mean() == pytest.approx(mean, abs=1e-5)
     assert numbers(table, "quality_base") == pytest.approx(numbers(table, "quality"), abs=1e-6)
-    assert read_json(run.run / "config.json")["calibration"]["kernels"]["quality"] == pytest.approx(fit.to_json())
-    assert any("f(x) on stages" in line for line in read_json(run.run / "config.json")["description"])
+    assert read_json(run.run / "config.json")["calibration"]["members"]["quality"] == [pytest.approx(fit.to_json())]
+    assert any(
+        "f is kernel ridge on training and validation rows: on stages;" in line
+        for line in read_json(run.run / "config.json")["description"]
+    )
 
 
 def test_corrections_stay_within_their_scales(train_kernel):

@@ -18,7 +18,7 @@ SEEDS = [42, 43, 44]
 @pytest.fixture(scope="module")
 def repeated(tmp_path_factory, demo_cache):
     out = tmp_path_factory.mktemp("repeated") / "run"
-    return train(TrainConfig(cache=demo_cache, out=out, epochs=EPOCHS, repeats=3))
+    return train(TrainConfig(cache=demo_cache, out=out, epochs=EPOCHS, repeats=3, base="calibrated"))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def alone(tmp_path_factory, demo_cache, demo_run):
     """Run directories of the same seeds, each trained alone."""
     folder = tmp_path_factory.mktemp("alone")
     runs = {
-        seed: train(TrainConfig(cache=demo_cache, out=folder / str(seed), epochs=EPOCHS, seed=seed)).run
+        seed: train(
+            TrainConfig(cache=demo_cache, out=folder / str(seed), epochs=EPOCHS, seed=seed, base="calibrated")
+        ).run
         for seed in SEEDS[1:]
     }
     return {42: demo_run, **runs}

@@ -13,8 +13,9 @@ from scipy.special import erf, expit
 
 from deltaclip.pipeline.model.earlier import today_name
 from deltaclip.pipeline.model.heads import (
+    BaseShape,
     HeadSpec,
-    KernelShape,
+    MemberShape,
     ResidualHeads,
     Scale,
     TargetSpec,
@@ -248,6 +249,35 @@ def test_rows_outside_the_range_keep_their_gradient(offset):
     assert image.base.bias.grad > 0
 
 
+WIDTHS = {"stages": 6, "tiles": 2, "anchors": 5}
+
+
+def shape_of(sees):
+    """Bases of one to three members each: of two views, of what all heads have, and one without inputs."""
+    members = {
+        "i": (
+            MemberShape("kernel", ("stages",), 3, 0.5),
+            MemberShape("line", ("center", "stages", "anchors"), 0, 0.3),
+            MemberShape("line", (), 0, 0.2),
+        ),
+        "p": (
+            MemberShape("kernel", ("tiles", "prompt", "score"), 4, 0.6),
+            MemberShape("line", ("cosine", "score"), 0, 0.4),
+        ),
+    }
+    return BaseShape(WIDTHS, {f"target{place}": members[letter] for place, letter in enumerate(sees)})
+
+
+def filled(heads, seed):
+    """Heads whose fitted bases say something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, buffer in heads.named_buffers():
+            if ".fitted." in name or name == "anchors_AD":
+                buffer.copy_(torch.randn(buffer.shape, generator=generator))
+    return heads
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -255,19 +285,19 @@ def test_rows_outside_the_range_keep_their_gradient(offset):
         spec_of(sees="iipp", scales=(0.1, 0.2, 0.3, 0.4), hidden_pair=(9, 5)),
         HeadSpec(dim=DIM, scale_mode="curriculum", hidden_pair=(9, 5)),
         HeadSpec(dim=DIM, kind="direct", hidden_pair=(9, 5), two_branch=True, rationale=True),
-        HeadSpec(dim=DIM, kernels=KernelShape("stages", 6, {"quality": 3, "consistency": 4})),
+        spec_of(bases=shape_of("ip")),
     ],
 )
 def test_spec_rebuilds_the_heads(spec):
     rebuilt = HeadSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert rebuilt == spec
-    heads, again = randomised(build_heads(spec), 1, 0.3), build_heads(rebuilt).eval()
+    heads, again = filled(randomised(build_heads(spec), 1, 0.3), 5), build_heads(rebuilt).eval()
     assert str(again) == str(heads)
     again.load_state_dict(heads.state_dict())
     rng = np.random.default_rng(2)
-    v, t, x = unit_rows(rng, 5), unit_rows(rng, 5), unit_rows(rng, 5, 6)
-    kernels = (heads.kernel_terms(x, t),) if spec.kernels else ()
-    mine, its = heads(v, t, *kernels), again(v, t, *kernels)
+    v, t = unit_rows(rng, 5), unit_rows(rng, 5)
+    views = {name: unit_rows(rng, 5, WIDTHS[name]) for name in ("stages", "tiles")}
+    mine, its = (each(v, t, *([each.base_terms(views, v, t)] if spec.bases else [])) for each in (heads, again))
     for target, parts in mine.targets.items():
         for one, other in zip(parts, its.targets[target], strict=True):
             assert (one is None) == (other is None)
@@ -286,46 +316,57 @@ def test_a_header_of_two_targets_is_read_as_today():
 
 
 @pytest.mark.parametrize("sees", ["iip", "pip", "pp", "ii"])
-def test_bases_with_kernels(sees):
-    """The kernel of a pair sees what that of the first target of the image says, 0 where there is none."""
+def test_fitted_bases(sees):
+    """A base of a pair sees what that of the first target of the image says, 0 where there is none."""
     rng = np.random.default_rng(9)
     names = [f"target{place}" for place in range(len(sees))]
-    shape = KernelShape("stages", 4, {name: 3 + place for place, name in enumerate(names)})
-    heads = randomised(build_heads(spec_of(sees=sees, scales=(0.2,) * len(sees), kernels=shape)), 3, 0.1)
-    with torch.no_grad():
-        for name, buffer in heads.named_buffers():
-            if ".kernel." in name:
-                buffer.copy_(torch.randn(buffer.shape))
-    v, t, x = unit_rows(rng, 7), unit_rows(rng, 7), torch.randn(7, 4)
-    w, x64, t64 = weights_of(heads), x.double().numpy(), t.double().numpy()
+    heads = build_heads(spec_of(sees=sees, scales=(0.2,) * len(sees), bases=shape_of(sees)))
+    filled(randomised(heads, 3, 0.1), 4)
+    v, t = unit_rows(rng, 7), unit_rows(rng, 7)
+    views = {name: torch.randn(7, WIDTHS[name]) for name in ("stages", "tiles")}
+    w, v64, t64 = weights_of(heads), v.double().numpy(), t.double().numpy()
+    s = (v64 * t64).sum(1)
+    inputs = {name: view.double().numpy() for name, view in views.items()}
+    inputs |= {"center": v64, "prompt": t64, "cosine": (s[:, None] + 1) / 2, "anchors": v64 @ w["anchors_AD"].T}
 
-    def kernel(point, name):
+    def member(name, place, of):
         at = {
-            part: w[f"{name}_head.kernel.{part}"] for part in ("shift_P", "scale_P", "points_LP", "beta_L", "intercept")
+            key.rpartition(".")[2]: value for key, value in w.items() if f"{name}_head.fitted.members.{place}." in key
         }
-        scaled = (point - at["shift_P"]) * at["scale_P"]
+        point = np.concatenate([np.zeros((7, 0)), *(inputs[each] for each in of)], axis=1) - at["shift_P"]
+        if "weight_P" in at:
+            return at["intercept"] + point @ at["weight_P"]
+        scaled = point * at["scale_P"]
         return at["intercept"] + np.exp(-((scaled[:, None] - at["points_LP"]) ** 2).sum(-1)) @ at["beta_L"]
 
-    images = {name: kernel(x64, name) for name, letter in zip(names, sees, strict=True) if letter == "i"}
-    first = next(iter(images.values()), np.zeros(7))
-    pairs = {
-        name: kernel(np.concatenate([x64, t64, first[:, None]], axis=1), name) for name in names if name not in images
-    }
-    told = heads.kernel_terms(x, t)
+    def base(name):
+        shapes = heads.bases.members[name]
+        return sum(each.share * member(name, place, each.inputs) for place, each in enumerate(shapes))
+
+    images = {name: base(name) for name, letter in zip(names, sees, strict=True) if letter == "i"}
+    inputs["score"] = next(iter(images.values()), np.zeros(7))[:, None]
+    pairs = {name: base(name) for name in names if name not in images}
+    told = heads.base_terms(views, v, t)
     assert told.keys() == set(names)
     for name, value in (images | pairs).items():
         np.testing.assert_allclose(told[name], value, rtol=0, atol=1e-4)
     with torch.no_grad():
         found = heads(v, t, told)
-    s = (v.double() * t.double()).sum(1).numpy()
     for name in names:
         slope, offset = (w.get(f"{name}_head.{part}", np.zeros(())) for part in ("slope", "offset"))
         line = slope * (s + 1) / 2 + offset if name in pairs else 0.0
-        base = np.clip(line + (images | pairs)[name], 0, 1)
-        np.testing.assert_allclose(found.targets[name].base_N, base, rtol=0, atol=1e-4)
+        expected = np.clip(line + (images | pairs)[name], 0, 1)
+        np.testing.assert_allclose(found.targets[name].base_N, expected, rtol=0, atol=1e-4)
         assert f"{name}_head.base.weight" not in w
-    with pytest.raises(ValueError, match=r"^heads with kernels need kernel_N, see kernel_terms$"):
+    assert heads.bases.views == ("stages", "tiles")
+    assert not [name for name, _ in heads.named_parameters() if "fitted" in name or "anchors" in name]
+    with pytest.raises(ValueError, match=r"^heads with fitted bases need fitted_N, see base_terms$"):
         heads(v, t)
+
+
+def test_heads_without_fitted_bases_have_no_terms():
+    heads, x = build_heads(HeadSpec(dim=DIM)), unit_rows(np.random.default_rng(0), 3)
+    assert heads.base_terms({}, x, x) == {}
 
 
 def test_curriculum_scale_travels_with_the_weights():

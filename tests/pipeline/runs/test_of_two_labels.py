@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from deltaclip.pipeline.compare import compare
 from deltaclip.pipeline.evaluate import evaluate
+from deltaclip.pipeline.model.scores import Batch, run_heads
 from deltaclip.pipeline.report import report
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.runs.folder import load_heads, open_run
@@ -34,9 +35,11 @@ def test_heads_give_the_scores_that_they_gave(kind):
     told = load_file(FOLDER / "heads" / "scores.safetensors")
     heads, header = load_heads(FOLDER / "heads" / f"{kind}.safetensors")
     assert "targets" not in header["spec"]  # or these were no heads of then
-    kernels = (heads.kernel_terms(told["x"], told["t"]),) if kind == "kernels" else ()
+    views = dict.fromkeys(heads.bases.views, told["x"]) if kind == "kernels" else {}
     with torch.no_grad():
-        found = heads(told["v"], told["t"], *kernels)
+        terms = heads.base_terms(views, told["v"], told["t"])
+        found = run_heads(heads, Batch(told["v"], told["t"], {}, fitted_B=terms))
+    assert list(views) == (["stages"] if kind == "kernels" else [])
     assert list(found.targets) == list(SHORT)
     for target in SHORT:
         # Float32 sums of 3 to 17 products, on another machine perhaps in another order.

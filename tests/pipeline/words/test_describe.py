@@ -9,6 +9,7 @@ from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.words.plan_words import describe
+from deltaclip.tests.pipeline.conftest import calibrated
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,19 @@ def rows(demo_cache):
             "0, 1), s = v . t",
         ),
         ({"base": "identity"}, "bases         identity"),
+        ({"base": "auto"}, "quality       clamp(clamp(f, 0, 1) + 0.2 tanh(MLP(v)), 0, 1)"),
+        (
+            {"base": "auto"},
+            "consistency   clamp(clamp(a (s + 1)/2 + b + f, 0, 1) + 0.2 tanh(Fusion([v, t, s])), 0, 1), s = v . t",
+        ),
+        (
+            {"base": "auto"},
+            "bases         f is chosen among closed forms by left-out training and validation rows, on center",
+        ),
         ({"residual_learning": False}, "consistency   sigmoid(MLP([v, t, s])), s = v . t"),
     ],
 )
 def test_line(rows, demo_cache, settings, line):
-    config = TrainConfig(cache=demo_cache, **settings)
+    config = TrainConfig(cache=demo_cache, **calibrated(settings))
     split = split_cache(rows, config.split, fractions=config.fractions, seed=config.split_seed)
     assert line in describe(Task(config=config, rows=rows, split=split))
