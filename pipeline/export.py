@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, sha256_file
-from deltaclip.pipeline.api.onnx_graph import OPSET, TOLERANCE, HeadGraph, ScorerGraph, check_onnx, to_onnx, write_onnx
+from deltaclip.pipeline.api.onnx_graph import (
+    OPSET,
+    TOLERANCE,
+    HeadGraph,
+    ScorerGraph,
+    check_onnx,
+    input_name,
+    to_onnx,
+    write_onnx,
+)
 from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 
@@ -113,33 +122,49 @@ def _views(folder: RunFolder) -> tuple[str, ...]:
 
 
 def _draw_embeddings(folder: RunFolder) -> Draw:
-    import torch
+    from torch.nn.functional import normalize
 
     heads: Any = folder.heads
 
     def draw(rows: int) -> dict[str, Tensor]:
-        names = ("v", "t") if folder.needs_prompts else ("v",)
-        inputs = {name: torch.nn.functional.normalize(torch.randn(rows, heads.dim), dim=-1) for name in names}
-        return inputs | {view: _near_landmarks(heads, view, rows) for view in _views(folder)}
+        inputs = {"v": normalize(_drawn(heads, "center", heads.dim, rows), dim=-1)}
+        if folder.needs_prompts:
+            inputs["t"] = normalize(_drawn(heads, "prompt", heads.dim, rows), dim=-1)
+        widths = {view: heads.bases.widths[view] for view in _views(folder)}
+        return inputs | {input_name(view): _drawn(heads, view, width, rows) for view, width in widths.items()}
 
     return draw
 
 
-def _near_landmarks(heads: Any, view: str, rows: int) -> Tensor:
-    """Return vectors of a view like those that the bases were fitted to: far from these a kernel is all but zero."""
+def _drawn(heads: Any, name: str, width: int, rows: int) -> Tensor:
+    """Return vectors (rows, width) of an input, like those that bases were fitted to, where one of them sees it.
+
+    Far from these a kernel says nothing and the score of a line is clamped: there would be little to compare.
+    """
     import torch
 
-    width = heads.bases.widths[view]
-    for target in heads.targets:
+    for target in heads.targets if heads.bases else ():
         fitted = heads.head(target.name).fitted
         for shape, member in zip(fitted.shapes, fitted.members, strict=True):
-            if view in shape.inputs:
-                before = shape.inputs[: shape.inputs.index(view)]
-                start = sum(heads.bases.width(name, heads.dim) for name in before)
-                shift_W = member.shift_P[start : start + width]
-                near: Tensor = shift_W + torch.randn(rows, width) * shift_W.std()
-                return near
-    raise AssertionError(f"no member sees {view}")
+            if name in shape.inputs:
+                before = shape.inputs[: shape.inputs.index(name)]
+                start = sum(heads.bases.width(other, heads.dim) for other in before)
+                return _like_fitted(member, slice(start, start + width), rows)
+    return torch.randn(rows, width)
+
+
+def _like_fitted(member: Any, entries: slice, rows: int) -> Tensor:
+    """Return some entries of landmarks of a kernel, or points at which a line says about a tenth more or less."""
+    import torch
+
+    shift_W: Tensor = member.shift_P[entries]
+    if hasattr(member, "points_LP"):
+        scale_W = member.scale_P[entries]
+        marks_NW = member.points_LP[torch.randint(len(member.points_LP), (rows,))][:, entries]
+        return shift_W + torch.where(scale_W > 0, marks_NW / scale_W, 0.0)
+    weight_W = member.weight_P[entries]
+    steps_NW = 0.1 * torch.randn(rows, len(shift_W)) / len(shift_W) ** 0.5
+    return shift_W + torch.where(weight_W != 0, steps_NW / weight_W, 0.0)
 
 
 def _draw_pairs(backbone: Backbone, *, needs_prompts: bool) -> Draw:
@@ -168,7 +193,7 @@ def _about(config: ExportConfig, folder: RunFolder) -> dict[str, Any]:
     return {
         "part": config.part,
         "labels": folder.config["labels"],
-        "views": list(_views(folder)),
+        "views": {input_name(view): view for view in _views(folder)},
         "tuned": folder.is_tuned,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256_file(checkpoint),

@@ -152,10 +152,16 @@ def _median_seconds(call: Callable[[], Any]) -> float:
 # ---- A run as one module from tensors to named scores, which is what an exported file holds
 
 
+def input_name(view: str) -> str:
+    """Return what the input of a view is called: as the view, and of the second backbone's `2:center` `center_2`."""
+    number, _, name = view.rpartition(":")
+    return f"{name}_{number}" if number else name
+
+
 class HeadGraph(nn.Module):
     """v, t (N, D) of unit length, and (N, W) of each of the `views` that the bases see, to `outputs`, each (N,).
 
-    Where no label sees the prompt, t is left out.
+    Where no label sees the prompt, t is left out. Views are given by `input_name`.
     """
 
     def __init__(self, heads: Heads, labels: Collection[str]) -> None:
@@ -163,12 +169,11 @@ class HeadGraph(nn.Module):
         self.heads = heads.eval()
         self.outputs = _outputs(heads, labels)
         self.views = heads.bases.views if heads.bases else ()
-        self.sees_prompts = any(each.sees == "pair" and each.name in labels for each in heads.targets)
 
-    def forward(self, v: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, v: Tensor, t: Tensor | None = None, **views: Tensor) -> tuple[Tensor, ...]:
         """Return the scores and their parts in the order of `outputs`."""
-        t, x = (further[0], further[1:]) if self.sees_prompts else (torch.zeros_like(v), further)
-        terms = self.heads.base_terms(dict(zip(self.views, x, strict=True)), v, t)
+        t = torch.zeros_like(v) if t is None else t
+        terms = self.heads.base_terms({name: views[input_name(name)] for name in self.views}, v, t)
         columns = _columns(run_heads(self.heads, Batch(v, t, {}, fitted_B=terms)))
         return tuple(columns[name] for name in self.outputs)
 
@@ -186,7 +191,7 @@ class ScorerGraph(nn.Module):
         encode: Any = self.model
         v = nn.functional.normalize(encode.encode_image(pixels), dim=-1)
         t = None if tokens is None else nn.functional.normalize(encode.encode_text(tokens), dim=-1)
-        scores: tuple[Tensor, ...] = self.heads(v) if t is None else self.heads(v, t)
+        scores: tuple[Tensor, ...] = self.heads(v, t)
         return scores
 
 

@@ -79,7 +79,8 @@ class FittedBase(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor], like_N: Tensor) -> Tensor:
         """Return what the base says of rows, (N,), like `like_N`; `inputs` are (N, W) by name."""
-        said_N, nothing_N0 = torch.zeros_like(like_N), like_N.new_zeros(len(like_N), 0)
+        # A slice, as len() would make the number of rows a constant of what is exported.
+        said_N, nothing_N0 = torch.zeros_like(like_N), like_N[:, None][:, :0]
         if (anchors_AD := getattr(self, "anchors_AD", None)) is not None:
             inputs = {**inputs, ANCHORS: inputs["center"] @ anchors_AD.T}
         for shape, member in zip(self.shapes, self.members, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,15 +10,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.images import open_image
 from deltaclip.pipeline.api.scorer import Scorer
-from deltaclip.pipeline.export import export
+from deltaclip.pipeline.export import _draw_embeddings, export
+from deltaclip.pipeline.model.fitted_base import BaseShape, MemberShape
+from deltaclip.pipeline.model.heads import build_heads
 from deltaclip.pipeline.model.scores import Batch
+from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.runs.folder import open_run
-from deltaclip.pipeline.runs.prediction_table import score
-from deltaclip.pipeline.settings import ExportConfig
+from deltaclip.pipeline.runs.prediction_table import base_terms, score
+from deltaclip.pipeline.settings import ExportConfig, TrainConfig
+from deltaclip.pipeline.train import train
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -155,6 +162,61 @@ def test_every_kind_of_heads(train_demo, tmp_path, settings, outputs):
     assert max(result.largest_difference.values()) < CLOSE
 
 
+BASES = BaseShape(
+    {"stages": 5, "anchors": 4, "2:center": 7, "2:cosine": 1},
+    {
+        "quality": (
+            MemberShape("kernel", ("center", "stages"), 9, 0.5),
+            MemberShape("line", ("stages", "2:center", "anchors"), 0, 0.5),
+        ),
+        "consistency": (
+            MemberShape("kernel", ("2:center", "prompt", "score"), 6, 0.7),
+            MemberShape("line", ("cosine", "2:cosine", "score"), 0, 0.3),
+        ),
+    },
+)
+
+
+def test_bases_of_every_kind_are_exported(demo_run, tmp_path):
+    """Kernels and lines, of views, anchors, a second backbone and a score, in a run that has learned nothing else."""
+    run, out = shutil.copytree(demo_run, tmp_path / "run"), tmp_path / "heads.onnx"
+    spec = dataclasses.replace(open_run(demo_run).spec, bases=BASES)
+    heads, generator = build_heads(spec), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in heads.state_dict().items():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if "anchors" in name else 0.3))
+    (checkpoint,) = run.glob("*_best.safetensors")
+    with safe_open(checkpoint, "pt") as file:
+        header = json.loads(file.metadata()["deltaclip"])
+    save_file(heads.state_dict(), checkpoint, {"deltaclip": json.dumps(header | {"spec": spec.to_json()})})
+    result = export(ExportConfig(run=run, out=out, part="heads"))
+    assert result.inputs == ["v", "t", "stages", "center_2", "cosine_2"]
+    assert about(out)["views"] == {"stages": "stages", "center_2": "2:center", "cosine_2": "2:cosine"}
+    assert max(result.largest_difference.values()) < CLOSE
+    views = {"stages": 5, "2:center": 7, "2:cosine": 1}
+    given = {name: torch.randn(6, width, generator=generator) for name, width in views.items()}
+    v, t = (torch.from_numpy(unit_rows(seed, 6, heads.dim)) for seed in (1, 2))
+    terms = heads.base_terms(given, v, t)
+    expected = score(heads, [Batch(v, t, {}, fitted_B=terms)])
+    fed = {"v": v, "t": t, "stages": given["stages"], "center_2": given["2:center"], "cosine_2": given["2:cosine"]}
+    found = session(out).run(["quality", "consistency"], {name: value.numpy() for name, value in fed.items()})
+    for target, values in zip(("quality", "consistency"), found, strict=True):
+        assert values == pytest.approx(expected.of(target), abs=CLOSE)
+        assert np.ptp(values) > 0.1  # or there would be nothing to compare
+
+
+def test_what_an_export_is_checked_on_is_like_what_bases_were_fitted_to(demo_cache, tmp_path):
+    """Far from its landmarks a kernel says one thing of all rows, and what a line says there is clamped."""
+    done = train(TrainConfig(cache=demo_cache, out=tmp_path / "run", epochs=1, base="kernel", view="center"))
+    folder = open_run(done.run)
+    drawn = _draw_embeddings(folder)(50)
+    terms = folder.heads.base_terms({}, drawn["v"], drawn["t"])
+    told = base_terms(folder.heads, load_rows(demo_cache, "cpu"))
+    far = folder.heads.base_terms({}, *(torch.from_numpy(unit_rows(seed, 50, folder.heads.dim)) for seed in (1, 2)))
+    drawn, told, far = (float(each["quality"].std()) for each in (terms, told, far))
+    assert drawn > max(0.5 * told, 1.5 * far)
+
+
 @pytest.mark.slow
 def test_heads_with_fitted_bases_take_their_views_by_name(train_demo, demo_folder, tiny_backbone, tmp_path):
     from deltaclip.features.extract import extract
@@ -166,7 +228,7 @@ def test_heads_with_fitted_bases_take_their_views_by_name(train_demo, demo_folde
     run = train_demo(cache=extract(config).cache, base="kernel").run
     result = export(ExportConfig(run=run, out=tmp_path / "heads.onnx", part="heads"))
     assert result.inputs == ["v", "t", "stages"]
-    assert about(result.out)["views"] == ["stages"]
+    assert about(result.out)["views"] == {"stages": "stages"}
     with pytest.raises(UserError) as error:
         export(ExportConfig(run=run, out=tmp_path / "scorer.onnx"))
     assert str(error.value) == (

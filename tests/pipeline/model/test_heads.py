@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import erf, expit
 
 from deltaclip.pipeline.model.earlier import today_name
+from deltaclip.pipeline.model.fitted_base import BaseShape, MemberShape
 from deltaclip.pipeline.model.heads import (
-    BaseShape,
     HeadSpec,
-    MemberShape,
     ResidualHeads,
     Scale,
     TargetSpec,
@@ -273,7 +272,7 @@ def filled(heads, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, buffer in heads.named_buffers():
-            if ".fitted." in name or name == "anchors_AD":
+            if ".fitted." in name:
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return heads
 
@@ -327,13 +326,19 @@ def test_fitted_bases(sees):
     w, v64, t64 = weights_of(heads), v.double().numpy(), t.double().numpy()
     s = (v64 * t64).sum(1)
     inputs = {name: view.double().numpy() for name, view in views.items()}
-    inputs |= {"center": v64, "prompt": t64, "cosine": (s[:, None] + 1) / 2, "anchors": v64 @ w["anchors_AD"].T}
+    inputs |= {"center": v64, "prompt": t64, "cosine": (s[:, None] + 1) / 2}
 
     def member(name, place, of):
+        anchors = w.get(f"{name}_head.fitted.anchors_AD", np.zeros((0, DIM)))
         at = {
             key.rpartition(".")[2]: value for key, value in w.items() if f"{name}_head.fitted.members.{place}." in key
         }
-        point = np.concatenate([np.zeros((7, 0)), *(inputs[each] for each in of)], axis=1) - at["shift_P"]
+        point = (
+            np.concatenate(
+                [np.zeros((7, 0)), *(v64 @ anchors.T if each == "anchors" else inputs[each] for each in of)], axis=1
+            )
+            - at["shift_P"]
+        )
         if "weight_P" in at:
             return at["intercept"] + point @ at["weight_P"]
         scaled = point * at["scale_P"]

@@ -1,4 +1,4 @@
-"""Ridge, straight and in a kernel: against scikit-learn, and left-out predictions against fits that really leave groups out."""
+"""Ridge, straight and in a kernel: against scikit-learn, left-out rows against fits that really leave groups out."""
 
 from __future__ import annotations
 

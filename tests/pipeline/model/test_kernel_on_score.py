@@ -43,9 +43,13 @@ def score_of(x, q, groups):
     return Score(first.say([Part(x, 1.0)]), first.refits), first.fit.strength
 
 
-def fitted(x, q, c, *, groups, line=None, kind="kernel", weight=WEIGHT, score=None):
+def fitted(x, q, c, *, groups, line=None, kind="kernel", weight=WEIGHT):
+    return fitted_on(score_of(x, q, groups), x, c, groups=groups, line=line, kind=kind, weight=weight)
+
+
+def fitted_on(given, x, c, *, groups, line=None, kind="kernel", weight=WEIGHT):
     z = torch.zeros(len(x)) if line is None else line
-    score, strength = (score, 0.0) if score is not None else score_of(x, q, groups)
+    score, strength = given
     nested = Nested.of(score, c, groups, seed=0)
     on = fit_on_score(kind, [Part(x, 1.0)], c, nested, weight=weight, x_N=z)
     parts = [Part(x, 1.0), *([Part(score.said_N[:, None], weight)] if weight else [])]
@@ -150,7 +154,7 @@ def test_a_score_that_tells_something_is_used():
     c[60:], q[300:] = torch.nan, torch.nan
     groups = np.arange(400) // 4
     found = fitted(x, q, c, groups=groups)
-    alone = fitted(x, q, c, groups=groups, score=Score(torch.zeros(400), None))
+    alone = fitted_on((Score(torch.zeros(400), None), 0.0), x, c, groups=groups)
     with_score, without = (spearmanr(one.said_N.numpy()[300:], x[300:, 0])[0] for one in (found, alone))
     assert with_score > without + 0.05
     assert found.on.fit.rmse < alone.on.fit.rmse
