@@ -41,7 +41,7 @@ def main() -> None:
         tasks = {
             "fit": (["train", str(cache), "--base", "identity"], lambda told: told["fit_seconds"]),
             "extraction": (
-                ["extract", "demo", "--workers", "2"],
+                ["extract", "demo", "--workers", "2", "--views", "center"],
                 lambda told: told["new_images"] / told["images_per_s"],
             ),
         }

@@ -53,7 +53,7 @@ def measure() -> list[Row]:
                     backbone="ViT-B-32",
                     pretrained=str(source.weights),
                     out=folder / f"{decode}{repeat}.h5",
-                    decode=decode,  # type: ignore[arg-type]
+                    decode=decode,  # type: ignore[arg-type], views="center",
                 )
                 result = extract(config)
                 rates[decode].append(result.images_per_s or 0.0)

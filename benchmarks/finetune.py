@@ -123,6 +123,7 @@ class _Scene:
                 backbone="ViT-B-32",
                 pretrained=source.pretrained,
                 label_range=["0,1"],
+                views="center",
             )
         ).cache
         rows = load_rows(cache, "cpu", in_memory=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.measuring import peak_bytes
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-extract(ExtractConfig(data=sys.argv[1], out=Path(sys.argv[2]), precision="fp32"))
+extract(ExtractConfig(data=sys.argv[1], out=Path(sys.argv[2]), precision="fp32", views="center"))
 print(json.dumps(peak_bytes()))
 """
 

@@ -99,6 +99,7 @@ def _seconds_of(command: list[str], folder: Path, count: int) -> tuple[float, fl
     theirs += ["--clip_model", f"open_clip:ViT-B-32/{weights}"]  # its checkpoint is what follows the first slash
     ours = [sys.executable, "-m", "deltaclip", "extract", str(images / "manifest.csv")]
     ours += ["--out", str(folder / f"ours{count}.h5"), "--backbone", "ViT-B-32", "--pretrained", weights]
+    ours += ["--views", "center"]  # what theirs computes
     return seconds(lambda: _run(theirs)), seconds(lambda: _run(ours))
 
 

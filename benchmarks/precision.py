@@ -50,7 +50,9 @@ def _cosine_of_vit(device: str, half: Precision) -> Row:
 def _of_tiny(half: Precision) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="deltaclip-bench-") as folder:
         caches = {
-            name: extract(ExtractConfig(data="demo", out=Path(folder) / f"{name}.h5", precision=name)).cache
+            name: extract(
+                ExtractConfig(data="demo", out=Path(folder) / f"{name}.h5", precision=name, views="center")
+            ).cache
             for name in ("fp32", half)
         }
         stores = {}

@@ -110,7 +110,7 @@ def press(port: int, bodies: list[bytes], *, requests: int, clients: int) -> Loa
 def demo_run(folder: Path) -> Path:
     """Make a run on drawn pictures and return it."""
     render_demo(folder / "set", seed=0, num_prompts=30, images_per_prompt=4)
-    cache = extract(ExtractConfig(data=str(folder / "set" / "demo.csv"), out=folder / "demo.h5")).cache
+    cache = extract(ExtractConfig(data=str(folder / "set" / "demo.csv"), out=folder / "demo.h5", views="center")).cache
     return train(TrainConfig(cache=cache, out=folder / "run", epochs=2)).run
 
 

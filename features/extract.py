@@ -15,7 +15,7 @@ from deltaclip.base.progress import say
 from deltaclip.features.backbone.weights import LOCAL_DIR, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.sharding import Shard, local_rank, read_shard
-from deltaclip.features.data.views import check_decode, parse_views
+from deltaclip.features.data.views import ANCHORS, choose_views, left_out_lines
 from deltaclip.features.extraction.cache_job import Extraction, Work
 from deltaclip.features.extraction.on_ray import run_on_ray
 from deltaclip.features.extraction.pace import bottleneck, share_words
@@ -89,6 +89,7 @@ class ExtractResult:
             work,
             *self._pace(),
             *([f"views: {', '.join(self._views())}"] if len(self.views) > 1 or self.anchors else []),
+            *left_out_lines(facts, [*self.views, *([ANCHORS] if self.anchors else [])]),
             f"backbone: {facts['backbone']}, D = {facts['dim']}, {activation}, weights {facts['weights_sha256'][:12]}",
             f"preprocessing: {preprocessing_words(facts['preprocessing'])}",
             f"precision: {facts['precision']} ({facts['precision_reason']})",
@@ -236,11 +237,9 @@ def _resolved(text: str) -> str:
 
 
 def _extraction(config: ExtractConfig, out: Path) -> Extraction:
-    views = parse_views(config.views)
-    check_decode(config.decode, views)
     return Extraction(
         out=out,
-        views=views,
+        views=choose_views(config.views, decode=config.decode),
         source=find_weights(config.backbone, config.pretrained),
         manifest=read_manifest(
             config.data,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.data.views import ANCHORS
+from deltaclip.features.data.views import ANCHORS, left_out_lines
 from deltaclip.features.store.cache_export import export_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, PENDING
 from deltaclip.features.store.shards import find_set, merge, open_cache
@@ -73,6 +73,7 @@ class CacheReport:
             rest = "".join(f", {view[key]:,} {words}" for key, words in _REST.items() if view[key])
             lines.append(f"  view {name}: {view['done']:,} of {self.images:,} images{rest}, W = {view['width']}")
         lines += [f"  anchors: {self.anchors:,} prompts"] if self.anchors else []
+        lines += [f"  {line}" for line in left_out_lines(facts, [*self.views, *([ANCHORS] if self.anchors else [])])]
         to_do = f", {self.texts_to_do:,} to do" if self.texts_to_do else ""
         cut = f", {self.truncated_texts:,} cut at the context length" if self.truncated_texts else ""
         lines.append(f"  texts: {self.texts:,}{to_do}{cut}")

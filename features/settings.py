@@ -34,9 +34,10 @@ class ExtractConfig:
         None, help="For a model name: a tag of open_clip or a checkpoint file.", names="pretrained"
     )
     quick_gelu: bool | None = setting(None, help="Force or refuse QuickGELU; default what model and weights say.")
-    views: str = setting(
-        "center",
-        help="Views of every image, comma-separated: center (always), flip, tiles, stages, statistics, anchors.",
+    views: str | None = setting(
+        None,
+        help="Views of every image, comma-separated: center (always), flip, tiles, stages, statistics, anchors; "
+        "default center,stages,statistics,anchors, without what the backbone or --decode draft cannot give.",
     )
     device: str = setting(
         "auto", help="auto, cpu, cuda, cuda:N, several as cuda:0,cuda:1, or cuda:all.", names="device"

@@ -52,7 +52,9 @@ def demo_folder(tmp_path_factory) -> Path:
 def demo_cache(tmp_path_factory, demo_folder, tiny_backbone) -> Path:
     """Return the cache of the demo set, extracted with the bundled backbone; never written to by a test."""
     out = tmp_path_factory.mktemp("cache") / "demo.h5"
-    return extract(ExtractConfig(data=str(demo_folder / "demo.csv"), out=out, backbone=tiny_backbone)).cache
+    return extract(
+        ExtractConfig(data=str(demo_folder / "demo.csv"), out=out, backbone=tiny_backbone, views="center")
+    ).cache
 
 
 def _shared(part: str) -> Path:

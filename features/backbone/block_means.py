@@ -13,10 +13,9 @@ import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.packed import EarlyPool, mean_of_tokens
 from deltaclip.features.backbone.twins import Enough, around, twin_of
-from deltaclip.features.data.views import MAX_BLOCKS
+from deltaclip.features.data.views import MAX_BLOCKS, UnfitBackboneError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +47,7 @@ class StageTower:
             other_size: (H, W) that is not the model's input size.
 
         Raises:
-            UserError: the tower has no blocks under a known name, or gives something else than maps and tokens.
+            UnfitBackboneError: the tower has no blocks under a known name, or gives neither maps nor tokens.
         """
         import torch
 
@@ -138,8 +137,9 @@ class StageTower:
         if len(self._pass.means) == len(self.blocks) and not self._pass.is_all:
             raise Enough(output)
 
-    def _refusal(self, why: str) -> UserError:
-        return UserError(f"has no blocks that can be read: {why}", place=self._name, remedy="leave out --views stages")
+    def _refusal(self, why: str) -> UnfitBackboneError:
+        words = f"has no blocks that can be read: {why}"
+        return UnfitBackboneError(words, place=self._name, remedy="leave stages out of --views")
 
 
 def find_blocks(tower: torch.nn.Module) -> list[str]:

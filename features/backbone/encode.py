@@ -24,6 +24,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.pixels import normalise
+from deltaclip.features.data.views import UnfitBackboneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -159,6 +160,18 @@ def text_batches(
             places = np.sort(order[start : start + TEXT_BATCH])
             found = _encode(backbone, tower, tokens_BL[places])
             yield TextBatch(of_window[places], found, truncated_B[places], _token_keys(tokens_BL[places]))
+
+
+def require_whole(backbone: Backbone, texts: Sequence[str], *, view: str) -> None:
+    """Refuse a backbone that cannot read texts of ours to their ends: of a cut one nobody knows what it still says.
+
+    Raises:
+        UnfitBackboneError: names the view that is made of them, and the first text that would be cut.
+    """
+    cut = np.flatnonzero(_tokenise(backbone, list(texts))[1])
+    if cut.size:
+        words = f"reads {backbone.context_length} tokens, too few for the prompts of {view} ({texts[cut[0]]!r})"
+        raise UnfitBackboneError(words, place=backbone.facts["backbone"], remedy=f"leave {view} out of --views")
 
 
 def encode_texts(backbone: Backbone, texts: list[str]) -> Embeddings:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from deltaclip.features.backbone.decode_ahead import ImageBatch, ImageFile
     from deltaclip.features.backbone.load import Backbone
+    from deltaclip.features.data.decoding import Decode
 
 
 # Whole images go through a processor's caches best one or two at a time: MobileNetV2 at 384 pixels on one core does
@@ -103,7 +104,7 @@ def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> 
     """Return the views of these names for a backbone; at most `batch_size` tiles go through it at a time.
 
     Raises:
-        UserError: `stages` of a tower without recognisable blocks.
+        UnfitBackboneError: `stages` of a tower without recognisable blocks.
     """
     preprocessed, open_file = center_crops(backbone), file_opener(backbone)
 
@@ -111,7 +112,7 @@ def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> 
         if name == STAGES:
             return _stages_view(backbone, preprocessed, open_file, batch_size=batch_size)
         if name == STATISTICS:
-            return _statistics_view(backbone, open_file)
+            return statistics_view(backbone.decode, device=backbone.device)
         source, crops, encode = known[name]
         return View(
             name=name,
@@ -291,8 +292,13 @@ def _as_they_are(vector_BW: NDArray[np.float32], backbone: Backbone) -> Embeddin
     return require_usable(Embeddings(vector_BW, np.linalg.norm(vector_BW, axis=1)), backbone)
 
 
-def _statistics_view(backbone: Backbone, open_file: Callable[[bytes], Image.Image]) -> View:
-    """Return the view that no model has a part in: it is whole once the decoding threads are done."""
+def statistics_view(decode: Decode, *, device: str = "cpu") -> View:
+    """Return the view that no model has a part in: it is whole once the decoding threads are done.
+
+    Args:
+        decode: how files are opened; not `draft`, which leaves out pixels.
+        device: that of the other views it is computed beside.
+    """
     import torch
 
     from deltaclip.features.data.statistics import NAMES, statistics_of
@@ -305,9 +311,9 @@ def _statistics_view(backbone: Backbone, open_file: Callable[[bytes], Image.Imag
         name=STATISTICS,
         recipe=RECIPES[STATISTICS],
         width=len(NAMES),
-        device=backbone.device,
+        device=device,
         source=STATISTICS,
-        open_file=open_file,
+        open_file=functools.partial(open_decoded, decode=decode, short_side=0),
         crops=lambda image: torch.from_numpy(statistics_of(image)[None]),
         encode=encode,
     )

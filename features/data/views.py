@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.features.data.anchors import ANCHOR_RECIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     import torch
     from numpy.typing import NDArray
@@ -72,6 +73,63 @@ def of_images(names: Iterable[str]) -> list[str]:
     return [name for name in names if name != ANCHORS]
 
 
+# What later stages may want, at the price of one pass over the pictures.
+DEFAULT_VIEWS = (CENTER, STAGES, STATISTICS, ANCHORS)
+LEFT_OUT = "views_left_out"  # among the facts of a cache: of the default, what it cannot have, with the reason
+NEED_ALL_PIXELS = frozenset({"tiles", STAGES, STATISTICS})
+
+
+class UnfitBackboneError(UserError):
+    """A backbone is not made in a way that gives one of the views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewChoice:
+    """The views to bring up to date: `names`, `center` first.
+
+    Where nobody named any (`is_default`), those that cannot be had are left out; `left_out` has the reasons by name.
+    """
+
+    names: tuple[str, ...]
+    is_default: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def without(self, reasons: Mapping[str, str]) -> ViewChoice:
+        """Return the choice without these views, the reasons kept; what was named by somebody stays."""
+        if not self.is_default:
+            return self
+        new = {name: reason for name, reason in reasons.items() if name in self.names}
+        names = tuple(name for name in self.names if name not in new)
+        return replace(self, names=names, left_out={**self.left_out, **new})
+
+
+def choose_views(text: str | None, *, decode: str) -> ViewChoice:
+    """Return the views that are asked for, None standing for the default.
+
+    Raises:
+        UserError: a name that is no view, or a view that this way of decoding cannot give.
+    """
+    if text is not None:
+        names = parse_views(text)
+        check_decode(decode, names)
+        return ViewChoice(names=names)
+    reduced = NEED_ALL_PIXELS if decode == "draft" else frozenset()
+    reason = "--decode draft reads JPEG files at a reduced size"
+    return ViewChoice(names=DEFAULT_VIEWS, is_default=True).without(dict.fromkeys(sorted(reduced), reason))
+
+
+def left_out_lines(facts: Mapping[str, Any], there: Iterable[str]) -> list[str]:
+    """Return one line for every reason why a cache lacks views that it would have by default.
+
+    Args:
+        facts: of the cache.
+        there: the views that it has.
+    """
+    lacking = {name: reason for name, reason in facts.get(LEFT_OUT, {}).items() if name not in set(there)}
+    names = {reason: [name for name in lacking if lacking[name] == reason] for reason in lacking.values()}
+    return [f"without {' and '.join(found)}: {reason}" for reason, found in names.items()]
+
+
 def parse_views(text: str) -> tuple[str, ...]:
     """Return the views that a comma-separated list names, `center` first and in any case.
 
@@ -91,7 +149,7 @@ def check_decode(decode: str, views: tuple[str, ...]) -> None:
     Raises:
         UserError: names the view.
     """
-    larger = [name for name in views if name in {"tiles", STAGES, STATISTICS}]
+    larger = [name for name in views if name in NEED_ALL_PIXELS]
     if decode == "draft" and larger:
         message = f"draft reads JPEG files at a reduced size, and view {larger[0]} needs more"
         raise UserError(message, place="--decode", remedy="give --decode fast or exact, or leave out the view")

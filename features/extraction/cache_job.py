@@ -25,7 +25,7 @@ from deltaclip.features.data.anchors import ANCHOR_TEXTS
 from deltaclip.features.data.images import ImageContent, hash_images, is_image
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained
 from deltaclip.features.data.sharding import part_of
-from deltaclip.features.data.views import ANCHORS, RECIPES, of_images
+from deltaclip.features.data.views import ANCHORS, LEFT_OUT, RECIPES, STATISTICS, UnfitBackboneError, of_images
 from deltaclip.features.extraction.pace import (
     DEFAULT_BATCH,
     MIN_IMAGES,
@@ -47,7 +47,7 @@ from deltaclip.features.store.writer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Container, Generator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from deltaclip.features.data.decoding import Decode
     from deltaclip.features.data.manifest import Manifest
     from deltaclip.features.data.sharding import Part, Shard
+    from deltaclip.features.data.views import ViewChoice
     from deltaclip.features.store.reader import FeatureStore
     from deltaclip.features.store.schema import Plan
     from deltaclip.features.store.writer import Failure, StoreWriter
@@ -90,7 +91,7 @@ class Extraction:
     out: Path
     manifest: Manifest
     source: WeightsSource
-    views: tuple[str, ...]
+    views: ViewChoice
     device: str
     precision: PrecisionChoice
     quick_gelu: bool | None
@@ -144,7 +145,7 @@ class _Job:
         with sibling:
             precision = sibling.header["request"]["precision"] if asked == "auto" else asked
             check_request(sibling, self._request(precision))
-            check_recipes(sibling, {name: RECIPES[name] for name in self.work.views})
+            check_recipes(sibling, {name: RECIPES[name] for name in self.work.views.names})
         return cast("PrecisionChoice", precision)
 
     def _others_are_images(self) -> bool:
@@ -164,11 +165,14 @@ class _Job:
         for store in open_left(self.out):
             with store:
                 request = self._request(self._known_precision(store))
+                known = store.facts.get(LEFT_OUT, {})
+                views = self.work.views.without(known)
                 check_request(store, request)
-                check_recipes(store, {name: RECIPES[name] for name in self.work.views})
+                check_recipes(store, {name: RECIPES[name] for name in views.names})
                 if store.header == self.plan.header(request):
                     self._refuse(store.failed())
-                    if store.path == self.out and store.is_current and store.holds_views(self.work.views):
+                    is_said = views.left_out.keys() <= known.keys()
+                    if store.path == self.out and store.is_current and store.holds_views(views.names) and is_said:
                         return Work()
                 elif store.path == self.out:
                     check_data(store, self.plan)
@@ -180,8 +184,8 @@ class _Job:
 
     def compute(self) -> Work:
         """Encode all that no earlier run has left, then publish the cache."""
-        encoder = self._encoder()
         facts, layouts = self._previous_facts(), views_left(self.out, {})
+        encoder = self._encoder((facts or {}).get(LEFT_OUT, {}))
         if facts is None:
             backbone = encoder.load(self.precision)
             facts = dict(backbone.facts)  # the next shard takes the backbone over, not what was measured on this one
@@ -189,19 +193,22 @@ class _Job:
                 facts["batch_size"] = measured  # a run that resumes cuts the same batches
         precision = facts["precision"]
         encoder.batch_size = self.work.batch_size or facts.get("batch_size", DEFAULT_BATCH)
-        if not layouts.keys() >= set(self.work.views):
-            layouts |= encoder.layouts(precision)
+        if lacking := [name for name in encoder.views.names if name not in layouts]:
+            layouts |= encoder.layouts(precision, lacking)
+        facts = _with_left_out(facts, encoder.views, layouts)
         request = self._request(precision)
         writer = open_writer(self.out, self.plan, request=request, facts=facts, views=layouts)
         done = Work()
         try:
-            if writer.todo("texts").size or writer.todo(ANCHORS).size or encoder.todo(writer):
-                backbone = encoder.load(precision)
-                self._check_loaded(facts, backbone)
-                encoder.encode_anchors(writer, backbone)
-                done.new_texts = encoder.encode_texts(writer, backbone)
+            of_texts, of_views = writer.todo("texts").size or writer.todo(ANCHORS).size, encoder.todo(writer).keys()
+            if of_texts or of_views:
+                model = encoder.load(precision) if of_texts or of_views != {STATISTICS} else None
+                if model:
+                    self._check_loaded(facts, model)
+                    encoder.encode_anchors(writer, model)
+                    done.new_texts = encoder.encode_texts(writer, model)
                 started = time.monotonic()
-                done.new_images = encoder.encode_images(writer, backbone)
+                done.new_images = encoder.encode_images(writer, model)
                 done.encode_seconds = time.monotonic() - started
                 done.stages, done.workers = encoder.shares, encoder.workers
                 done.batch_size = encoder.batch_size
@@ -220,13 +227,13 @@ class _Job:
 
         check_same(facts, backbone, place=self.out, remedy="give another --out")
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self, left_out: Mapping[str, str]) -> Encoder:
         return Encoder(
             plan=self.plan,
             source=self.work.source,
             image_root=self.manifest.image_root,
             root=self.root,
-            views=self.work.views,
+            views=self.work.views.without(left_out),
             device=self.work.device,
             quick_gelu=self.work.quick_gelu,
             decode=self.work.decode,
@@ -256,6 +263,14 @@ class _Job:
         return None
 
 
+def _with_left_out(facts: dict[str, Any], views: ViewChoice, there: Container[str]) -> dict[str, Any]:
+    """Return the facts with what the cache lacks of the views it would have by default."""
+    lacking = {**facts.get(LEFT_OUT, {}), **views.left_out}
+    lacking = {name: reason for name, reason in lacking.items() if name not in there}
+    rest = {name: value for name, value in facts.items() if name != LEFT_OUT}
+    return rest | ({LEFT_OUT: lacking} if lacking else {})
+
+
 def _with_causes(contents: list[ImageContent], manifest: Manifest) -> list[ImageContent]:
     """Say of the first images that are not there why; whatever ails the rest, it is mostly the same."""
     gone = [row for row, content in enumerate(contents) if content.reason == GONE]
@@ -280,7 +295,8 @@ class Encoder:
     """A backbone for the images and texts of a plan.
 
     `image_root` is where the files of the plan lie, `root` the folder that they may not leave (None permits every
-    place); `views` names the views to compute; `refuse` is told of every image that cannot be read, and may raise.
+    place); `views` names the views to compute, and learns from `layouts` which of the default the backbone cannot give;
+    `refuse` is told of every image that cannot be read, and may raise.
     `workers` None picks their number by the first batches; `shares` then says how busy the stages were. `probe` are
     the images to measure on where they are not to be the plan's; `local_rank` numbers this process on its machine.
     """
@@ -289,7 +305,7 @@ class Encoder:
     source: WeightsSource
     image_root: Path
     root: Path | None
-    views: tuple[str, ...]
+    views: ViewChoice
     device: str
     quick_gelu: bool | None
     decode: Decode
@@ -323,17 +339,37 @@ class Encoder:
             self.backbone.facts["precision_reason"] = reason
         return self.backbone
 
-    def layouts(self, precision: PrecisionChoice) -> dict[str, ViewLayout]:
-        """Return width and recipe of the views; how wide one is, the model says."""
-        backbone = self.load(precision)
-        found = {view.name: ViewLayout(width=view.width, recipe=view.recipe) for view in self._make_views(backbone)}
-        anchors = {ANCHORS: ViewLayout(width=backbone.dim, recipe=RECIPES[ANCHORS])} if ANCHORS in self.views else {}
-        return found | anchors
+    def layouts(self, precision: PrecisionChoice, names: Sequence[str]) -> dict[str, ViewLayout]:
+        """Return width and recipe of these views; how wide one is, the model says of all but `statistics`.
+
+        Raises:
+            UnfitBackboneError: the backbone cannot give one that somebody named; of the default it is left out.
+        """
+        backbone = self.load(precision) if set(names) != {STATISTICS} else None
+        found = {}
+        for name in names:
+            try:
+                found[name] = self._layout(backbone, name)
+            except UnfitBackboneError as error:
+                if not self.views.is_default:
+                    raise
+                self.views = self.views.without({name: f"the backbone {error.message}"})
+        return found
+
+    def _layout(self, backbone: Backbone | None, name: str) -> ViewLayout:
+        if name == ANCHORS:
+            from deltaclip.features.backbone.encode import require_whole
+
+            assert backbone is not None
+            require_whole(backbone, ANCHOR_TEXTS, view=ANCHORS)
+            return ViewLayout(width=backbone.dim, recipe=RECIPES[ANCHORS])
+        (view,) = self._make_views(backbone, [name])
+        return ViewLayout(width=view.width, recipe=view.recipe)
 
     def todo(self, writer: StoreWriter) -> dict[str, NDArray[np.bool_]]:
         """Return by view for which images it is to be computed, (I,) bool; a view without any is left out."""
         todo = {}
-        for name in of_images(self.views):
+        for name in of_images(self.views.names):
             entries = writer.todo("images", name)
             if entries.size:
                 todo[name] = np.zeros(self.plan.num_images, dtype=bool)
@@ -359,8 +395,8 @@ class Encoder:
         for batch in text_batches(backbone, ANCHOR_TEXTS, writer.todo(ANCHORS)):
             writer.put(ANCHORS, batch.entries, *batch.found)
 
-    def encode_images(self, writer: StoreWriter, backbone: Backbone) -> int:
-        """Encode the views that the cache lacks and return the number of images.
+    def encode_images(self, writer: StoreWriter, backbone: Backbone | None) -> int:
+        """Encode the views that the cache lacks and return the number of images; `statistics` need no backbone.
 
         Raises:
             UserError: some could not be read just now; the others are stored.
@@ -372,8 +408,8 @@ class Encoder:
             return 0
         later: list[Failure] = []
         files = self._files(np.flatnonzero(np.any(list(wanted.values()), axis=0)))
-        replicas = [backbone, *(replicate(backbone, device) for device in self._other_devices())]
-        sets = [[view for view in self._make_views(own) if view.name in wanted] for own in replicas]
+        others = [replicate(backbone, device) for device in self._other_devices()] if backbone else []
+        sets = [self._make_views(own, list(wanted)) for own in (backbone, *others)]
         clock = StageClock(workers=self.workers or default_workers(), lanes=len(sets))
         batches = self._encoded(files, sets, wanted, clock)
         with (
@@ -435,10 +471,12 @@ class Encoder:
             functools.partial(encode_images, backbone), pixels, on_gpu=backbone.device.startswith("cuda")
         )
 
-    def _make_views(self, backbone: Backbone) -> list[View]:
-        from deltaclip.features.backbone.view_vectors import make_views
+    def _make_views(self, backbone: Backbone | None, names: Sequence[str]) -> list[View]:
+        from deltaclip.features.backbone.view_vectors import make_views, statistics_view
 
-        return make_views(backbone, of_images(self.views), batch_size=self.batch_size)
+        if backbone is None:
+            return [statistics_view(self.decode)]
+        return make_views(backbone, names, batch_size=self.batch_size)
 
     def _files(self, entries: Sequence[int] | NDArray[np.int64]) -> Sequence[ImageFile]:
         files, keys = self.plan.image_files, self.plan.image_keys

@@ -17,7 +17,7 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import prove_space, publish, publish_new, require_space, reserve
-from deltaclip.features.data.views import ANCHORS, CENTER, OF_TOWER, RECIPES
+from deltaclip.features.data.views import ANCHORS, CENTER, LEFT_OUT, OF_TOWER, RECIPES
 from deltaclip.features.store.integrity import SEAL_BYTES, break_seal, row_checksums, write_seal
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.schema import (
@@ -329,7 +329,8 @@ def open_writer(
     header = plan.header(request)
     if (interrupted := open_interrupted(path)) is not None:
         with interrupted:
-            can_go_on = interrupted.header == header and _has_room(interrupted, layouts)
+            is_said = interrupted.facts.get(LEFT_OUT) == facts.get(LEFT_OUT)
+            can_go_on = interrupted.header == header and is_said and _has_room(interrupted, layouts)
         if can_go_on:
             return StoreWriter.resume(part)
     # A new layout is made beside the old one and replaces it when it holds all that the old one held.

@@ -125,7 +125,7 @@ class TrainConfig(FrozenClip, LearningSettings):
         argument=True,
         names="cache",
     )
-    view: str = setting("stages", help="View that --base kernel reads; give it to `extract --views`.")
+    view: str = setting("stages", help="View that --base kernel reads, of those that `extract` has cached.")
     tensorboard: bool = setting(False, help="Write curves for TensorBoard, into the run at the end.")
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ from deltaclip.tests.features.killing import Server, content, kill_often, make_k
 
 def run(folder, tiny_backbone, **options):
     values = {"data": str(folder / "demo.csv"), "out": folder / "c.h5", "backbone": tiny_backbone, "precision": "fp32"}
-    return extract(ExtractConfig(**values | options))
+    return extract(ExtractConfig(**values | {"views": "center"} | options))
 
 
 def refused(*arguments, **options):
@@ -362,7 +362,8 @@ def test_two_processes_at_once(kill_set, tiny_backbone, tmp_path):
     """The second is refused while the first works, and does the first no harm."""
     out, lock = tmp_path / "c.h5", tmp_path / "c.h5.lock"
     arguments = ["extract", str(kill_set / "demo.csv"), "--out", str(out), "--backbone", tiny_backbone]
-    command = [sys.executable, "-m", "deltaclip", *arguments, "--precision", "fp32", "--batch-size", "1", "--json"]
+    arguments += ["--precision", "fp32", "--batch-size", "1", "--views", "center"]
+    command = [sys.executable, "-m", "deltaclip", *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         try:
             while not lock.exists():
@@ -527,7 +528,7 @@ import sys
 from pathlib import Path
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
-result = extract(ExtractConfig(data=sys.argv[1], out=Path(sys.argv[2]), backbone=sys.argv[3]))
+result = extract(ExtractConfig(data=sys.argv[1], out=Path(sys.argv[2]), backbone=sys.argv[3], views="center"))
 assert (result.new_images, result.new_texts) == (0, 0)
 print([name for name in ("torch", "open_clip", "torchvision", "timm", "sklearn", "pyarrow") if name in sys.modules])
 """
@@ -593,7 +594,9 @@ def test_near_copies_are_said(tmp_path, demo_folder):
     for name in names:
         shutil.copyfile(demo_folder / name, tmp_path / name)
     Image.open(tmp_path / names[2]).save(tmp_path / "images/again.png", compress_level=9)
-    config = ExtractConfig(data=str(tmp_path / "t.csv"), out=tmp_path / "c.h5", backbone="tiny", device="cpu")
+    config = ExtractConfig(
+        data=str(tmp_path / "t.csv"), out=tmp_path / "c.h5", backbone="tiny", device="cpu", views="center"
+    )
     found = extract(config)
     assert found.images == 9
     assert found.near_copies == [(names[2], "images/again.png")]
@@ -609,7 +612,9 @@ def test_texts_of_equal_tokens_are_known(tmp_path, demo_folder):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    config = ExtractConfig(data=str(tmp_path / "t.csv"), out=tmp_path / "c.h5", backbone="tiny", image_root=demo_folder)
+    config = ExtractConfig(
+        data=str(tmp_path / "t.csv"), out=tmp_path / "c.h5", backbone="tiny", image_root=demo_folder, views="center"
+    )
     with FeatureStore.open(extract(config).cache) as store:
         key = dict(zip(store.texts(), store.tokens(), strict=True))
     keys = [key[text] for text in key]

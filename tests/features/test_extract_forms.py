@@ -47,14 +47,18 @@ def of_files(tmp_path_factory, demo_folder, rows, tiny_backbone):
     """Return the cache of the pictures as files, in a table beside them."""
     folder = tmp_path_factory.mktemp("files")
     data = write_form("metadata", demo_folder, rows, folder / "set") / "metadata.csv"
-    extract(ExtractConfig(data=str(data), out=folder / "c.h5", backbone=tiny_backbone, label_range=["0,1"]))
+    extract(
+        ExtractConfig(data=str(data), out=folder / "c.h5", backbone=tiny_backbone, label_range=["0,1"], views="center")
+    )
     return without_names(folder / "c.h5")
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_cache_whatever_the_form(form, tmp_path, demo_folder, *, rows, of_files, tiny_backbone):
     data = str(write_form(form, demo_folder, rows, tmp_path / "set"))
-    config = ExtractConfig(data=data, out=tmp_path / "c.h5", backbone=tiny_backbone, label_range=["0,1"])
+    config = ExtractConfig(
+        data=data, out=tmp_path / "c.h5", backbone=tiny_backbone, label_range=["0,1"], views="center"
+    )
     first = extract(config)
     assert (first.rows, first.images, first.new_images, first.failed) == (30, 29, 29, [])
     assert without_names(tmp_path / "c.h5") == of_files
@@ -70,14 +74,17 @@ def test_another_form_of_the_same_pictures_computes_nothing(tmp_path, demo_folde
     out = tmp_path / "c.h5"
     for number, form in enumerate(("shards", "parquet", "saved")):
         data = write_form(form, demo_folder, rows, tmp_path / form)
-        done = extract(ExtractConfig(data=str(data), out=out, backbone=tiny_backbone, label_range=["0,1"]))
+        done = extract(
+            ExtractConfig(data=str(data), out=out, backbone=tiny_backbone, label_range=["0,1"], views="center")
+        )
         assert done.new_images == (0 if number else 29)
 
 
 def test_shards_of_a_cache_from_pictures_in_a_file(tmp_path, demo_folder, rows, *, of_files, tiny_backbone):
     data = write_form("hub", demo_folder, rows, tmp_path / "set")
     config = {"data": str(data), "out": tmp_path / "c.h5", "backbone": tiny_backbone, "label_range": ["0,1"]}
-    paths = [extract(ExtractConfig(**config, shard=f"{number}/3", precision="fp32")).cache for number in (1, 2, 3)]
+    config |= {"views": "center", "precision": "fp32"}
+    paths = [extract(ExtractConfig(**config, shard=f"{number}/3")).cache for number in (1, 2, 3)]
     merge(paths, tmp_path / "whole.h5")
     found = without_names(tmp_path / "whole.h5")[0]
     assert found["rows/image"] == of_files[0]["rows/image"]
@@ -92,14 +99,20 @@ def test_damage_in_a_file_of_pictures(tmp_path, demo_folder, rows, tiny_backbone
     start = about.dictionary_page_offset or about.data_page_offset
     content[start : start + 60] = bytes(60)
     data.write_bytes(content)
-    config = ExtractConfig(data=str(data), out=tmp_path / "c.h5", backbone=tiny_backbone, label_range=["0,1"])
+    config = ExtractConfig(
+        data=str(data), out=tmp_path / "c.h5", backbone=tiny_backbone, label_range=["0,1"], views="center"
+    )
     done = extract(config)
     assert [name for name, _ in done.failed] == [
         f"t.parquet/image/{row}/{_name(rows[row - 1])}" for row in range(8, 15)
     ]
     assert all(reason.startswith("t.parquet is no readable Parquet file (") for _, reason in done.failed)
     with pytest.raises(UserError, match=r"t\.parquet is no readable Parquet file"):
-        extract(ExtractConfig(data=str(data), out=tmp_path / "d.h5", backbone=tiny_backbone, on_error="fail"))
+        extract(
+            ExtractConfig(
+                data=str(data), out=tmp_path / "d.h5", backbone=tiny_backbone, on_error="fail", views="center"
+            )
+        )
 
 
 def _name(row):

@@ -48,7 +48,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(folder, tiny_backbone):
-    settings = {"data": str(folder / "set.csv"), "out": folder.parent / "c.h5", "backbone": tiny_backbone}
+    settings = {
+        "data": str(folder / "set.csv"),
+        "out": folder.parent / "c.h5",
+        "backbone": tiny_backbone,
+        "views": "center",
+    }
     return extract(ExtractConfig(**settings, precision="fp32"))
 
 
@@ -91,7 +96,13 @@ def test_the_summaries_say_so(result):
 
 
 def test_again_computes_nothing_and_merging_keeps_the_count(folder, result, tiny_backbone):
-    settings = {"data": str(folder / "set.csv"), "out": result.cache, "backbone": tiny_backbone, "precision": "fp32"}
+    settings = {
+        "data": str(folder / "set.csv"),
+        "out": result.cache,
+        "backbone": tiny_backbone,
+        "precision": "fp32",
+        "views": "center",
+    }
     again = extract(ExtractConfig(**settings))
     assert (again.new_images, again.new_texts, again.failed) == (0, 0, result.failed)
     merged = inspect_cache(InspectConfig(caches=[result.cache, result.cache], merge=folder.parent / "all.h5"))
@@ -107,7 +118,13 @@ def test_a_cache_of_before_the_count_is_read_and_brought_up_to_date(folder, resu
         file.attrs["header"] = json.dumps(header | {"plan": "0" * 64})  # the digest covers the column
     report = inspect_cache(InspectConfig(caches=[old], verify=True)).reports[0]
     assert (report.first_frames, report.problems) == (0, [])
-    settings = {"data": str(folder / "set.csv"), "out": old, "backbone": tiny_backbone, "precision": "fp32"}
+    settings = {
+        "data": str(folder / "set.csv"),
+        "out": old,
+        "backbone": tiny_backbone,
+        "precision": "fp32",
+        "views": "center",
+    }
     grown = extract(ExtractConfig(**settings))
     assert (grown.new_images, grown.first_frames) == (0, 4)
 

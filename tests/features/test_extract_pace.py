@@ -36,7 +36,13 @@ def photos(tmp_path_factory):
 
 
 def run(folder, out, tiny_backbone, **options):
-    values = {"data": str(folder / "set.csv"), "out": out, "backbone": tiny_backbone, "precision": "fp32"}
+    values = {
+        "data": str(folder / "set.csv"),
+        "out": out,
+        "backbone": tiny_backbone,
+        "precision": "fp32",
+        "views": "center",
+    }
     return extract(ExtractConfig(**values | options))
 
 

@@ -105,6 +105,8 @@ def test_a_killed_worker_changes_nothing(demo_folder, tmp_path, monkeypatch):
         TARGET[0],
         "--precision",
         "fp32",
+        "--views",
+        "center",
         "--batch-size",
         "1",
         "--ray",

@@ -46,7 +46,7 @@ def table(tmp_path_factory, demo_folder):
 
 
 def run(folder, out, **options):
-    values = {"data": str(folder / "demo.csv"), "out": out, "precision": "fp32", "target": TARGET}
+    values = {"data": str(folder / "demo.csv"), "out": out, "precision": "fp32", "views": "center", "target": TARGET}
     return extract(ExtractConfig(**values | options))
 
 
@@ -203,7 +203,7 @@ def test_a_shard_that_would_not_fit_is_not_begun(table, shards, tmp_path):
 
 def test_a_backbone_of_another_precision_is_not_taken_over(table, tmp_path):
     run(table, tmp_path / "c.h5", shard="1/3")
-    config = ExtractConfig(data=str(table / "demo.csv"), out=tmp_path / "c.h5", device="cpu")
+    config = ExtractConfig(data=str(table / "demo.csv"), out=tmp_path / "c.h5", device="cpu", views="center")
     work = _extraction(config, tmp_path / "c.h5")
     work.backbone = load_backbone(work.source, device="cpu", precision="bf16")  # as an actor has it from another shard
     work.run(Shard(2, 3))
@@ -269,7 +269,19 @@ def test_a_shard_whose_images_are_all_broken(demo_folder, tmp_path):
 def test_a_killed_shard_goes_on(table, shards, tmp_path):
     command = [sys.executable, "-m", "deltaclip", "extract", str(table / "demo.csv"), "--out", str(tmp_path / "c.h5")]
     child = subprocess.Popen(
-        [*command, "--shard", "1/3", "--target", *TARGET, "--batch-size", "1", "--precision", "fp32"]
+        [
+            *command,
+            "--shard",
+            "1/3",
+            "--target",
+            *TARGET,
+            "--batch-size",
+            "1",
+            "--precision",
+            "fp32",
+            "--views",
+            "center",
+        ]
     )
     part, done = tmp_path / "c.shard-1-of-3.h5.part", 0
     while done < 2 and child.poll() is None:
@@ -288,7 +300,7 @@ def test_a_killed_shard_goes_on(table, shards, tmp_path):
 
 def test_names_of_shards_follow_the_cache(table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = extract(ExtractConfig(data=str(table / "demo.csv"), shard="1/40", precision="fp32"))
+    result = extract(ExtractConfig(data=str(table / "demo.csv"), shard="1/40", precision="fp32", views="center"))
     name = result.cache.name
     assert result.cache.parent.name == "cache"
     assert name.startswith("demo-")

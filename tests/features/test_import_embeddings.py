@@ -456,7 +456,9 @@ def test_an_imported_cache_is_never_mixed_with_our_own(tmp_path, demo_folder, de
     assert not (tmp_path / "all.h5").exists()
     before = (demo_again / "c.h5").read_bytes()
     with pytest.raises(UserError, match="was made by another backbone: imported True there, None here"):
-        extract(ExtractConfig(data=str(demo_folder / "demo.csv"), out=demo_again / "c.h5", backbone="tiny"))
+        extract(
+            ExtractConfig(data=str(demo_folder / "demo.csv"), out=demo_again / "c.h5", backbone="tiny", views="center")
+        )
     assert (demo_again / "c.h5").read_bytes() == before
     # Two imports that are said to be of one model are one cache.
     merged = inspect_cache(InspectConfig(caches=[demo_again / "c.h5"] * 2, merge=tmp_path / "all.h5"))

@@ -183,7 +183,16 @@ def test_merge(demo_folder, tiny_backbone, tmp_path, capsys):
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(part)
-        arguments = ["--image-root", demo_folder, "--backbone", tiny_backbone, "--precision", "fp32"]
+        arguments = [
+            "--image-root",
+            demo_folder,
+            "--backbone",
+            tiny_backbone,
+            "--precision",
+            "fp32",
+            "--views",
+            "center",
+        ]
         assert run("extract", tmp_path / f"{name}.csv", *arguments, "--out", tmp_path / f"{name}.h5") == 0
     out = tmp_path / "merged.h5"
     capsys.readouterr()

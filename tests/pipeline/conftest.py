@@ -47,7 +47,9 @@ def few_folder(tmp_path_factory) -> Path:
 def few_cache(tmp_path_factory, few_folder, tiny_backbone) -> Path:
     """Return the cache of these few images; never written to by a test."""
     out = tmp_path_factory.mktemp("few_cache") / "few.h5"
-    return extract(ExtractConfig(data=str(few_folder / "demo.csv"), out=out, backbone=tiny_backbone)).cache
+    return extract(
+        ExtractConfig(data=str(few_folder / "demo.csv"), out=out, backbone=tiny_backbone, views="center")
+    ).cache
 
 
 @pytest.fixture
@@ -78,7 +80,9 @@ def relabelled(tmp_path, *, demo_folder, demo_cache, demo_rows, tiny_backbone):
         manifest, out = tmp_path / f"relabelled{number}.csv", tmp_path / f"relabelled{number}.h5"
         write_csv(manifest, rows)
         shutil.copyfile(demo_cache, out)
-        config = ExtractConfig(data=str(manifest), out=out, backbone=tiny_backbone, image_root=demo_folder)
+        config = ExtractConfig(
+            data=str(manifest), out=out, backbone=tiny_backbone, image_root=demo_folder, views="center"
+        )
         result = extract(config)
         assert (result.new_images, result.new_texts) == (0, 0)
         return out
@@ -100,7 +104,11 @@ def colour_run(colour_table, demo_folder, demo_cache, tiny_backbone) -> Path:
     cache, out = (colour_table.with_name(name) for name in ("rated.h5", "coloured"))
     shutil.copyfile(demo_cache, cache)
     named = {"target": ["colour=tint:image"], "label_range": ["colour=1,5"]}
-    extract(ExtractConfig(data=str(colour_table), out=cache, backbone=tiny_backbone, image_root=demo_folder, **named))
+    extract(
+        ExtractConfig(
+            data=str(colour_table), out=cache, backbone=tiny_backbone, image_root=demo_folder, **named, views="center"
+        )
+    )
     return train(TrainConfig(cache=cache, out=out, epochs=2, base="identity")).run
 
 

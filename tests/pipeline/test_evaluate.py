@@ -25,7 +25,11 @@ def foreign_cache(tmp_path_factory, demo_folder, demo_rows, other_weights):
     folder = tmp_path_factory.mktemp("foreign")
     write_csv(folder / "two.csv", demo_rows[:2])
     config = ExtractConfig(
-        data=str(folder / "two.csv"), out=folder / "two.h5", backbone=other_weights, image_root=demo_folder
+        data=str(folder / "two.csv"),
+        out=folder / "two.h5",
+        backbone=other_weights,
+        image_root=demo_folder,
+        views="center",
     )
     return extract(config).cache
 
@@ -65,7 +69,10 @@ def redrawn(tmp_path, demo_folder, demo_rows, tiny_backbone):
             change(Image.open(demo_folder / row["image"]).convert("RGB")).save(path, "PNG", compress_level=9)
         write_csv(folder / "demo.csv", rows)
         config = ExtractConfig(
-            data=str(folder / "demo.csv"), out=tmp_path / f"redrawn{number}.h5", backbone=tiny_backbone
+            data=str(folder / "demo.csv"),
+            out=tmp_path / f"redrawn{number}.h5",
+            backbone=tiny_backbone,
+            views="center",
         )
         return extract(config).cache
 

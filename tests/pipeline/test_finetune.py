@@ -63,7 +63,11 @@ def few_again(tmp_path, few_folder, few_cache):
         table, cache = tmp_path / "again.csv", tmp_path / "again.h5"
         write_csv(table, [change(place, row) for place, row in enumerate(read_csv(few_folder / "demo.csv"))])
         shutil.copyfile(few_cache, cache)
-        extract(ExtractConfig(data=str(table), out=cache, backbone="tiny", image_root=few_folder, **settings))
+        extract(
+            ExtractConfig(
+                data=str(table), out=cache, backbone="tiny", image_root=few_folder, **settings, views="center"
+            )
+        )
         return table, cache
 
     return make
@@ -201,7 +205,9 @@ def test_targets_of_images_alone_leave_the_text_tower_as_it_is(tune_few, few_aga
 def test_a_cache_decoded_otherwise_is_trained_on_its_own_pixels(tune_few, tmp_path, few_folder):
     """With the boundary cache and without it, and what the run scores later is what it recorded."""
     data, out = str(few_folder / "demo.csv"), tmp_path / "fast.h5"
-    cache = extract(ExtractConfig(data=data, out=out, backbone="tiny", decode="fast", precision="fp32")).cache
+    cache = extract(
+        ExtractConfig(data=data, out=out, backbone="tiny", decode="fast", precision="fp32", views="center")
+    ).cache
     settings = {"cache": cache, "epochs": 1, "freeze_layers": 4}
     kept, plain = (tune_few(boundary_cache=kept, **settings) for kept in (True, False))
     np.testing.assert_allclose(loss_of(kept), loss_of(plain), atol=1e-5)
@@ -232,7 +238,9 @@ def test_evaluate_takes_recorded_scores_or_scores_images(tuned, tmp_path, few_ca
     rows = [row for row in read_csv(few_folder / "demo.csv") if sides[row["image"]] == "test"]
     write_csv(tmp_path / "part.csv", rows)
     part = tmp_path / "part.h5"
-    extract(ExtractConfig(data=str(tmp_path / "part.csv"), out=part, backbone="tiny", image_root=few_folder))
+    extract(
+        ExtractConfig(data=str(tmp_path / "part.csv"), out=part, backbone="tiny", image_root=few_folder, views="center")
+    )
     anew = evaluate(EvaluateConfig(run=tuned.run, cache=part))
     assert anew.scores == "scored from the images with the run's own tower"
     for label, found in anew.metrics["test"].items():
@@ -308,7 +316,9 @@ def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path
             writer.writeheader()
             writer.writerows(half)
         data, out = str(tmp_path / f"{name}.csv"), tmp_path / f"{name}.h5"
-        caches[name] = extract(ExtractConfig(data=data, out=out, backbone="tiny", image_root=few_folder)).cache
+        caches[name] = extract(
+            ExtractConfig(data=data, out=out, backbone="tiny", image_root=few_folder, views="center")
+        ).cache
     heads = train(TrainConfig(cache=caches["even"], out=tmp_path / "heads", epochs=1, seed=7, base="calibrated")).run
     line = refused(tune_few, cache=caches["odd"], init_heads=heads)
     assert "test rows, or others of their images, prompts or groups, of split seed 42 in training" in line
@@ -324,7 +334,11 @@ def test_heads_that_know_test_rows_under_other_names_of_groups_are_refused(tune_
         writer.writerows(row | {"group": f"g{place // 8}"} for place, row in enumerate(rows))  # two prompts each
     shutil.copyfile(few_cache, tmp_path / "regrouped.h5")
     config = ExtractConfig(
-        data=str(tmp_path / "regrouped.csv"), out=tmp_path / "regrouped.h5", backbone="tiny", image_root=few_folder
+        data=str(tmp_path / "regrouped.csv"),
+        out=tmp_path / "regrouped.h5",
+        backbone="tiny",
+        image_root=few_folder,
+        views="center",
     )
     line = refused(tune_few, cache=extract(config).cache, init_heads=heads)
     assert re.search(r"has seen \d+ test rows, or others of their images, prompts or groups, of split seed 42", line)

@@ -44,6 +44,7 @@ def caches(tmp_path_factory, few_folder):
                 out=folder / f"{family}.h5",
                 backbone=as_folder(family, folder / "models" / family),
                 device="cpu",
+                views="center",
             )
             made[family] = extract(config).cache
         return made[family]

@@ -38,6 +38,7 @@ def made(tmp_path_factory, demo_folder, tiny_backbone):
             backbone=tiny_backbone,
             label_range=["quality=0,4", "consistency=0,3"],
             out=folder / f"{name}.h5",
+            views="center",
         )
         assert extract(config).usable_rows == ROWS
     return folder

@@ -41,6 +41,7 @@ def three_cache(tmp_path_factory, *, demo_folder, demo_cache, demo_rows, tiny_ba
             image_root=demo_folder,
             target=["colour=tint:image"],
             label_range=["colour=1,5"],
+            views="center",
         )
     )
     assert (found.new_images, found.new_texts) == (0, 0)

@@ -48,7 +48,9 @@ def with_rows(tmp_path, *, stages_cache, demo_rows, demo_folder, tiny_backbone):
         manifest, cache = tmp_path / f"changed{number}.csv", tmp_path / f"changed{number}.h5"
         write_csv(manifest, [change(dict(row), place) for place, row in enumerate(demo_rows)])
         shutil.copyfile(stages_cache, cache)
-        config = ExtractConfig(data=str(manifest), out=cache, backbone=tiny_backbone, image_root=demo_folder)
+        config = ExtractConfig(
+            data=str(manifest), out=cache, backbone=tiny_backbone, image_root=demo_folder, views="center"
+        )
         assert extract(config).new_images == 0
         return cache
 

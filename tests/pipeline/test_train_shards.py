@@ -17,7 +17,7 @@ def caches(tmp_path_factory, demo_folder, tiny_backbone):
     """Cache the demo set whole and in two shards."""
     folder = tmp_path_factory.mktemp("shards")
     whole, parts = folder / "whole" / "c.h5", folder / "parts" / "c.h5"
-    values = {"data": str(demo_folder / "demo.csv"), "backbone": tiny_backbone, "precision": "fp32"}
+    values = {"data": str(demo_folder / "demo.csv"), "backbone": tiny_backbone, "precision": "fp32", "views": "center"}
     for out, shard in ((whole, None), (parts, "1/2"), (parts, "2/2")):
         extract(ExtractConfig(**values, out=out, shard=shard))
     return whole, parts

@@ -65,6 +65,8 @@ MODELS = {
 PUBLISHED = {
     "mobilenet": {"vision_cfg": timm("mobilenetv2_050", 96, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
     "fastvit": {"vision_cfg": timm("fastvit_t8", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
+    "regnet": {"vision_cfg": timm("regnetx_002", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
+    "few words": {"vision_cfg": VIT, "text_cfg": TEXT | {"context_length": 7}},
 }
 
 

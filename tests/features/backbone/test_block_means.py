@@ -244,7 +244,7 @@ NO_NAME = "its Sequential has none of transformer.resblocks, trunk.blocks, trunk
 def test_a_tower_without_known_blocks_is_refused(tower, why):
     with pytest.raises(UserError) as caught:
         StageTower(bare(tower), other_size=(70, 71))
-    assert str(caught.value) == f"bare: has no blocks that can be read: {why}; leave out --views stages"
+    assert str(caught.value) == f"bare: has no blocks that can be read: {why}; leave stages out of --views"
 
 
 @pytest.mark.parametrize(

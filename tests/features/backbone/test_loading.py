@@ -326,7 +326,7 @@ def test_a_run_loads_its_wrapped_backbone_again(tmp_path, demo_folder):
     caches = {}
     for name in ("tiny", f"local-dir:{model}"):
         out = tmp_path / f"{len(caches)}.h5"
-        caches[name] = extract(ExtractConfig(data=table, out=out, backbone=name, precision="fp32"))
+        caches[name] = extract(ExtractConfig(data=table, out=out, backbone=name, precision="fp32", views="center"))
     result = caches[f"local-dir:{model}"]
     words = "loaded: read under key 'model', prefix '_orig_mod.' taken away"
     assert words in result.summary().splitlines()

@@ -73,7 +73,7 @@ def test_extraction_goes_on_from_it(cache, tiny_backbone):
     with FeatureStore.open(cache) as store:
         before = store.embeddings("images").copy()
     draw_set(cache.parent, 27, more="comp")
-    settings = {"backbone": tiny_backbone, "precision": "fp32", "target": ["composition=comp:image"]}
+    settings = {"backbone": tiny_backbone, "precision": "fp32", "views": "center", "target": ["composition=comp:image"]}
     result = extract(ExtractConfig(data=str(cache.parent / "set.csv"), out=cache, **settings))
     assert (result.new_images, result.new_texts) == (3, 1)
     with FeatureStore.open(cache) as store:
@@ -86,7 +86,7 @@ def test_extraction_goes_on_from_it(cache, tiny_backbone):
 
 def test_the_same_data_give_the_same_vectors_in_this_version(cache, tiny_backbone):
     draw_set(cache.parent)
-    settings = {"backbone": tiny_backbone, "precision": "fp32"}
+    settings = {"backbone": tiny_backbone, "precision": "fp32", "views": "center"}
     result = extract(ExtractConfig(data=str(cache.parent / "set.csv"), out=cache, **settings))
     assert (result.new_images, result.new_texts) == (0, 0)
     with FeatureStore.open(cache) as store, FeatureStore.open(VERSION_TWO) as old:
@@ -98,7 +98,7 @@ def test_the_same_data_give_the_same_vectors_in_this_version(cache, tiny_backbon
 
 def test_it_is_merged_with_one_of_this_version(cache, tiny_backbone):
     draw_set(cache.parent, 3, more="comp")
-    settings = {"backbone": tiny_backbone, "precision": "fp32", "target": ["composition=comp:image"]}
+    settings = {"backbone": tiny_backbone, "precision": "fp32", "views": "center", "target": ["composition=comp:image"]}
     extract(ExtractConfig(data=str(cache.parent / "set.csv"), out=cache.with_name("new.h5"), **settings))
     merge([cache, cache.with_name("new.h5")], cache.with_name("all.h5"))
     with FeatureStore.open(cache.with_name("all.h5")) as store:
