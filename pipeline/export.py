@@ -67,6 +67,7 @@ class ExportResult:
                 f"{self.out}: {self.part}, {self.size_bytes / 1e6:.1f} MB, opset {OPSET}",
                 f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}",
                 f"largest difference from torch on fresh inputs: {worst:.1e} (at most {TOLERANCE:g})",
+                "no intervals and no flag: these need the run (`predict`, `serve`, Scorer)",
                 f"rows a second, batches of 8: onnxruntime {speed.onnxruntime:,.0f}, torch {speed.torch:,.0f}",
             ]
         )

@@ -24,6 +24,7 @@ from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.api.scorer import Scorer, pair
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 from deltaclip.pipeline.runs.prediction_table import write_table
+from deltaclip.pipeline.runs.trust import unlike_words
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.api.scorer import ScoredPairs
@@ -42,13 +43,15 @@ class _Pairs:
     note: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     folder: Path = field(default_factory=Path)  # that the names are relative to
+    made_by: list[str] | None = None  # sources, where the table names them
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
     """Scores of N pairs; failed rows have NaN scores and a reason in `error`.
 
-    `left_out` counts what else lies in a folder, by what it is.
+    `left_out` counts what else lies in a folder, by what it is. `coverage` is that of the intervals, None where the run
+    has none; `trust` are lines about them, the last of which counts the `unlike`, None where nobody can tell.
     """
 
     out: Path | None
@@ -58,6 +61,9 @@ class PredictResult:
     note: str
     labels: tuple[str, ...]  # what the run scores
     left_out: dict[str, int]
+    coverage: float | None
+    unlike: int | None
+    trust: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return one object a row, with counts."""
@@ -68,6 +74,9 @@ class PredictResult:
             "rows": [dict(zip(names, row, strict=True)) for row in cells],
             **counts,
             "left_out": self.left_out,
+            "coverage": self.coverage,
+            "unlike": self.unlike,
+            "trust": self.trust,
             "out": str(self.out) if self.out else None,
         }
 
@@ -78,10 +87,15 @@ class PredictResult:
         if self.out is None:
             shown = [_one_line(name) for name in images[:ROWS_SHOWN]]
             width = max(len(name) for name in shown)
-            lines.append("  ".join([f"{'image':{width}}", *self.labels]))
+            cells = {label: self._cells(label, len(shown)) for label in self.labels}
+            widths = {label: max(len(label), *map(len, cells[label])) for label in self.labels}
+            lines.append(
+                "  ".join([f"{'image':{width}}", *(f"{name:{widths[name]}}" for name in self.labels)]).rstrip()
+            )
+            flags = self.columns.get("flag", [""] * len(shown))
             for row, name in enumerate(shown):
-                cells = [f"{_shown(self.columns[label][row]):>{len(label)}}" for label in self.labels]
-                lines.append("  ".join([f"{name:{width}}", *cells]))
+                own = [f"{cells[label][row]:{widths[label]}}" for label in self.labels]
+                lines.append("  ".join([f"{name:{width}}", *own, flags[row]]).rstrip())
             if len(images) > ROWS_SHOWN:
                 lines.append(f"... {len(images) - ROWS_SHOWN:,} more: give --out FILE.csv for all")
         else:
@@ -95,7 +109,16 @@ class PredictResult:
             lines.append(f"{self.truncated_prompts:,} prompts were cut at the context length")
         if self.left_out:
             lines.append(f"left out: {count_words(self.left_out)}")
-        return "\n".join([*lines, self.note] if self.note else lines)
+        return "\n".join([*lines, *([self.note] if self.note else []), *self.trust])
+
+    def _cells(self, label: str, count: int) -> list[str]:
+        """Return the first scores of a target, each with its interval where there is one."""
+        names = (label, f"{label}_low", f"{label}_high")
+        columns = [self.columns.get(name, np.full(count, np.nan))[:count] for name in names]
+        return [
+            f"{_shown(score)} ({_shown(low)} to {_shown(high)})" if np.isfinite(low) else _shown(score)
+            for score, low, high in zip(*columns, strict=True)
+        ]
 
 
 def predict(config: PredictConfig) -> PredictResult:
@@ -109,12 +132,13 @@ def predict(config: PredictConfig) -> PredictResult:
         _refuse_overwriting_input(config)
     run = open_run(config.run)
     pairs = _pairs(config, needs_prompts=run.needs_prompts)
-    wanted = replace(pair(pairs.paths, None), prompts=pairs.prompts if run.needs_prompts else None)
+    prompts = pairs.prompts if run.needs_prompts else None
+    wanted = replace(pair(pairs.paths, None), prompts=prompts, made_by=pairs.made_by)
     scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
-    found = scorer.score_pairs(wanted, root=pairs.root, batch_size=config.batch_size)
+    found = scorer.score_pairs(wanted, root=pairs.root, batch_size=config.batch_size, coverage=config.coverage)
     _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
-    columns["error"] = _errors(found, pairs)
+    columns["error"], trust = _errors(found, pairs), found.scores.trust
     if config.out:
         keep_result(config.out, lambda path: write_table(path, columns))
     return PredictResult(
@@ -125,7 +149,20 @@ def predict(config: PredictConfig) -> PredictResult:
         note=_joined_notes(pairs, run),
         labels=run.labels,
         left_out=pairs.left_out,
+        coverage=config.coverage if scorer.trust else None,
+        unlike=None if trust is None or not trust.parts else int((trust.flag_N >= 0).sum()),
+        trust=_trust_lines(scorer, found, config, what="pairs" if run.needs_prompts else "images"),
     )
+
+
+def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, what: str) -> list[str]:
+    """Say what is not known of intervals, and last how many rows are unlike those of the training."""
+    columns = found.scores.trust
+    if scorer.trust is None or columns is None:
+        return [f"no intervals: {config.run} is of an earlier release; train again for them"]
+    lines = scorer.trust.notes(config.coverage)
+    num_scored = len(found.scores) - len(found.failed)
+    return [*lines, unlike_words(columns, num_scored, what)] if scorer.trust.parts else lines
 
 
 def _joined_notes(pairs: _Pairs, run: RunFolder) -> str:
@@ -188,7 +225,9 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
         raise UserError("has no prompts to be scored against", place=manifest.path, remedy=remedy)
     root = None if config.allow_outside else manifest.image_root
     paths = [manifest.image_path(row) for row in range(len(manifest))]
-    return _Pairs(manifest.images, paths, manifest.prompts, root, "; ".join(manifest.notes), folder=manifest.image_root)
+    made_by = manifest.sources if any(manifest.sources) else None
+    notes = "; ".join(manifest.notes)
+    return _Pairs(manifest.images, paths, manifest.prompts, root, notes, folder=manifest.image_root, made_by=made_by)
 
 
 def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:

@@ -87,6 +87,7 @@ def _application(config: ServeConfig, scorer: Scorer) -> Limited:
         max_pixels=int(config.max_megapixels * 1e6),
         max_bytes=max_bytes,
         max_prompt_chars=config.max_prompt_chars,
+        coverage=config.coverage,
         batch_size=config.batch_size,
         wait_s=config.batch_wait_ms / 1000,
         queue_size=config.queue_size,

@@ -40,9 +40,11 @@ from deltaclip.pipeline.api.pictures import (
     plain,
 )
 from deltaclip.pipeline.model.scores import Batch, cosine
+from deltaclip.pipeline.rows.cached_rows import text_keys
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, blank_untrained, read_predictions, score
 from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_recorded, put_tuned
+from deltaclip.pipeline.runs.trust import COVERAGE, PROMPT
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.runs.run_backbone import ImageFiles
+    from deltaclip.pipeline.runs.trust import Trust
+    from deltaclip.pipeline.scoring.groups import KeyArray
 
 
 # ---- A trained run as a scorer of new images: backbone and heads together
@@ -95,10 +99,16 @@ class Scorer:
     """
 
     def __init__(
-        self, heads: Heads, backbone: Backbone, labels: Sequence[str], *, others: Sequence[Backbone] = ()
+        self,
+        heads: Heads,
+        backbone: Backbone,
+        labels: Sequence[str],
+        *,
+        others: Sequence[Backbone] = (),
+        trust: Trust | None = None,
     ) -> None:
         """Put heads and backbones together; `others` are those of further caches, in their order."""
-        self.heads, self.backbone, self.labels = heads, backbone, tuple(labels)
+        self.heads, self.backbone, self.labels, self.trust = heads, backbone, tuple(labels), trust
         self.others = tuple(others)
         self._views = self._make_views()
 
@@ -119,7 +129,8 @@ class Scorer:
     def _make_views(self) -> list[list[View]]:
         """Return the views of each backbone that the heads see, `center` first."""
         names: list[dict[str, None]] = [{CENTER: None} for _ in self._backbones]
-        for name in self.heads.bases.views if self.heads.bases else ():
+        bases = self.heads.bases
+        for name in (*(bases.views if bases else ()), *(self.trust.views if self.trust else ())):
             number, _, view = name.rpartition(":")
             if view in RECIPES:
                 names[int(number or 1) - 1][view] = None
@@ -174,9 +185,23 @@ class Scorer:
         )
         if folder.is_tuned:
             put_tuned(loaded, folder)
-        return cls(folder.heads.to(chosen), loaded, folder.config["labels"], others=_others(folder, run, chosen))
+        others = _others(folder, run, chosen)
+        return cls(folder.heads.to(chosen), loaded, folder.config["labels"], others=others, trust=folder.trust)
 
-    def score(self, images: Any, prompts: Any = None, *, root: Path | None = None, batch_size: int = 64) -> ScoredPairs:
+    def nothing(self, num_rows: int) -> Scores:
+        """Return scores of rows that are not there yet, with the columns that they will have."""
+        parts = None if self.trust is None else self.trust.parts
+        return Scores.nothing(num_rows, [target.name for target in self.heads.targets], parts=parts)
+
+    def score(
+        self,
+        images: Any,
+        prompts: Any = None,
+        *,
+        root: Path | None = None,
+        batch_size: int = 64,
+        coverage: float = COVERAGE,
+    ) -> ScoredPairs:
         """Score N pairs of image and prompt.
 
         Args:
@@ -190,17 +215,22 @@ class Scorer:
                 scores what sees the image alone: the other targets, such as consistency, are NaN.
             root: folder that files may not leave through links; None permits every place.
             batch_size: images per forward pass, at least 1.
+            coverage: share of human scores that the intervals are to hold, in (0, 1).
 
         Raises:
-            ValueError: lengths differ, a prompt is empty, there is none for a run all of whose targets see it, or
-                pixels have another shape, type or range.
+            ValueError: lengths differ, a prompt is empty, there is none for a run all of whose targets see it, pixels
+                have another shape, type or range, or the coverage is out of range.
             TypeError: something is neither image nor text.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give 1 or more")
-        return self.score_pairs(pair(images, prompts), root=root, batch_size=batch_size)
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage is {coverage}: give a share between 0 and 1, such as 0.9")
+        return self.score_pairs(pair(images, prompts), root=root, batch_size=batch_size, coverage=coverage)
 
-    def score_pairs(self, pairs: Pairs, *, root: Path | None, batch_size: int) -> ScoredPairs:
+    def score_pairs(
+        self, pairs: Pairs, *, root: Path | None, batch_size: int, coverage: float = COVERAGE
+    ) -> ScoredPairs:
         """Score pairs, of which some may have no prompt: see `score`."""
         if pairs.prompts is None and not self.of_image:
             what = " and ".join(self.labels)
@@ -211,7 +241,8 @@ class Scorer:
         rows_of: list[list[int]] = [[] for _ in pairs.sources]
         for row, entry in enumerate(pairs.image_N):
             rows_of[entry].append(row)
-        scores = Scores.nothing(len(pairs.image_N), [target.name for target in self.heads.targets])
+        scores = self.nothing(len(pairs.image_N))
+        source_N = None if pairs.made_by is None else text_keys(pairs.made_by)
         failed: dict[int, str] = {}
         batches = image_batches(
             pairs.sources,
@@ -229,7 +260,10 @@ class Scorer:
                     place_of = [place for place, entry in enumerate(batch.entries) for _ in rows_of[entry]]
                     prompts = pairs.prompts
                     t_BD = None if prompts is None else t_TD[[text_entry[prompts[row]] for row in rows]]
-                    scores.put(rows, self.score_crops(batch.prepared, t_BD, place_of))
+                    own_B = None if source_N is None else source_N[rows]
+                    scores.put(
+                        rows, self.score_crops(batch.prepared, t_BD, place_of, coverage=coverage, source_B=own_B)
+                    )
                 progress.advance(len(batch.entries) + len(batch.failed))
         return ScoredPairs(scores=scores, failed=failed, truncated_prompts=int(truncated_T.sum()))
 
@@ -242,8 +276,19 @@ class Scorer:
                     crops[source] = view.crops(image)
         return crops
 
-    def score_crops(self, crops: Sequence[dict[str, Tensor]], t_BD: Tensor | None, image_B: Sequence[int]) -> Scores:
-        """Score B pairs: image `image_B[b]` of the `crops` with row b of `embed_prompts`; None: no prompts."""
+    def score_crops(
+        self,
+        crops: Sequence[dict[str, Tensor]],
+        t_BD: Tensor | None,
+        image_B: Sequence[int],
+        *,
+        coverage: float = COVERAGE,
+        source_B: KeyArray | None = None,
+    ) -> Scores:
+        """Score B pairs: image `image_B[b]` of the `crops` with row b of `embed_prompts`; None: no prompts.
+
+        Intervals hold the share `coverage`; `source_B` are keys of what made the images, where it is known.
+        """
         vectors: dict[str, Tensor] = {}
         for number, (backbone, views) in enumerate(zip(self._backbones, self._views, strict=True)):
             own = {
@@ -263,7 +308,13 @@ class Scorer:
             vectors[f"{number}:prompt"] = other_BD
             vectors[f"{number}:cosine"] = (cosine(vectors[f"{number}:{CENTER}"], other_BD)[:, None] + 1) / 2
         terms = self.heads.base_terms(vectors, v_BD, t_BD)
-        return blank_untrained(score(self.heads, [Batch(v_BD, t_BD, {}, fitted_B=terms)]), labels)
+        found_scores = score(self.heads, [Batch(v_BD, t_BD, {}, fitted_B=terms)])
+        if self.trust is not None:
+            parts = {name: vector_BW.cpu().numpy() for name, vector_BW in {**vectors, PROMPT: t_BD}.items()}
+            seen = {target: found_scores.of(target) for target in found_scores.targets}
+            columns = self.trust.judge(seen, parts, coverage=coverage, source_N=source_B)
+            found_scores = Scores(found_scores.targets, columns)
+        return blank_untrained(found_scores, labels)
 
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.
@@ -309,12 +360,14 @@ def _others(folder: RunFolder, run: Path | str, device: str) -> list[Backbone]:
 class Pairs:
     """N pairs: `sources` are the distinct images, their entries 0, 1, ...; pair n has source `image_N[n]`.
 
-    `prompts` is None where there are none at all, and one of them '' where its pair has none.
+    `prompts` is None where there are none at all, and one of them '' where its pair has none. `made_by` are the names
+    of what made the images, '' where nobody says so.
     """
 
     sources: list[ImageFile | MemoryImage]
     image_N: list[int]
     prompts: list[str] | None
+    made_by: list[str] | None = None
 
 
 def pair(images: Any, prompts: Any) -> Pairs:

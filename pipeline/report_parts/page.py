@@ -121,6 +121,7 @@ class Section:
     figures: panels.Panel
     sides: page_tables.Table
     bases: page_tables.Table | None
+    trust: page_tables.Table | None
     epochs: list[panels.Panel]
     scatter: list[panels.Panel]
     deltas: list[panels.Panel]
@@ -234,6 +235,7 @@ def make_section(
         figures=panels.figure_panel(run.metrics),
         sides=page_tables.sides_table(run.metrics),
         bases=page_tables.bases_table(run.config.get("calibration")),
+        trust=page_tables.trust_table(run.metrics),
         epochs=panels.epoch_panels([run], [name]),
         scatter=panels.scatter_panels(rows, points, at, labels),
         deltas=panels.delta_panels(rows, run, labels),
@@ -346,6 +348,7 @@ class Card:
     prompt: str
     rest: str
     source: str
+    flag: str
     scores: list[dict[str, Any]]
 
 
@@ -423,6 +426,7 @@ def make_card(rows: Rows, row: int, at: int, *, kinds: list[str], picture: Pictu
         prompt=prompt[:cut],
         rest=prompt[cut:KEPT_CHARACTERS],
         source=rows.text["source"][row],
+        flag=rows.flags[row] if rows.flags else "",
         scores=scores,
     )
 

@@ -129,6 +129,28 @@ def bases_table(calibration: Mapping[str, Any] | None) -> Table | None:
     return Table(caption=caption, headings=("", "SROCC", "RMSE", "share"), rows=rows)
 
 
+def trust_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return how many test labels lie in their intervals, overall and by source; None of a run without any."""
+    found = {
+        label: each for label, each in metrics.get("intervals", {}).items() if mean_of(each["coverage"]) is not None
+    }
+    if not found:
+        return None
+    sources = sorted({source for each in found.values() for source in each["per_source"]})
+    shares = [figure_cell(cell) for each in found.values() for cell in (each["coverage"], each["width"])]
+    rows = [[Cell(words="all test rows", names_row=True), *shares]]
+    for source in sources:
+        cells = [(figure_cell(each["per_source"].get(source)), Cell(words="")) for each in found.values()]
+        rows.append([Cell(words=source or "(no source)", names_row=True), *(one for pair in cells for one in pair)])
+    asked = mean_of(next(iter(found.values()))["asked"])
+    share = mean_of(metrics.get("unlike", {}).get("test"))
+    unlike = "" if share is None else f"; {100 * share:.1f} % of the test rows are unlike the training, 1 % is usual"
+    headings = [f"{label} {word}" for label in found for word in ("coverage", "mean width")]
+    return Table(
+        caption=f"Intervals, asked to hold {asked:g} of the labels{unlike}", headings=("", *headings), rows=rows
+    )
+
+
 def source_table(metrics: Mapping[str, Any]) -> Table | None:
     """Return the figures of each source's test rows, None where the data names no sources."""
     per_source = metrics["per_source"]

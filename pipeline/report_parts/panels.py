@@ -195,10 +195,14 @@ PARTS = ("{}_label", "{}", "{}_base", "{}_delta")  # columns of a target
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """N rows: `text` columns (N) str and `numbers` columns (N,) float64, NaN where a cell is empty."""
+    """N rows: `text` columns (N) str and `numbers` columns (N,) float64, NaN where a cell is empty.
+
+    `flags` (N) say what of a row is unlike the training; none of a run of an earlier release.
+    """
 
     text: dict[str, list[str]]
     numbers: dict[str, NDArray[np.float64]]
+    flags: list[str]
 
     def __len__(self) -> int:
         return len(self.text["image"])
@@ -218,6 +222,7 @@ def read_rows(path: Path, *, split: str) -> Rows:
     columns = [part.format(target) for target in recorded_targets(path) for part in PARTS]
     text: dict[str, list[str]] = {name: [] for name in TEXT}
     numbers: dict[str, list[float]] = {name: [] for name in columns}
+    flags: list[str] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)
@@ -231,9 +236,10 @@ def read_rows(path: Path, *, split: str) -> Rows:
                         text[name].append(row[name])
                     for name in columns:
                         numbers[name].append(float(row[name] or "nan"))
+                    flags += [row["flag"]] if "flag" in row else []
     except (OSError, csv.Error, ValueError, TypeError) as error:  # TypeError: a row that ends early
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
-    return Rows(text=text, numbers={name: np.array(values) for name, values in numbers.items()})
+    return Rows(text=text, numbers={name: np.array(values) for name, values in numbers.items()}, flags=flags)
 
 
 def read_history(path: Path) -> dict[str, NDArray[np.float64]]:

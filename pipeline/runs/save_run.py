@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.options import settings_to_json
-from deltaclip.features.data.views import STATISTICS
+from deltaclip.features.data.views import CENTER, RECIPES, STATISTICS
 from deltaclip.features.store.texts import TextColumn, Texts
 from deltaclip.pipeline.runs.curves import FOLDER as EVENTS
 from deltaclip.pipeline.runs.folder import RunContents, surroundings, write_run
@@ -119,7 +119,12 @@ def _trust_of(task: Task[Any], learned: Learned, scores: Scores, embedded: Cache
     honest = honest_scores(task, scores, left_out=learned.left_out, kept=learned.fitted.best_epoch)
     # What the bases see of an image, and the statistics of its pixels, which tell most of what is strange.
     bases = learned.spec.bases.views if learned.spec.bases else ()
-    views = [name for name in task.rows.views if embedded is None and (name in bases or name == STATISTICS)]
+    there = [] if embedded is not None else list(task.rows.inputs())
+    views = [
+        name
+        for name in there
+        if name == STATISTICS or (name in bases and name.rpartition(":")[2] in RECIPES and name != CENTER)
+    ]
     return fit_trust(task, honest, views=views, embedded=embedded)
 
 

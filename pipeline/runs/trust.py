@@ -45,6 +45,7 @@ PROMPT = "prompt"  # the part that is no view of the image
 MAX_ROWS, BLOCK = 10_000, 16_384
 # With fewer validation rows the change that a correction brings to errors is not measured but taken to be none.
 MIN_CHANGE_ROWS = 30
+UNUSUAL = 0.05  # a share that one flag in a hundred rows hardly ever makes
 
 
 # ---- What a run says of a score
@@ -103,6 +104,32 @@ class Trust:
                 )
         return TrustColumns(low, high, flag_N, self.parts)
 
+    def notes(self, coverage: float) -> list[str]:
+        """Say of which targets there are no intervals, or none at this coverage, and whether rows can be told apart."""
+        lines = [f"no intervals of {target}: {why}" for target, why in self.missing.items()]
+        few = {target: found for target, found in self.intervals.items() if found.most < coverage}
+        for target, found in few.items():
+            groups = "group" if found.num_groups == 1 else "groups"
+            lines.append(
+                f"the intervals of {target} are all of 0 to 1: {found.num_groups:,} {groups} to learn from allow a "
+                f"coverage of at most {found.most:.3f}"
+            )
+        if self.likeness is None:
+            lines.append("what is unlike the training is not told: it had too few groups")
+        return lines
+
+
+def unlike_words(columns: TrustColumns, num_scored: int, what: str) -> str:
+    """Say how many of the scored rows, `what` they are called, are unlike those of the training, and by which part."""
+    flagged = columns.flag_N[columns.flag_N >= 0]
+    if not len(flagged):
+        return f"none of {num_scored:,} {what} is unlike those that the run was trained on"
+    parts = [(int((flagged == place).sum()), name) for place, name in enumerate(columns.parts)]
+    by = ", ".join(f"{count:,} by {name}" for count, name in sorted(parts, reverse=True) if count)
+    verb = "is" if len(flagged) == 1 else "are"
+    doubt = ": their scores and intervals are a guess" if len(flagged) > UNUSUAL * num_scored else ""
+    return f"{len(flagged):,} of {num_scored:,} {what} {verb} unlike those that the run was trained on ({by}){doubt}"
+
 
 def _known(vector_NW: NDArray[np.floating], name: str) -> NDArray[np.floating]:
     """Return vectors with NaN for those that are none: prompts that are 0."""
@@ -159,7 +186,9 @@ def fit_trust(
     vectors = _vectors(rows, chosen, views=views, prompts=sees_prompts)
     vectors = {name: _known(vector_MW, name) for name, vector_MW in vectors.items()}
     # An embedding's entries are of one kind, those of a further view are not.
-    likeness = fit_likeness(vectors, group_N[chosen], each={name: name not in (CENTER, PROMPT) for name in vectors})
+    likeness = fit_likeness(
+        vectors, group_N[chosen], each={name: name.rpartition(":")[2] not in (CENTER, PROMPT) for name in vectors}
+    )
     coordinates = {name: part.coordinates(vectors[name]) for name, part in (likeness.parts.items() if likeness else ())}
     looks_MC, sources = _looks(likeness, coordinates, len(chosen)), task.rows.rows.text["source"]
     source_M = row_keys(sources)[chosen] if sources.some() else None

@@ -57,10 +57,11 @@ PAGE_POLICY = (
 
 def scores_model(names: Sequence[str]) -> type[BaseModel]:
     """Return the model of an answer: the columns of a table of scores, and whether the prompt was cut."""
-    fields: dict[str, Any] = dict.fromkeys(names, (float | None, ...))
+    fields: dict[str, Any] = {name: (str if name == "flag" else float | None, ...) for name in names}
     return create_model(
         "Scores",
-        __doc__="Scores in [0, 1] with their parts; null where the run has none.",
+        __doc__="Scores in [0, 1] with their parts and the ends of their intervals; null where the run has none. "
+        "`flag` says what is unlike the images that the run was trained on, and is empty where nothing is.",
         **fields,
         prompt_truncated=(bool, ...),
     )

@@ -17,7 +17,6 @@ from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.sources import UnreadableImage, container_of, read_image_bytes
-from deltaclip.pipeline.runs.prediction_table import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 
 
 # ---- Scores for whoever asks: uploads and paths to images, images and prompts to micro-batches
+
+# Scores by name, None for what the run has not; the flag is a text.
+Answered = dict[str, float | bool | str | None]
 
 
 class Refused(Exception):  # noqa: N818 - an answer
@@ -55,6 +57,7 @@ class Service:
         max_pixels: of an image.
         max_bytes: of a file under the root.
         max_prompt_chars: of a prompt.
+        coverage: share of human scores that intervals are to hold.
         batch_size: most images of a forward pass; 1 turns micro-batches off.
         wait_s: how long a first image waits for others.
         queue_size: most images that wait; with those of one forward pass, most that are decoded or in memory.
@@ -68,15 +71,16 @@ class Service:
         max_pixels: int,
         max_bytes: int,
         max_prompt_chars: int,
+        coverage: float,
         batch_size: int,
         wait_s: float,
         queue_size: int,
     ) -> None:
-        self.scorer, self.root = scorer, root
+        self.scorer, self.root, self.coverage = scorer, root, coverage
         self.max_bytes, self.max_prompt_chars = max_bytes, max_prompt_chars
         self._open = file_opener(scorer.backbone, max_pixels=max_pixels)
         self.queue_size, self._most_held, self._num_held = queue_size, queue_size + batch_size, 0
-        self.batcher: MicroBatcher[_Ready, dict[str, float | bool | None]] = MicroBatcher(
+        self.batcher: MicroBatcher[_Ready, Answered] = MicroBatcher(
             self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size
         )
         self._decoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="decode")
@@ -84,14 +88,14 @@ class Service:
     @property
     def columns(self) -> list[str]:
         """Names of the scores that an answer has."""
-        return list(Scores.nothing(0, [target.name for target in self.scorer.heads.targets]).columns())
+        return list(self.scorer.nothing(0).columns())
 
     async def stop(self) -> None:
         """End the threads."""
         await self.batcher.stop()
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
-    async def score(self, pairs: Sequence[Pair]) -> list[dict[str, float | bool | None] | Refused]:
+    async def score(self, pairs: Sequence[Pair]) -> list[Answered | Refused]:
         """Return for each pair its scores by name, None for what the run has not, or why it is refused.
 
         Raises:
@@ -153,13 +157,14 @@ class Service:
             raise Refused(f"path: {error.strerror}") from error
         return read_image_bytes(path, self.root)
 
-    def _score(self, items: Sequence[_Ready]) -> list[dict[str, float | bool | None]]:
+    def _score(self, items: Sequence[_Ready]) -> list[Answered]:
         prompts = [item.prompt for item in items if item.prompt is not None and self.scorer.needs_prompts]
         texts = list(dict.fromkeys(prompts))
         t_TD, truncated_T = self.scorer.embed_prompts(texts)
         place = [texts.index(prompt) for prompt in prompts]
         t_BD = t_TD[place] if self.scorer.needs_prompts else None
-        scores = self.scorer.score_crops([item.crops for item in items], t_BD, range(len(items)))
+        crops = [item.crops for item in items]
+        scores = self.scorer.score_crops(crops, t_BD, range(len(items)), coverage=self.coverage)
         truncated = truncated_T[place].tolist() if self.scorer.needs_prompts else [False] * len(items)
         columns = scores.columns()
         return [
@@ -168,7 +173,9 @@ class Service:
         ]
 
 
-def _plain(value: float) -> float | None:
+def _plain(value: float | str) -> float | str | None:
+    if isinstance(value, str):
+        return value
     return None if math.isnan(value) else float(value)
 
 

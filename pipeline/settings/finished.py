@@ -10,6 +10,7 @@ from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.options import check_settings, setting
 from deltaclip.base.places import check_suffix
 
+COVERAGE_HELP = "Share of human scores that the intervals are to hold."
 TABLES = (".csv", ".jsonl", ".parquet")  # what scores are written as
 
 
@@ -79,6 +80,7 @@ class PredictConfig:
         names="input",
     )
     out: Path | None = setting(None, help="Write the scores to this .csv, .jsonl or .parquet file.", names="file")
+    coverage: float = setting(0.9, help=COVERAGE_HELP, gt=0, lt=1)
     backbone: str | None = setting(
         None, help="Where the run's backbone lies now, if it has moved; checked by fingerprint.", names="backbone"
     )
@@ -213,6 +215,7 @@ class ServeConfig:
     max_request_mb: float = setting(20.0, help="Largest request, and largest file under the root, in MB.", gt=0)
     max_megapixels: float = setting(50.0, help="Largest image, in million pixels.", gt=0, le=100)
     max_prompt_chars: int = setting(2000, help="Longest prompt, in characters.", ge=1)
+    coverage: float = setting(0.9, help=COVERAGE_HELP, gt=0, lt=1)
     timeout_s: float = setting(30.0, help="Seconds that a request may take to arrive, and its answer to be made.", gt=0)
     backbone: str | None = setting(
         None, help="Where the run's backbone lies now, if it has moved; checked by fingerprint.", names="backbone"

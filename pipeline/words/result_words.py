@@ -59,6 +59,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     if means := floor_means(metrics["floors"]["no_image"]):
         lines.append(f"no image: {means}, chosen on training rows")
     lines += _source_lines(metrics["per_source"])
+    lines += _trust_lines(metrics)
     lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
     return "\n".join(lines)
 
@@ -131,6 +132,27 @@ def _source_lines(per_source: dict[str, Any]) -> list[str]:
         count = max((figures["n"] for figures in found), key=_mean)
         lines.append(f"{source:{width}}{_count(count):>6}" + "".join(_number(fig["srocc"], 14) for fig in found))
     return lines
+
+
+def _trust_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return how many test rows lie in their intervals, and how many are unlike the training; nothing of old runs."""
+    found = {label: each for label, each in metrics.get("intervals", {}).items() if _known(each["coverage"])}
+    lines = []
+    if found:
+        asked = _mean(next(iter(found.values()))["asked"])
+        parts = [
+            f"{label} {_number(each['coverage'], 0)} (width {_number(each['width'], 0)})"
+            for label, each in found.items()
+        ]
+        lines = [f"intervals at {asked:g} hold, of the test rows' labels: {', '.join(parts)}"]
+    share = metrics.get("unlike", {}).get("test")
+    if _known(share):
+        lines.append(f"unlike the training: {_number(share, 0)} of the test rows (0.01 is usual)")
+    return ["", *lines] if lines else []
+
+
+def _known(value: Any) -> bool:
+    return (value["mean"] if isinstance(value, dict) else value) is not None
 
 
 def _mean(value: Any) -> float:

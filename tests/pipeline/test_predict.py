@@ -11,14 +11,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.weights import find_weights, fingerprint
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.predict import predict
-from deltaclip.pipeline.settings import PredictConfig
+from deltaclip.pipeline.settings import PredictConfig, TrainConfig
+from deltaclip.pipeline.train import train
 from deltaclip.tests.pipeline.conftest import read_csv, write_csv
 
 PARTS = ("", "_base", "_delta")
+WHOLE = (*PARTS, "_low", "_high")
 SCORES = (*(f"{target}{part}" for target in ("quality", "consistency") for part in PARTS), "q", "c")
 # A batch of another size takes other kernels, whose bf16 sums differ in the last of 8 bits; the slope of the base
 # (about 4 on this data) multiplies what is left of that in a cosine. Measured: 4e-4.
@@ -77,8 +82,9 @@ def test_manifest_scores_as_the_cache(scored, recorded, demo_folder, demo_rows):
     assert_recorded(result, recorded, {row["image"]: row for row in demo_rows})
     assert result.failed == 0
     lines = result.summary().splitlines()
-    assert len(lines) == 22
-    assert lines[-1] == "... 220 more: give --out FILE.csv for all"
+    assert len(lines) == 23
+    assert lines[-2] == "... 220 more: give --out FILE.csv for all"
+    assert " of 240 pairs " in lines[-1]
 
 
 def test_three_targets_are_predicted_one_of_a_name_of_its_own(
@@ -87,7 +93,8 @@ def test_three_targets_are_predicted_one_of_a_name_of_its_own(
     recorded, out = read_csv(colour_run / "predictions.csv"), tmp_path / "scores.csv"
     result = scored(colour_table, run=colour_run, image_root=demo_folder, out=out)
     names = [f"{target}{part}" for target in ("quality", "consistency", "colour") for part in PARTS]
-    assert list(result.columns) == list(read_csv(out)[0]) == ["image", "prompt", *names, "q", "c", "error"]
+    whole = [f"{target}{part}" for target in ("quality", "consistency", "colour") for part in WHOLE]
+    assert list(result.columns) == list(read_csv(out)[0]) == ["image", "prompt", *whole, "q", "c", "flag", "error"]
     assert result.labels == ("quality", "consistency", "colour")
     for name in names:
         assert result.columns[name] == pytest.approx([float(row[name]) for row in recorded], abs=BATCH_NOISE), name
@@ -104,7 +111,7 @@ def test_folder_with_a_table_of_prompts(scored, recorded, pictures, tmp_path):
     assert result.columns["image"] == ["more/c.png", "a.png"]
     assert_recorded(result, recorded, rows)
     assert result.note == f"1 images of the folder have no row in {table} and were not scored"
-    assert result.summary().endswith(result.note)
+    assert result.note in result.summary().splitlines()
 
 
 def test_folder_with_a_text_file_beside_each_image(scored, recorded, pictures):
@@ -142,7 +149,8 @@ def test_tables_of_every_format_hold_the_same(scored, pictures, tmp_path):
         from_csv = [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
     from_jsonl = [json.loads(line) for line in outs[1].read_text().splitlines()]
     from_parquet = pq.read_table(outs[2]).to_pylist()
-    names = ["image", "prompt", *SCORES, "error"]
+    whole = (f"{target}{part}" for target in ("quality", "consistency") for part in WHOLE)
+    names = ["image", "prompt", *whole, "q", "c", "flag", "error"]
     assert list(from_csv[0]) == list(from_jsonl[0]) == list(from_parquet[0]) == names
     assert len(from_csv) == len(from_jsonl) == len(from_parquet) == 4
     for in_csv, in_jsonl, in_parquet in zip(from_csv, from_jsonl, from_parquet, strict=True):
@@ -214,8 +222,8 @@ def test_names_that_are_no_text(scored, pictures, tmp_path):
     assert scored(folder, prompt="x", out=out).columns["image"] == names
     assert [row["image"] for row in read_csv(out)] == names
     lines = scored(folder, prompt="x").summary().splitlines()
-    assert len(lines) == 6
-    assert lines[-2].startswith(r"two\nlines.png ")
+    assert len(lines) == 7
+    assert lines[-3].startswith(r"two\nlines.png ")
 
 
 def test_what_cannot_be_read_is_listed_never_dropped(scored, pictures):
@@ -400,3 +408,62 @@ def test_labels_that_no_range_fits_do_not_stop_a_prediction(demo_run, demo_folde
     table.write_text("image,prompt,quality\nimages/0000_0.png,a red circle,-2.394\n")
     found = predict(PredictConfig(run=demo_run, target=str(table), image_root=demo_folder))
     assert 0 <= found.columns["quality"][0] <= 1
+
+
+# How far to trust a score
+
+
+def test_intervals_are_those_of_the_run_and_widen_with_coverage(scored, recorded, demo_folder):
+    found = {coverage: scored(demo_folder / "demo.csv", coverage=coverage) for coverage in (0.5, 0.9)}
+    names = found[0.9].columns["image"]
+    test = [row for row, name in enumerate(names) if recorded[name]["split"] == "test"]  # others are left out there
+    for target in ("quality", "consistency"):
+        for end in ("_low", "_high"):
+            expected = [float(recorded[names[row]][f"{target}{end}"]) for row in test]
+            # Scores that are off by the noise of a batch move their expected error too.
+            assert found[0.9].columns[f"{target}{end}"][test] == pytest.approx(expected, abs=4 * BATCH_NOISE)
+        score, low, high = (found[0.5].columns[f"{target}{part}"] for part in ("", "_low", "_high"))
+        assert np.all((low <= score) & (score <= high))
+        wide = found[0.9].columns[f"{target}_high"] - found[0.9].columns[f"{target}_low"]
+        assert np.mean(wide) > np.mean(high - low)
+
+
+def test_flat_pictures_are_unlike_the_training_and_the_last_line_says_so(
+    scored, demo_folder, demo_rows, *, demo_cache, tiny_backbone, tmp_path
+):
+    cache, folder = tmp_path / "statistics.h5", tmp_path / "flat"
+    shutil.copyfile(demo_cache, cache)
+    views = "center,statistics"
+    extract(ExtractConfig(data=str(demo_folder / "demo.csv"), out=cache, backbone=tiny_backbone, views=views))
+    run = train(TrainConfig(cache=cache, out=tmp_path / "run", epochs=1)).run
+    folder.mkdir()
+    for number, colour in enumerate(("red", "lime", "blue")):
+        Image.new("RGB", (96, 96), colour).save(folder / f"{number}.png")
+    shutil.copyfile(demo_folder / demo_rows[0]["image"], folder / "usual.png")
+    result = scored(folder, run=run, prompt=demo_rows[0]["prompt"])
+    assert [flag.partition(":")[0] for flag in result.columns["flag"]] == ["unlike"] * 3 + [""]
+    assert result.unlike == 3
+    assert result.summary().splitlines()[-1].startswith("3 of 4 pairs are unlike those that the run was trained on (")
+    assert result.to_json()["rows"][0]["flag"] == result.columns["flag"][0]
+
+
+def test_a_run_of_before_scores_without_intervals_and_says_so_once(
+    scored, demo_run, demo_folder, *, demo_rows, tmp_path
+):
+    run = tmp_path / "old"
+    shutil.copytree(demo_run, run)
+    (run / "trust.safetensors").unlink()
+    result = scored(demo_folder / demo_rows[0]["image"], run=run, prompt="a red circle")
+    assert not {"quality_low", "flag"} & set(result.columns)
+    assert (result.coverage, result.unlike) == (None, None)
+    lines = result.summary().splitlines()
+    assert [line for line in lines if "intervals" in line] == [
+        f"no intervals: {run} is of an earlier release; train again for them"
+    ]
+
+
+@pytest.mark.parametrize("coverage", [0, 1, -0.1, 90, float("nan")])
+def test_a_coverage_that_is_no_share_is_refused(coverage, demo_run, demo_folder):
+    with pytest.raises(UserError) as refused:
+        PredictConfig(run=demo_run, target=str(demo_folder), coverage=coverage)
+    assert str(refused.value).startswith("--coverage: ")

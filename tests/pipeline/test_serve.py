@@ -136,7 +136,9 @@ def test_an_upload_scores_what_the_scorer_says(client, scorer, demo_folder, demo
         expected = scorer.score(path, row["prompt"])
         assert status == 200
         assert found.pop("prompt_truncated") is False
-        assert found == pytest.approx({name: float(values[0]) for name, values in expected.scores.columns().items()})
+        columns = expected.scores.columns()
+        assert found.pop("flag") == columns.pop("flag")[0] == ""
+        assert found == pytest.approx({name: float(values[0]) for name, values in columns.items()})
 
 
 def test_a_path_under_the_root_scores_what_its_upload_does(client, picture):
@@ -205,15 +207,20 @@ def test_what_the_run_has_not_learned_is_null(start, scorer, picture):
 def test_three_targets_are_named_and_scored_and_those_that_see_the_prompt_are_told(start, colour_run, picture):
     scorer = Scorer.load(colour_run, device="cpu")
     client, targets = start(of=scorer), ["quality", "consistency", "colour"]
-    names = [f"{target}{part}" for target in targets for part in ("", "_base", "_delta")]
+    parts = ("", "_base", "_delta", "_low", "_high")
+    names = [f"{target}{part}" for target in targets for part in parts] + ["q", "c", "flag"]
     _, document = client.ask("GET", "/openapi.json")
-    assert list(document["components"]["schemas"]["Scores"]["properties"]) == [*names, "q", "c", "prompt_truncated"]
+    assert list(document["components"]["schemas"]["Scores"]["properties"]) == [*names, "prompt_truncated"]
     _, health = client.ask("GET", "/healthz")
     assert (health["labels"], health["needs_prompt"]) == (targets, ["consistency"])
     status, found = client.post("/score", ("image", picture), ("prompt", "a red circle"))
     expected = scorer.score(picture, "a red circle").scores.columns()
     assert status == 200
-    assert {name: found[name] for name in names} == {name: pytest.approx(float(expected[name][0])) for name in names}
+    assert found["flag"] == expected["flag"][0]
+    numbers = [name for name in names if name != "flag"]
+    assert {name: found[name] for name in numbers} == {
+        name: pytest.approx(float(expected[name][0])) for name in numbers
+    }
 
 
 HOSTILE = {
@@ -507,7 +514,7 @@ def test_a_full_queue_is_503_and_the_server_goes_on(start, picture):
 
 def test_what_finds_no_room_is_not_decoded(scorer, picture):
     limits = {"root": None, "max_pixels": 10**6, "max_bytes": 10**6, "max_prompt_chars": 100, "wait_s": 0}
-    service = Service(scorer, **limits, batch_size=1, queue_size=2)
+    service = Service(scorer, **limits, coverage=0.9, batch_size=1, queue_size=2)
 
     async def ask():
         service.batcher.start()
@@ -666,7 +673,7 @@ def test_a_defect_is_one_line_of_the_log_and_what_clients_do_none(start, scorer,
         be_a_nuisance(client, picture)
         assert client.post("/score", ("image", picture), ("prompt", "x"))[0] == 200
         assert capsys.readouterr() == ("", "")
-        monkeypatch.setattr(scorer, "score_crops", lambda *_: int("x"))
+        monkeypatch.setattr(scorer, "score_crops", lambda *_, **__: int("x"))
         failed = {"error": "the server failed on this request; its log says why"}
         assert client.post("/score", ("image", picture), ("prompt", "x")) == (500, failed)
         said, deadline = "", time.monotonic() + 10
