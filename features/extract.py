@@ -247,6 +247,7 @@ def _extraction(config: ExtractConfig, out: Path) -> Extraction:
             label_range=config.label_range,
             targets=config.target,
             allow_outside=config.allow_outside,
+            raters=config.raters,
         ),
         device=config.device,
         precision=config.precision,

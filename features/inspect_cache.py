@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.features.data.ratings import agreement_words
 from deltaclip.features.data.views import ANCHORS, left_out_lines
 from deltaclip.features.store.cache_export import export_cache
 from deltaclip.features.store.schema import CODE_COLUMNS, DONE, FAILED, PENDING
@@ -69,6 +70,8 @@ class CacheReport:
             + (f", weights {self.request['weights_sha256'][:12]}" if "weights_sha256" in self.request else ""),
         ]
         lines += [f"  loaded: {note}" for note in loading_notes(facts)]
+        agreement = self.dataset.get("agreement", {})
+        lines += [f"  {label}: {agreement_words(found)}" for label, found in agreement.items()]
         for name, view in self.views.items():
             rest = "".join(f", {view[key]:,} {words}" for key, words in _REST.items() if view[key])
             lines.append(f"  view {name}: {view['done']:,} of {self.images:,} images{rest}, W = {view['width']}")

@@ -58,6 +58,9 @@ class ExtractConfig:
     label_range: list[str] | None = setting(
         None, help="LO,HI of all labels, or quality=LO,HI of one, repeatable; default the adapter's, else detected."
     )
+    raters: Literal["mean", "zscore"] = setting(
+        "mean", help="Of several ratings of an image and prompt: their mean, or that of z-scores of each rater."
+    )
     on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
     shard: str | None = setting(
         None,

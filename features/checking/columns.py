@@ -189,10 +189,10 @@ def _check_twice(findings: Findings) -> None:
         whose = f", by column {rows.raters[0]!r}" if rows.raters else ""
         findings.warn(
             "several_ratings",
-            f"{len(more):,} rows are further ratings of an image and prompt{whose}; each row counts by itself",
+            f"{len(more):,} rows are further ratings of an image and prompt{whose}: extract takes the mean of each",
             at=more,
-            remedy="put their mean into one row, and their SD into quality_std or consistency_std, so that all images "
-            "weigh the same; do not leave out equal ratings, which would change the mean",
+            remedy="nothing needs to be done; do not leave out equal ratings, which would change the mean; "
+            "`extract --raters zscore` makes people comparable who did not rate the same images",
         )
         return
     findings.warn(

@@ -22,6 +22,7 @@ from deltaclip.features.data.cells import SHARED_TEXTS
 from deltaclip.features.data.numbers import LONGEST_WORD, PROBED, is_missing_word, is_numeric, read_numbers
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.prompts import prompt_group
+from deltaclip.features.data.ratings import average_ratings
 from deltaclip.features.data.targets import targets_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from deltaclip.base.vocabulary import Target
     from deltaclip.features.data.numbers import Numbers
+    from deltaclip.features.data.ratings import Raters
     from deltaclip.features.data.table import Table
     from deltaclip.features.data.targets import AskedTarget
 
@@ -44,7 +46,7 @@ ALIASES = {
     "image": (
         *("image", "img", "image_path", "img_path", "image_name", "img_name", "name", "filename", "file_name"),
         *("filepath", "file_path", "file", "path", "image_file", "image_filename", "image_file_name"),
-        *("picture", "jpg", "jpeg", "png", "webp", "image_bytes"),
+        *("picture", "jpg", "jpeg", "png", "webp", "image_bytes", "image_url", "url"),
     ),
     "prompt": ("prompt", "caption", "text", "description", "prompt_text", "text_prompt"),
     "quality": (
@@ -78,6 +80,7 @@ NUMERIC = tuple(
 )  # fields that numbers alone can be
 # Names of columns that say who rated: then a row is one rating, and an image has several rows.
 RATERS = ("rater", "rater_id", "worker", "worker_id", "annotator", "annotator_id", "user_id", "subject", "observer")
+OF_MTURK = re.compile(r"(?:Input|Answer)\.(.+)", re.IGNORECASE)
 FILE_NAME = re.compile(r".*\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|jxl)", re.IGNORECASE)
 TEXT_FIELDS = ("images", "prompts", "explanations", "groups", "sources", "splits", "places")
 
@@ -100,6 +103,7 @@ class Manifest:
     places: Sequence[str]  # 'file, line' of each row, for messages
     label_ranges: dict[str, LabelRange] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what was left out or put in, and why
+    agreement: dict[str, dict[str, Any]] = field(default_factory=dict)  # of raters, by label, where rows were ratings
 
     def __len__(self) -> int:
         return len(self.images)
@@ -141,8 +145,9 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     source_of: Callable[[str], str] | None = None,
     allow_outside: bool = False,
     read_labels: bool = True,
+    raters: Raters = "mean",
 ) -> Manifest:
-    """Turn a table into a manifest.
+    """Turn a table into a manifest, with one row of means where an image and prompt have several ratings.
 
     Args:
         table: columns as read.
@@ -153,6 +158,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
         source_of: gives the generator from an image name where no column does.
         allow_outside: permit image paths that leave `image_root`.
         read_labels: False leaves the label columns alone, whatever is in them.
+        raters: how the ratings of several people become one label.
 
     Raises:
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
@@ -172,7 +178,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     if source_of and "source" not in found:
         sources = [source_of(image) for image in images]
     group_of = lru_cache(SHARED_TEXTS)(prompt_group)  # and one object for the rows of a prompt
-    return Manifest(
+    whole = Manifest(
         name=name,
         path=table.path,
         image_root=image_root,
@@ -188,6 +194,21 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
         label_ranges=ranges,
         notes=(*read_so, *notes),
     )
+    if not labelled:
+        return whole
+    return average_ratings(whole, table.names(who) if (who := rater_column(table)) else None, how=raters)
+
+
+def rater_column(table: Table) -> str | None:
+    """Return the column that says who rated, None without."""
+    by_name = _by_plain_name(table)
+    return next((by_name[name] for name in map(plain_name, RATERS) if name in by_name), None)
+
+
+def _by_plain_name(table: Table) -> dict[str, str]:
+    """Return the columns by their plain names; of MTurk's `Input.prompt` and `Answer.quality` also by what follows."""
+    inner = {plain_name(found[1]): name for name in table.columns if (found := OF_MTURK.fullmatch(name))}
+    return inner | {plain_name(name): name for name in reversed(table.columns)}
 
 
 def find_columns(table: Table, targets: Sequence[AskedTarget] = ()) -> dict[str, str]:
@@ -198,7 +219,7 @@ def find_columns(table: Table, targets: Sequence[AskedTarget] = ()) -> dict[str,
     Raises:
         UserError: the table lacks the column of a target that was asked for.
     """
-    by_name = {plain_name(name): name for name in reversed(table.columns)}
+    by_name = _by_plain_name(table)
     aliases = {field: [by_name[alias] for alias in _plain_aliases(field) if alias in by_name] for field in ALIASES}
     wanted = [plain_name(asked.column) for asked in targets]
     own = {by_name.get(name) for column in wanted for name in (column, f"{column}std", f"std{column}")}

@@ -32,6 +32,8 @@ NEAREST_NAMES = 2000  # of a folder that the nearest name is looked for in: 5 ms
 MOST_NEAREST = 50  # files of a table that it is looked for: all others have the same fault
 GONE = "no such file"
 UNDERSTOOD = "image paths were understood by"
+UPLOADED = "/data/"  # how Label Studio names what was given to it
+UPLOAD = re.compile(r"[0-9a-f]{8}-")  # which it puts before the name
 KEYS: dict[str, Callable[[str], str]] = {
     "form": lambda name: unicodedata.normalize("NFC", name),
     "case": str.casefold,
@@ -52,6 +54,8 @@ def understood(written: str, root: Path, *, allow_outside: bool = False) -> tupl
     """
     if _is_plain(written) or _is_file(root, written):
         return written, ""
+    if (downloaded := _downloaded(written, root)) is not None:
+        return downloaded, "the name of the file behind their address"
     for how, reading in _readings(written):
         if not (allow_outside or is_inside(reading, root)):
             return reading, how
@@ -148,6 +152,8 @@ def _misspelt(name: str, folder: Path) -> str | None:
 def _is_plain(written: str) -> bool:
     return (
         written.isascii()
+        and "://" not in written
+        and not written.startswith(UPLOADED)
         and "\\" not in written
         and "%" not in written
         and written[:1] not in STARTS
@@ -172,6 +178,20 @@ def _readings(written: str) -> Iterator[tuple[str, str]]:
         if changed != reading:
             reading, hows = changed, [*hows, how]
             yield " and ".join(hows), reading
+
+
+def _downloaded(text: str, root: Path) -> str | None:
+    """Return the file that was at a web address, or uploaded to a program, as it lies in the root; None without."""
+    web = WEB_ADDRESS.match(text)
+    if not (text.startswith(UPLOADED) or (web and len(web[1]) > 1 and web[1].lower() != "file")):
+        return None
+    there = urllib.parse.urlsplit(text)
+    query = urllib.parse.parse_qs(there.query).get("d", [""])[0]
+    parts = [part for part in (query or urllib.parse.unquote(there.path)).split("/") if part not in {"", ".", ".."}]
+    tails = ["/".join(parts[first:]) for first in range(len(parts))]
+    last = parts[-1] if parts else ""
+    names = [*tails, *([last[match.end() :]] if (match := UPLOAD.match(last)) else [])]
+    return next((name for name in names if name and _is_file(root, name)), None)
 
 
 def _inside_quotes(text: str) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow", ".xlsx")
 CALLED = {".parquet": PARQUET, ".arrow": ARROW, ".feather": ARROW, ".xlsx": XLSX}
 WANTED = {".parquet": "Parquet file", ".arrow": "Arrow file", ".feather": "Arrow file", ".xlsx": "Excel workbook"}
 PACKED = ".gz"  # behind the suffix of a text file
+EXPORTS = (b'"annotations"', b'"images"', b'"data"')  # at the beginning of exports that are no list of rows
 ROWS_OF_JSON = re.compile(rb"\s*\[\s*\{")
 
 
@@ -375,8 +376,11 @@ def _table(
 
 
 def _read_json(path: Path) -> Table:
-    """Read one object a line, or a list of objects."""
-    if ROWS_OF_JSON.match(_head(path).removeprefix(b"\xef\xbb\xbf")):
+    """Read one object a line, a list of objects, or what another program exports."""
+    if (exported := _exported(path)) is not None:
+        records, what = exported
+        lines, word, note = list(range(1, len(records) + 1)), "row", f"{path.name} is {what} and is read as that"
+    elif ROWS_OF_JSON.match(_head(path).removeprefix(b"\xef\xbb\xbf")):
         records, lines, word, note = *_entries(path), "entry", ""
     else:
         records, lines, note = _json_lines(path)
@@ -384,6 +388,20 @@ def _read_json(path: Path) -> Table:
     names = list(dict.fromkeys(name for record in records for name in record))
     columns = {name: as_column(record.get(name) for record in records) for name in names}
     return _table(path, columns, lines, line_word=word, notes=[note] if note else [])
+
+
+def _exported(path: Path) -> tuple[list[dict[str, Any]], str] | None:
+    """Return the rows of a file of a known layout of another program, with its name; None of any other."""
+    from deltaclip.features.data.exports import rows_of
+
+    head = _head(path)
+    if table_suffix(path) != ".json" or not any(mark in head for mark in EXPORTS):
+        return None
+    try:
+        with open_text(path)[0] as file:
+            return rows_of(json.load(file))
+    except (ValueError, RecursionError, *DAMAGED):  # which is said by whoever reads it as rows
+        return None
 
 
 def _entries(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -191,6 +191,7 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Par
             "targets": [target.to_json() for target in manifest.targets],
             "label_ranges": {k: str(v) for k, v in manifest.label_ranges.items()},
             "image_root": str(manifest.image_root.absolute()),
+            **({"agreement": manifest.agreement} if manifest.agreement else {}),
         },
         part=part,
     )

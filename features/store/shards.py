@@ -162,7 +162,7 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
         [contents[row] for row in order],
     )
     about = {name: words for name, words in plan.dataset.items() if name != "image_root"}
-    return replace(plan, dataset=about | _common_root(datasets))
+    return replace(plan, dataset=about | _common_root(datasets) | _common_agreement(datasets))
 
 
 def _common_targets(stores: Sequence[FeatureStore]) -> tuple[Target, ...]:
@@ -181,6 +181,12 @@ def _common_root(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Return the folder of the images if the caches that record it agree: file names are relative to it."""
     roots = {dataset["image_root"] for dataset in datasets if "image_root" in dataset}
     return {"image_root": roots.pop()} if len(roots) == 1 else {}
+
+
+def _common_agreement(datasets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how well raters agree if all caches say the same, as shards of one table do."""
+    found = [dataset.get("agreement") for dataset in datasets]
+    return {"agreement": found[0]} if found[0] and all(each == found[0] for each in found) else {}
 
 
 def _keys(store: FeatureStore) -> NDArray[np.object_]:

@@ -21,6 +21,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from deltaclip.features.data.images import thumbnail
+from deltaclip.features.data.ratings import agreement_words
 from deltaclip.features.data.sources import UnreadableImage, read_image_bytes
 from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.charts import number
@@ -230,7 +231,7 @@ def make_section(
         name=name,
         run=run,
         split_words=_split_words(run.metrics["split"]),
-        headline=[_headline(label, run.metrics) for label in labels],
+        headline=[_headline(label, run) for label in labels],
         metrics=page_tables.metrics_table(run.metrics),
         figures=panels.figure_panel(run.metrics),
         sides=page_tables.sides_table(run.metrics),
@@ -274,8 +275,12 @@ def _split_words(split: dict[str, Any]) -> str:
     return f"{KIND_WORDS[split['kind']]}: {train} train, {val} validation and {test} test rows, {seed}"
 
 
-def _headline(label: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the first figure of a label, and its floors."""
+CEILING = "ceiling by the raters' agreement"
+
+
+def _headline(label: str, run: RunFolder) -> dict[str, Any]:
+    """Return the first figure of a label, its floors, and what raters who agree so well allow at most."""
+    metrics, agreement = run.metrics, run.config["cache"]["dataset"].get("agreement", {})
     figures = metrics["test"][label]
     floors = {
         words: page_tables.mean_of(metrics["floors"][floor].get(label, {}).get("srocc"))
@@ -286,7 +291,10 @@ def _headline(label: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "label": label,
         "value": shown.words,
         "interval": page_tables.interval_words(figures.get("srocc_ci")),
-        "floors": [(words, shown_number(floor)) for words, floor in floors.items()],
+        "floors": [
+            *((words, shown_number(floor)) for words, floor in floors.items()),
+            *([(CEILING, shown_number(agreement[label]["ceiling"]))] if label in agreement else []),
+        ],
     }
 
 
@@ -301,6 +309,7 @@ def _topic(line: str) -> tuple[str, str]:
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     config = run.config
     backbone, cache = config["backbone"], config["cache"]
+    agreement = cache["dataset"].get("agreement", {})
     made = " ".join(str(backbone[name]) for name in ("backbone", "pretrained") if backbone.get(name))
     facts = [
         ("backbone", f"{made}, D = {backbone['dim']}, {backbone['precision']}"),
@@ -310,6 +319,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ),
         ("preprocessing", ", ".join(f"{name} {value}" for name, value in backbone.get("preprocessing", {}).items())),
         ("label ranges", ", ".join(f"{label} {words}" for label, words in cache["dataset"]["label_ranges"].items())),
+        *((f"raters of {label}", agreement_words(found)) for label, found in agreement.items()),
         ("cache", str(cache["path"])),
         ("best epoch", ", ".join(f"{label} {epoch}" for label, epoch in config["best_epoch"].items())),
         ("scales", ", ".join(f"{label} {shown_number(scale)}" for label, scale in config["scales"].items())),

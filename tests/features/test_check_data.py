@@ -359,7 +359,7 @@ def test_equal_ratings_are_no_copies(pictures, header, rows, *, kind, column):
     if column is not None:
         count = len(rows) - 1
         assert found[kind].message == (
-            f"{count:,} rows are further ratings of an image and prompt{column}; each row counts by itself"
+            f"{count:,} rows are further ratings of an image and prompt{column}: extract takes the mean of each"
         )
         assert "do not leave out equal ratings" in found[kind].remedy
     else:

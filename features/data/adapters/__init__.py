@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from deltaclip.features.data.manifest import Manifest
+    from deltaclip.features.data.ratings import Raters
     from deltaclip.features.data.targets import AskedTarget
 
 FOLDER_ADAPTERS: dict[str, Callable[[Path], DataTables]] = {
@@ -54,6 +55,7 @@ def read_manifest(
     targets: Sequence[str] | None = None,
     allow_outside: bool = False,
     read_labels: bool = True,
+    raters: Raters = "mean",
 ) -> Manifest:
     """Read what `data` names: `demo`, `ADAPTER:DIR`, the path of a table or folder, or a pattern of several files.
 
@@ -64,6 +66,7 @@ def read_manifest(
         targets: `NAME=COLUMN:image` or `:pair` of each target beside the known ones.
         allow_outside: permit image paths that leave the image root.
         read_labels: False leaves the label columns alone, whatever is in them.
+        raters: how the ratings of several people become one label.
 
     Raises:
         UserError: unknown adapter, missing folder, or anything wrong in the table.
@@ -71,7 +74,7 @@ def read_manifest(
     asked = parse_targets(targets)
     given = parse_label_ranges(label_range, asked)
     tables = open_data(data, image_root=image_root, targets=asked)
-    return manifest_of(tables, label_ranges=given, allow_outside=allow_outside, read_labels=read_labels)
+    return manifest_of(tables, label_ranges=given, allow_outside=allow_outside, read_labels=read_labels, raters=raters)
 
 
 def open_data(data: str, *, image_root: Path | None = None, targets: Sequence[AskedTarget] = ()) -> DataTables:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deltaclip.features.data.manifest import LabelRange, Manifest
+    from deltaclip.features.data.ratings import Raters
     from deltaclip.features.data.table import Table
     from deltaclip.features.data.targets import AskedTarget
 
@@ -55,7 +56,12 @@ class DataTables:
 
 
 def manifest_of(
-    data: DataTables, *, label_ranges: Mapping[str, LabelRange], allow_outside: bool = False, read_labels: bool = True
+    data: DataTables,
+    *,
+    label_ranges: Mapping[str, LabelRange],
+    allow_outside: bool = False,
+    read_labels: bool = True,
+    raters: Raters = "mean",
 ) -> Manifest:
     """Turn tables into one manifest.
 
@@ -64,6 +70,7 @@ def manifest_of(
         label_ranges: scales of labels that win over the set's.
         allow_outside: permit image paths that leave the root.
         read_labels: False leaves label columns alone and keeps rows that have none.
+        raters: how the ratings of several people become one label.
 
     Raises:
         UserError: anything wrong in a table, or no row has a label.
@@ -78,6 +85,7 @@ def manifest_of(
             label_ranges=data.ranges(label_ranges),
             allow_outside=allow_outside,
             read_labels=read_labels,
+            raters=raters,
         )
         parts.append(_labelled(part) if data.labelled_only and read_labels else part)
     whole = joined(parts)

@@ -242,7 +242,12 @@ NAME = st.text("abcäß.,'\" -", min_size=1, max_size=8).map(str.strip).filter(l
 LABEL = st.none() | st.floats(0, 1)
 
 
-@given(st.lists(st.tuples(NAME, CELL.filter(bool), LABEL, CELL), min_size=1, max_size=6))
+def pair_of(row):
+    """Return what makes two rows ratings of one image and prompt, which become one row."""
+    return row[0].strip(), row[1].strip()
+
+
+@given(st.lists(st.tuples(NAME, CELL.filter(bool), LABEL, CELL), min_size=1, max_size=6, unique_by=pair_of))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_manifests_come_back_equal_from_every_format(tmp_path, rows):
     come_back(tmp_path, rows, set(FORMATS) - {"sheet.xlsx"})
@@ -254,7 +259,7 @@ SHEET_CELL = CELL.filter(
 )
 
 
-@given(st.lists(st.tuples(NAME, SHEET_CELL.filter(bool), LABEL, SHEET_CELL), min_size=1, max_size=6))
+@given(st.lists(st.tuples(NAME, SHEET_CELL.filter(bool), LABEL, SHEET_CELL), min_size=1, max_size=6, unique_by=pair_of))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_manifests_come_back_equal_from_a_workbook(tmp_path, rows):
     come_back(tmp_path, rows, ["sheet.xlsx"])
