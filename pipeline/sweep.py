@@ -1,6 +1,7 @@
 """STAGE sweep: many settings of residual heads in one pass over a cache; the winner becomes a run.
 
-Settings are ranked on validation rows alone; the test rows are looked at once, by the winner.
+Settings are ranked on validation rows alone; the test rows are looked at once, by the winner and the default setting
+that it is compared with.
 """
 
 from __future__ import annotations
@@ -18,16 +19,32 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import say
 from deltaclip.pipeline.rows.beside import with_caches_beside
-from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.cached_rows import load_rows, row_keys
 from deltaclip.pipeline.rows.split_rows import split_cache
-from deltaclip.pipeline.rows.task import Task, rankable_labels, trainable_labels
+from deltaclip.pipeline.rows.task import Task, of_rows, rankable_labels, trainable_labels
 from deltaclip.pipeline.runs.folder import free_run_path
-from deltaclip.pipeline.runs.save_run import TrainedResult, judge, save_run
-from deltaclip.pipeline.training.sweep_grid import axis_names, axis_value, sweep_settings, varied
+from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
+from deltaclip.pipeline.runs.save_run import Finished, TrainedResult, judge, save_run
+from deltaclip.pipeline.scoring.verdict import margin
+from deltaclip.pipeline.training.sweep_grid import (
+    axis_names,
+    axis_value,
+    default_setting,
+    edges,
+    sweep_settings,
+    varied,
+)
 from deltaclip.pipeline.training.train_heads import views_of
 from deltaclip.pipeline.training.train_stacks import Stacked
 from deltaclip.pipeline.words.plan_words import describe, warnings_of
-from deltaclip.pipeline.words.result_words import heatmap_lines, heatmaps, metrics_table, table_lines, verdict_lines
+from deltaclip.pipeline.words.result_words import (
+    heatmap_lines,
+    heatmaps,
+    metrics_table,
+    table_lines,
+    verdict_lines,
+    winner_lines,
+)
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import SweepConfig, TrainConfig
@@ -41,10 +58,13 @@ class SweepResult(TrainedResult):
     table: list[dict[str, Any]]
     heatmaps: list[dict[str, Any]]
     num_heads: int
+    edges: dict[str, str]
+    over_default: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the winner's metrics in the shape of `metrics.json`, with the sweep beside them."""
-        about = {"varied": self.varied, "table": self.table, "heatmaps": self.heatmaps, "num_heads": self.num_heads}
+        names = ("varied", "table", "heatmaps", "num_heads", "edges", "over_default")
+        about = {name: getattr(self, name) for name in names}
         return {**TrainedResult.to_json(self), "sweep": about}
 
     def summary(self) -> str:
@@ -53,6 +73,7 @@ class SweepResult(TrainedResult):
             *table_lines(self.table, self.varied),
             *heatmap_lines(self.heatmaps),
             "",
+            *winner_lines(self.table[0], self.edges, self.over_default),
             "the winner on test rows, looked at once:",
             metrics_table(self.metrics),
             "",
@@ -84,7 +105,8 @@ def sweep(config: SweepConfig) -> SweepResult:
     if not set(rankable_labels(rows, split.val)) & set(trainable_labels(rows, split.train)):
         remedy = "give --fractions with more validation rows"
         raise UserError("too few validation rows to choose a setting by", place=config.cache, remedy=remedy)
-    stacked = Stacked(tasks, half=half)
+    default = replace(tasks[0], config=default_setting(config, settings))
+    stacked = Stacked([*tasks, default], half=half)
     axes = axis_names(config)
     table = _table(tasks, stacked, axes)
     best = next(task for task in tasks if all(axis_value(task.config, axis) == table[0][axis] for axis in axes))
@@ -93,7 +115,15 @@ def sweep(config: SweepConfig) -> SweepResult:
     done = judge(winner, stacked.learned(best))
     names = varied(settings, axes)
     maps = heatmaps(table, names)
-    about = {"settings": settings_to_json(config), "products": "bf16" if half else "fp32", "varied": names}
+    found_edges = edges(best.config, config, settings)
+    over_default = _over_default(done, default, stacked) if names and best.config != default.config else {}
+    about = {
+        "settings": settings_to_json(config),
+        "products": "bf16" if half else "fp32",
+        "varied": names,
+        "edges": found_edges,
+        "over_default": over_default,
+    }
     run = save_run(
         winner,
         done,
@@ -110,8 +140,22 @@ def sweep(config: SweepConfig) -> SweepResult:
         table=table,
         heatmaps=maps,
         num_heads=stacked.num_heads,
+        edges=found_edges,
+        over_default=over_default,
         fit_seconds=round(stacked.seconds, 3),
     )
+
+
+def _over_default(done: Finished, default: Task[TrainConfig], stacked: Stacked) -> dict[str, dict[str, Any]]:
+    """Return of each target how far the winner is ahead of the default setting on the test rows, paired."""
+    learned, rows, test = stacked.learned(default), default.rows, default.split.test
+    batches = rows.batches(test, batch_size=1, columns=of_rows(learned.columns, test))
+    scores, group_M = score(learned.heads, batches.in_order(SCORE_BATCH)), row_keys(rows.rows.text["group"])[test]
+    return {
+        label: margin(done.scores.of(label)[test], scores.of(label), rows.label(label)[test], groups=group_M).to_json()
+        for label in done.labels
+        if label in default.trained
+    }
 
 
 def _table(tasks: list[Task[TrainConfig]], stacked: Stacked, axes: list[str]) -> list[dict[str, Any]]:

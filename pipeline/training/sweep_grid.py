@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # More would fill the table with noise before it fills the machine: 10,000 draws of one winner are chance.
 MAX_SETTINGS = 10_000
+OUTER = 0.1  # of a range, where more may lie beyond
 
 
 def sweep_settings(config: SweepConfig) -> list[TrainConfig]:
@@ -31,11 +32,47 @@ def sweep_settings(config: SweepConfig) -> list[TrainConfig]:
     """
     axes = sweep_axes(config)
     chosen = _sampled(axes, config.samples, seed=config.data_seed) if config.samples else _grid(axes)
-    own = {*PLAIN, *BY_TARGET, *(name for names in BY_TARGET.values() for name in names.values())}
-    names = [field.name for field in fields(TrainConfig) if hasattr(config, field.name) and field.name not in own]
-    common = {name: getattr(config, name) for name in names}
+    common = _common(config)
     found = [TrainConfig(**{**common, **_setting(values)}) for values in chosen]
     return list(dict.fromkeys(found))
+
+
+def default_setting(config: SweepConfig, settings: Sequence[TrainConfig]) -> TrainConfig:
+    """Return the setting with the defaults of `train` in what varies among those of a sweep; the rest is theirs."""
+    axes, plain = axis_names(config), TrainConfig(cache=config.cache)
+    names = [name for name in varied(settings, axes) if name != "seed"]
+    values = {axis: axis_value(plain if axis in names else settings[0], axis) for axis in axes}
+    return TrainConfig(**{**_common(config), **_setting(values)})
+
+
+def edges(best: TrainConfig, config: SweepConfig, settings: Sequence[TrainConfig]) -> dict[str, str]:
+    """Return the axes of numbers on which the best setting is the smallest or the largest that was tried, and which.
+
+    An end that is one of the setting itself (a scale or dropout of 0, a scale of 1) is none of the grid. Of a drawn
+    range the outer tenth at either end counts.
+    """
+    axes, found = sweep_axes(config), {}
+    for name in varied(settings, list(axes)):
+        value, axis = axis_value(best, name), axes[name]
+        if name == "seed" or isinstance(value, str):
+            continue
+        if isinstance(axis, Range):
+            low, high = (math.log(axis.low), math.log(axis.high)) if axis.logarithmic else (axis.low, axis.high)
+            share = ((math.log(value) if axis.logarithmic else value) - low) / (high - low)
+            ends = {"smallest": share < OUTER, "largest": share > 1 - OUTER}
+        else:
+            ends = {"smallest": value == min(axis), "largest": value == max(axis)}
+        top = 1.0 if name.startswith("scale") else math.inf
+        ends = {"smallest": ends["smallest"] and value > 0, "largest": ends["largest"] and value < top}
+        found |= {name: end for end, is_there in ends.items() if is_there}
+    return found
+
+
+def _common(config: SweepConfig) -> dict[str, Any]:
+    """Return what all settings of a sweep have in common."""
+    own = {*PLAIN, *BY_TARGET, *(name for names in BY_TARGET.values() for name in names.values())}
+    names = [field.name for field in fields(TrainConfig) if hasattr(config, field.name) and field.name not in own]
+    return {name: getattr(config, name) for name in names}
 
 
 def _setting(values: Mapping[str, Any]) -> dict[str, Any]:
