@@ -16,10 +16,10 @@ from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
 from deltaclip.pipeline.rows.beside import with_caches_beside
-from deltaclip.pipeline.rows.cached_rows import load_rows, views_there
+from deltaclip.pipeline.rows.cached_rows import lacking_views, load_rows, views_there
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.folder import check_outside, open_run
-from deltaclip.pipeline.runs.measure import Training, measure
+from deltaclip.pipeline.runs.measure import measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, base_terms, score
 from deltaclip.pipeline.runs.run_split import split_of_run
 from deltaclip.pipeline.runs.trust import trusted
@@ -126,12 +126,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         scores, origin = score(run.heads, batches, total=len(rows.rows)), ""
     if trust is not None:
         scores = trusted(trust, rows, scores)
-    best, last = run.config["best_epoch"], run.config["settings"]["epochs"]
-    training = Training(frozenset(label for label in trained if best[label] == last), tuned=run.is_tuned)
     # Of bases that were fitted to these rows, figures of all but test rows would be those of a fit to itself.
     is_fitted = bases is not None and split.train.size > 0
     scales = {} if is_fitted else run.heads.scales()
-    metrics = measure(rows, scores, split, labels=trained, scales=scales, training=training)
+    sees_all = bases is not None and run.config["settings"].get("base") == "auto"
+    lacks_views = lacking_views(rows) if sees_all else []
+    metrics = measure(rows, scores, split, labels=trained, scales=scales, lacks_views=lacks_views)
     if is_fitted:
         note = "train and validation rows are left out: the bases were fitted to them, see the run's metrics.json"
         metrics |= {"train": {}, "val": {}}

@@ -20,7 +20,7 @@ import torch
 from deltaclip.base.errors import UserError
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
 from deltaclip.features.data.prompts import prompt_group
-from deltaclip.features.data.views import CENTER, RECIPES, of_images
+from deltaclip.features.data.views import CENTER, RECIPES, STAGES, STATISTICS, of_images
 from deltaclip.features.store.near import near_copies
 from deltaclip.features.store.shards import open_cache
 from deltaclip.pipeline.loop.batches import MemoryBatches, StreamBatches, memory_batches, taken
@@ -272,6 +272,18 @@ def image_keys(store: FeatureStore) -> KeyArray:
 
 
 VECTORS_OF: dict[str, Kind] = {"v_ID": "images", "t_TD": "texts"}
+
+
+def lacking_views(rows: CacheRows) -> list[str]:
+    """Return the views that a cache could gain from its images, and that bases were shown to profit from.
+
+    `statistics` are of any image; where they are there, what else lacks was not possible or not wanted. None of a cache
+    that was imported.
+    """
+    there = views_there(rows.path)
+    if rows.facts.get("imported") or STATISTICS in there:
+        return []
+    return [name for name in (STATISTICS, STAGES) if name not in there]
 
 
 def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: bool = False) -> CacheRows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -43,13 +43,6 @@ if TYPE_CHECKING:
 JUDGED_ROWS = 1_000_000
 
 
-class Training(NamedTuple):
-    """Of which labels the last epoch was kept, and whether towers were trained too."""
-
-    last_is_best: frozenset[str]
-    tuned: bool = False
-
-
 def measure(
     rows: CacheRows,
     scores: Scores,
@@ -57,7 +50,7 @@ def measure(
     *,
     labels: list[str],
     scales: Mapping[str, float],
-    training: Training | None = None,
+    lacks_views: Sequence[str] = (),
     coverage: float = COVERAGE,
 ) -> dict[str, Any]:
     """Compute everything that stands in `metrics.json`; of a side of over JUDGED_ROWS rows from that many of them.
@@ -68,7 +61,7 @@ def measure(
         split: sides of the N rows; train may be empty (a foreign cache), and there is then no no-image floor.
         labels: those whose head was trained; the scores of another head mean nothing.
         scales: of residual heads by target, none of direct ones.
-        training: what advice may be given on.
+        lacks_views: views that the training would have seen, had the cache them.
         coverage: that the intervals of the scores were asked for.
     """
     labels = [label for label in labels if label in present_labels(rows)]
@@ -88,7 +81,6 @@ def measure(
         }
         unlike = scores.trust.flag_N[judged.test] >= 0
         metrics["unlike"] = {"test": float(unlike.mean()) if len(unlike) else None}
-    training = training or Training(frozenset())
     metrics["diagnostics"] = [
         entry
         for label, scale in scales.items()
@@ -101,7 +93,7 @@ def measure(
         others_M = _floors(rows, replace(judged, train=split.train), label, metrics["floors"], cosine_M=cosine_M)
         found = _margins(rows, scores, judged.test, label, others_M=others_M, group_N=group_N)
         state = next((one["state"] for one in metrics["diagnostics"] if one["name"] == f"{label}.outcome"), "")
-        found |= {"state": state, "last_is_best": label in training.last_is_best, "tuned": training.tuned}
+        found |= {"state": state, "lacks_views": list(lacks_views)}
         metrics["verdict"][label] = with_sentence(found, label, metrics["split"])
     return metrics
 
@@ -342,5 +334,4 @@ def _verdict_of_all(metrics: Sequence[dict[str, Any]], label: str, split: dict[s
     merged = found[0] | mean_margin(found, sizes).to_json() | {"repeats": len(used)}
     merged["cosine"] = mean_margin(cosines, sizes).to_json() if any(cosines) else None
     merged["state"] = _most([one["state"] for one in found])
-    merged["last_is_best"] = all(one["last_is_best"] for one in found)
     return with_sentence(merged, label, split)

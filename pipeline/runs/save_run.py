@@ -11,9 +11,10 @@ import numpy as np
 from deltaclip.base.options import settings_to_json
 from deltaclip.features.data.views import CENTER, RECIPES, STATISTICS
 from deltaclip.features.store.texts import TextColumn, Texts
+from deltaclip.pipeline.rows.cached_rows import lacking_views
 from deltaclip.pipeline.runs.curves import FOLDER as EVENTS
 from deltaclip.pipeline.runs.folder import RunContents, surroundings, write_run
-from deltaclip.pipeline.runs.measure import Training, combine, measure
+from deltaclip.pipeline.runs.measure import combine, measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, Scores, blank_untrained, score
 from deltaclip.pipeline.runs.run_split import SIDES
 from deltaclip.pipeline.runs.trust import fit_trust, honest_scores, trusted
@@ -107,11 +108,11 @@ def judge(
         batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
         scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
     labels = task.trained
-    best, last = learned.fitted.best_epoch, len(learned.fitted.history)
-    training = Training(frozenset(label for label in labels if best[label] == last), tuned=embedded is not None)
+    sees_all = learned.spec.bases is not None and task.config.base == "auto"
+    lacks_views = lacking_views(rows) if sees_all else []
     trust = _trust_of(task, learned, scores, embedded)
     scores = trusted(trust, rows, scores, embedded=embedded)
-    metrics = measure(rows, scores, split, labels=labels, scales=learned.heads.scales(), training=training)
+    metrics = measure(rows, scores, split, labels=labels, scales=learned.heads.scales(), lacks_views=lacks_views)
     return Finished(learned=learned, split=split, labels=labels, scores=scores, metrics=metrics, trust=trust)
 
 

@@ -63,8 +63,10 @@ def edges(best: TrainConfig, config: SweepConfig, settings: Sequence[TrainConfig
         else:
             ends = {"smallest": value == min(axis), "largest": value == max(axis)}
         top = 1.0 if name.startswith("scale") else math.inf
-        ends = {"smallest": ends["smallest"] and value > 0, "largest": ends["largest"] and value < top}
-        found |= {name: end for end, is_there in ends.items() if is_there}
+        if ends["smallest"] and value > 0:
+            found[name] = "smallest"
+        elif ends["largest"] and value < top:
+            found[name] = "largest"
     return found
 
 

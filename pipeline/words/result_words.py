@@ -186,7 +186,7 @@ def with_sentence(verdict: dict[str, Any], label: str, split: dict[str, Any]) ->
 
     Args:
         verdict: the JSON of a `Margin`, `over` what it is, with `cosine` as a further one or None, and what is known of
-            the training: `state` of the correction, `tuned`, `last_is_best`.
+            the training: `state` of the correction, `lacks_views` of the cache.
         label: the target.
         split: as in `metrics.json`.
     """
@@ -242,8 +242,9 @@ def _margin_words(margin: dict[str, Any]) -> str:
 
 def _advice(verdict: dict[str, Any], label: str) -> str:
     """Return the one thing to do that was shown to help, '' for none."""
-    if verdict.get("lacks_views"):
-        return f"`deltaclip extract` again with --views {','.join(verdict['lacks_views'])}: bases see more of a picture"
+    if verdict["lacks_views"]:
+        more = ", and stages where the tower has blocks" if "stages" in verdict["lacks_views"] else ""
+        return f"the same `deltaclip extract` again with --views statistics{more}: bases then see more of a picture"
     return BOUNDED.format(label=label) if verdict["state"] == "bounded" else ""
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.evaluate import evaluate
-from deltaclip.pipeline.settings import BY_TARGET, PLAIN, EvaluateConfig, SweepConfig
+from deltaclip.pipeline.settings import BY_TARGET, PLAIN, EvaluateConfig, SweepConfig, TrainConfig
 from deltaclip.pipeline.sweep import sweep
-from deltaclip.pipeline.training.sweep_grid import axis_names, sweep_settings, varied
+from deltaclip.pipeline.train import train
+from deltaclip.pipeline.training.sweep_grid import axis_names, default_setting, edges, sweep_settings, varied
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json, weights_of
 
 LABELS = ("quality", "consistency")
@@ -113,9 +115,9 @@ def test_what_a_head_does_not_see_is_trained_once(sweep_demo):
 def test_values_of_all_targets_and_of_one(sweep_demo):
     run = sweep_demo(scale="0.1,0.3,quality=0.05,0.2", epochs=1)
     assert run.varied == ["scale", "scale_quality"]
-    assert (len(run.table), run.num_heads) == (4, 2 + 2)
+    assert (len(run.table), run.num_heads) == (4, 2 + 3)  # of consistency one more, with the default scale
     together = sweep_demo(scale="0.1,0.3", epochs=1)
-    assert (len(together.table), together.num_heads) == (2, 2 + 2)
+    assert (len(together.table), together.num_heads) == (2, 3 + 3)
 
 
 def test_settings_rank_by_their_mean_over_seeds(sweep_demo):
@@ -255,3 +257,50 @@ def test_draws_from_ranges_have_no_heat_map(sweep_demo):
         ("scale_quality", "lr"),
         ("scale_quality", "dropout"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("swept", "value", "edge"),
+    [
+        ({"lr": "1e-3,3e-3,1e-2"}, {"lr": 1e-2}, {"lr": "largest"}),
+        ({"lr": "1e-3,3e-3,1e-2"}, {"lr": 1e-3}, {"lr": "smallest"}),
+        ({"lr": "1e-3,3e-3,1e-2"}, {"lr": 3e-3}, {}),
+        ({"scale": "0,0.5,1"}, {"scale": "0.0"}, {}),  # no smaller one exists
+        ({"scale": "0,0.5,1"}, {"scale": "1.0"}, {}),
+        ({"scale": "quality=0.1,0.2"}, {"scale": "quality=0.2"}, {"scale_quality": "largest"}),
+        ({"dropout": "0,0.1"}, {"dropout": 0.0}, {}),
+        ({"loss": "huber,mse", "seed": "1,2"}, {"loss": "mse", "seed": 2}, {}),
+        ({"lr": "1e-4..1e-2", "samples": 4}, {"lr": 8e-3}, {"lr": "largest"}),
+        ({"lr": "1e-4..1e-2", "samples": 4}, {"lr": 1e-3}, {}),
+        ({"dropout": "0.1..0.5", "samples": 4}, {"dropout": 0.13}, {"dropout": "smallest"}),
+    ],
+)
+def test_the_edge_of_a_grid_is_found(swept, value, edge):
+    config = SweepConfig(cache=Path("any.h5"), **swept)
+    best = TrainConfig(cache=Path("any.h5"), **value)
+    assert edges(best, config, sweep_settings(config)) == edge
+
+
+def test_the_default_setting_differs_in_what_was_swept_alone():
+    config = SweepConfig(cache=Path("any.h5"), lr="3e-3,1e-2", loss="huber", scale="quality=0.1,0.3", seed="7,8")
+    found = default_setting(config, sweep_settings(config))
+    assert (found.lr, found.loss, found.scales.of("quality"), found.seed) == (1e-3, "huber", 0.2, 7)
+
+
+def test_the_winner_is_compared_with_the_default_on_test_rows(demo_cache, tmp_path):
+    result = sweep(
+        SweepConfig(cache=demo_cache, base="calibrated", lr="3e-3,1e-2", epochs=3, precision="fp32", out=tmp_path / "s")
+    )
+    assert set(result.edges) == {"lr"}
+    default = train(TrainConfig(cache=demo_cache, base="calibrated", epochs=3, out=tmp_path / "d"))
+    for label, found in result.over_default.items():
+        expected = result.metrics["test"][label]["srocc"] - default.metrics["test"][label]["srocc"]
+        # Stacked heads differ from those of `train` by rounding: two rows of 48 may change places.
+        assert found["difference"] == pytest.approx(expected, abs=2e-3)
+        assert found["lo"] <= found["difference"] <= found["hi"]
+    words = result.summary()
+    assert "the winner is at the edge of the grid: lr " in words
+    assert "the winner against the default setting on test rows (quality): " in words
+    assert result.to_json()["sweep"]["over_default"] == result.over_default
+    same = sweep(SweepConfig(cache=demo_cache, base="calibrated", lr="1e-3", epochs=1, out=tmp_path / "one"))
+    assert (same.edges, same.over_default) == ({}, {})

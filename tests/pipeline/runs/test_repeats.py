@@ -72,8 +72,7 @@ def judged(seed, difference, *, over="no_image", state="works", cosine=None, lea
                 "has_floor": True,
                 "cosine": None if cosine is None else {"difference": cosine},
                 "state": state,
-                "last_is_best": False,
-                "tuned": False,
+                "lacks_views": [],
             }
         },
     }
