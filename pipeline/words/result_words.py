@@ -181,6 +181,9 @@ STATES = {"base alone": "no correction was kept: on validation rows the base alo
 BOUNDED = "a larger --scale {label}=...: many corrections press against it"
 
 
+SAME = 5e-4  # a line through the cosine, clamped to [0, 1], ranks as it does but for rows at the ends
+
+
 def with_sentence(verdict: dict[str, Any], label: str, split: dict[str, Any]) -> dict[str, Any]:
     """Return a verdict with its sentence, and in `advice` what to do, '' for nothing.
 
@@ -214,7 +217,7 @@ def verdict_lines(metrics: dict[str, Any]) -> list[str]:
 def _against(margin: dict[str, Any], other: str) -> str:
     if margin["outcome"] == "unjudged":
         return f"too few test rows or groups to compare with {other}"
-    if margin["difference"] == margin["lo"] == margin["hi"] == 0:
+    if max(abs(margin[name]) for name in ("difference", "lo", "hi")) < SAME:
         return f"ranks as {other} does"
     words = {"clear": f"clear of {other} by", "unclear": f"cannot be told from {other}:", "below": f"below {other} by"}
     return f"{words[margin['outcome']]} {_margin_words(margin)}"
