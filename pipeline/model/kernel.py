@@ -51,12 +51,26 @@ class Vectors(Protocol):
 class Part(NamedTuple):
     """Vectors (N, W) of one source; `weight` is their mean squared distance among rows, whatever their own size.
 
-    `each` scales every entry to variance 1 (entries of different kinds), else all alike (an embedding).
+    `each` scales every entry to variance 1 (entries of different kinds), else all alike (an embedding). `name` is what
+    messages call it.
     """
 
     vector_NW: Vectors
     weight: float
     each: bool = True
+    name: str = "a view"
+
+    def taken(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return the vectors of some rows, float32.
+
+        Raises:
+            UserError: some are not finite.
+        """
+        vector_GW = self.vector_NW[torch.from_numpy(rows)].float()
+        if not torch.isfinite(vector_GW).all():
+            message = f"{self.name} holds values that are not finite"
+            raise UserError(message, place="--base", remedy="extract it again, or give calibrated")
+        return vector_GW
 
 
 class Kernel(nn.Module):
@@ -203,7 +217,7 @@ def fit_member(
 
 def points(parts: Sequence[Part], rows: NDArray[np.int64]) -> Tensor:
     """Return the points of some rows, (N, P) float32."""
-    return torch.cat([part.vector_NW[torch.from_numpy(rows)].float() for part in parts], dim=1)
+    return torch.cat([part.taken(rows) for part in parts], dim=1)
 
 
 class Space(NamedTuple):
@@ -302,9 +316,7 @@ def scaled_points(parts: Sequence[Part], rows_M: NDArray[np.int64]) -> tuple[Ten
     """
     found, shifts, scales = [], [], []
     for part in parts:
-        vector_MW = part.vector_NW[torch.from_numpy(rows_M)].float()
-        if not torch.isfinite(vector_MW).all():
-            raise UserError("a view holds values that are not finite", place="--view", remedy="extract it again")
+        vector_MW = part.taken(rows_M)
         mean_W = vector_MW.mean(dim=0, dtype=torch.float64)
         centred_MW = vector_MW.double() - mean_W
         variance_W = centred_MW.square().mean(dim=0)

@@ -132,7 +132,7 @@ class _Fitter:
 
     def parts(self, candidate: Candidate) -> list[Part]:
         return [
-            Part(self.inputs[name], candidate.weight(name), each=name.rpartition(":")[2] not in ALIKE)
+            Part(self.inputs[name], candidate.weight(name), name.rpartition(":")[2] not in ALIKE, f"view {name!r}")
             for name in candidate.inputs
         ]
 

@@ -231,7 +231,7 @@ def test_labels_that_are_all_alike_are_said_of_every_row(kind):
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        ("nan", "--view: a view holds values that are not finite; extract it again"),
+        ("nan", "--base: a view holds values that are not finite; extract it again, or give calibrated"),
         ("groups", "--base: a base needs two groups with labels; give calibrated"),
     ],
 )
