@@ -136,6 +136,7 @@ def _manifest(config: ImportConfig, source: Source, asked: tuple[AskedTarget, ..
         targets=asked,
         label_ranges=parse_label_ranges(config.label_range, asked),
         allow_outside=config.image_root is None,
+        raters=None,  # row by row, as the embeddings are
     )
 
 

@@ -145,7 +145,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     source_of: Callable[[str], str] | None = None,
     allow_outside: bool = False,
     read_labels: bool = True,
-    raters: Raters = "mean",
+    raters: Raters | None = "mean",
 ) -> Manifest:
     """Turn a table into a manifest, with one row of means where an image and prompt have several ratings.
 
@@ -158,7 +158,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
         source_of: gives the generator from an image name where no column does.
         allow_outside: permit image paths that leave `image_root`.
         read_labels: False leaves the label columns alone, whatever is in them.
-        raters: how the ratings of several people become one label.
+        raters: how the ratings of several people become one label; None leaves every row where it is.
 
     Raises:
         UserError: missing column, empty prompt or image, label not a number or out of range, path outside the root.
@@ -194,7 +194,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
         label_ranges=ranges,
         notes=(*read_so, *notes),
     )
-    if not labelled:
+    if not labelled or raters is None:
         return whole
     return average_ratings(whole, table.names(who) if (who := rater_column(table)) else None, how=raters)
 

@@ -39,7 +39,8 @@ def table(tmp_path_factory, demo_folder):
     shutil.copy(folder / rows[0]["image"], folder / "images" / "copy.png")
     (folder / "images" / "no.png").write_text("no image")
     rows.insert(3, rows[1] | {"prompt": "another prompt"})
-    rows += [rows[0] | {"image": "images/copy.png"}, rows[0] | {"image": "images/no.png"}, rows[5]]
+    rows += [rows[0] | {"image": "images/copy.png"}, rows[0] | {"image": "images/no.png"}]
+    rows.append(rows[5] | {"source": "another"})  # no further rating, but a row of its own
     assert shard_of(rows[0]["image"], COUNT) != shard_of("images/copy.png", COUNT)
     write_rows(folder, rows)
     return folder
