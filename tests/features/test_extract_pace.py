@@ -69,7 +69,7 @@ def test_ways_to_decode_are_close_and_never_mix(photos, tmp_path, tiny_backbone)
 
 def test_a_run_scores_as_its_cache_was_decoded(photos, tmp_path, tiny_backbone):
     cache = run(photos, tmp_path / "fast.h5", tiny_backbone, decode="fast").cache
-    train(TrainConfig(cache=cache, out=tmp_path / "run", epochs=1))
+    train(TrainConfig(cache=cache, out=tmp_path / "run", epochs=1, base="identity"))
     scorer = Scorer.load(tmp_path / "run")
     assert scorer.backbone.decode == "fast"
     with (tmp_path / "run" / "predictions.csv").open(newline="") as file:

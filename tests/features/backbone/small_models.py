@@ -81,6 +81,8 @@ def make_model(name, noise=None):
     form = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
     model = form(**config)
     with torch.no_grad():
+        if form is CoCa:  # open_clip leaves it as the memory was: NaN now and then, which equals nothing
+            model.text_decoder.text_projection.normal_(std=0.1)
         for part in (*model.parameters(), *model.buffers()):
             if part.is_floating_point() and bool(part.isfinite().all()):  # not the causal mask
                 part.add_(torch.rand_like(part) * 0.1 if noise is None else torch.randn_like(part) * noise)
