@@ -18,7 +18,7 @@ from deltaclip.features.data.adapters.finding import manifest_of
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained, understood
-from deltaclip.features.data.sources import is_there
+from deltaclip.features.data.sources import container_of, is_there
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.api.scorer import Scorer, pair
@@ -206,7 +206,8 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
     if path.is_dir():
         _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
         return _folder_pairs(config, path, needs_prompts=needs_prompts)
-    kind = "image" if is_image_name(path.name) else kind_of(path) if path.is_file() else ""
+    is_inside = not path.exists() and container_of(path) is not None  # a picture in a table or an archive
+    kind = "image" if is_inside or is_image_name(path.name) else kind_of(path) if path.is_file() else ""
     if kind == "image":
         _refuse_unused(config, "one image", "prompts", "image_root", "allow_outside")
         if needs_prompts and not config.prompt:

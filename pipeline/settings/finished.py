@@ -99,8 +99,10 @@ class PredictConfig:
             check_suffix(self.out, TABLES)
 
     def check_more(self) -> None:
-        """Refuse a target that is not there; one with a colon may be of an adapter."""
-        if self.target != "demo" and ":" not in self.target and not Path(self.target).exists():
+        """Refuse a target that is not there; one with a colon may be of an adapter, one with signs a pattern."""
+        path = Path(self.target)
+        is_named = self.target == "demo" or any(sign in self.target for sign in ":{*?[")
+        if not (is_named or path.exists() or any(above.is_file() for above in path.parents)):
             remedy = "give an image, a folder, a manifest, demo or ADAPTER:DIR"
             raise UserError("no such file or folder", place=self.target, remedy=remedy)
 

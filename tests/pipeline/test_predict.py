@@ -20,6 +20,7 @@ from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.settings import PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
+from deltaclip.tests.features.forms import write_form
 from deltaclip.tests.pipeline.conftest import read_csv, write_csv
 
 PARTS = ("", "_base", "_delta")
@@ -467,3 +468,15 @@ def test_a_coverage_that_is_no_share_is_refused(coverage, demo_run, demo_folder)
     with pytest.raises(UserError) as refused:
         PredictConfig(run=demo_run, target=str(demo_folder), coverage=coverage)
     assert str(refused.value).startswith("--coverage: ")
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "shards", "metadata"])
+def test_pictures_inside_files_score_as_files_do(scored, demo_folder, demo_rows, *, tmp_path, form):
+    rows = demo_rows[:6]
+    of_files = scored(write_form("metadata", demo_folder, rows, tmp_path / "files") / "metadata.csv")
+    result = scored(write_form(form, demo_folder, rows, tmp_path / form))
+    assert result.failed == 0
+    for score in SCORES:
+        assert result.columns[score] == pytest.approx(of_files.columns[score], abs=BATCH_NOISE)
+    one = scored(tmp_path / form / result.columns["image"][2], prompt=rows[2]["prompt"])
+    assert one.columns["quality"] == pytest.approx(of_files.columns["quality"][2:3], abs=BATCH_NOISE)
