@@ -428,7 +428,7 @@ def report(config: ReportConfig) -> StageResult:
     return stage(config)
 
 
-@command(ExportConfig, example="deltaclip export runs/demo_tiny_residual_frozen --out scorer.onnx")
+@command(ExportConfig, example="deltaclip export runs/demo_tiny_residual_frozen --part heads --out heads.onnx")
 def export(config: ExportConfig) -> StageResult:
     """Write a run as ONNX, checked against torch."""
     from deltaclip.pipeline.export import export as stage

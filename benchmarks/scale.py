@@ -243,9 +243,8 @@ def _train(folder: Path, rows: int, dim: int) -> Callable[[], dict[str, Any]]:
     from deltaclip.pipeline.train import train
 
     def work() -> dict[str, Any]:
-        result = train(
-            TrainConfig(cache=folder / "cache.h5", out=folder / "run", epochs=EPOCHS, batch_size=BATCH, device="cpu")
-        )
+        settings = {"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "base": "calibrated"}
+        result = train(TrainConfig(cache=folder / "cache.h5", out=folder / "run", **settings))
         test = result.metrics["test"]
         figures = ", ".join(f"{label[0]} {test[label]['srocc']:.3f}" for label in test)
         size = (folder / "run" / "predictions.csv").stat().st_size
