@@ -161,8 +161,12 @@ class Refits:
         order_M = np.argsort(self.rows_M, kind="stable")
         found_G = np.minimum(np.searchsorted(self.rows_M, rows_G, sorter=order_M), len(order_M) - 1)
         place_G = np.where(self.rows_M[order_M[found_G]] == rows_G, order_M[found_G], -1)
-        phi_GL = self._phi(rows_G)
-        said_G, psi_GL = solved.say(phi_GL), solved.psi(phi_GL)
+        # Of the rows that the fit saw all is known already.
+        said_G, psi_GL = solved.own_M[place_G], solved.psi_ML[place_G]
+        others = np.flatnonzero(place_G < 0)
+        if len(others):
+            phi_UL = self._phi(rows_G[others])
+            said_G[others], psi_GL[others] = solved.say(phi_UL), solved.psi(phi_UL)
         num_rows = len(self.rows_M)
         residual_M = solved.residual_M
 

@@ -168,12 +168,13 @@ def with_left_out(
 ) -> Tensor:
     """Return what a member says of all rows, (N,) float32, but of `rows_M` what is given; None says 0."""
     said_N = torch.zeros(num_rows, device=left_out_M.device)
-    if member is not None:
-        with torch.no_grad():
-            for first in range(0, num_rows, BLOCK):
-                block = np.arange(first, min(first + BLOCK, num_rows))
-                said_N[first : first + len(block)] = member(points(parts, block))
     said_N[torch.from_numpy(rows_M)] = left_out_M.float()
+    if member is not None:
+        others = np.setdiff1d(np.arange(num_rows), rows_M)
+        with torch.no_grad():
+            for first in range(0, len(others), BLOCK):
+                block = others[first : first + BLOCK]
+                said_N[torch.from_numpy(block)] = member(points(parts, block))
     return said_N
 
 
