@@ -128,9 +128,10 @@ def objective_of(task: Task[Any]) -> Objective:
     return weighted_loss(task.config.loss, weights=weights.targets, w_exp=weights.explanations)
 
 
-# On AGIQA-3K with 60, 200 and 1,725 training rows, corrections of fitted bases that gained less than this over the
-# square root of the validation groups lowered test figures as often as they raised them: docs/heads.md.
-MARGIN = 0.1
+# Corrections of fitted bases that gained less than half of this over the square root of the validation groups lowered
+# test figures as often as they raised them, on AGIQA-3K with 60 to 1,725 training rows; on the demo one that gained a
+# little more lost .034 of SROCC: docs/heads.md.
+MARGIN = 0.2
 
 
 def margin_of(task: Task[TrainConfig]) -> float:
