@@ -223,7 +223,7 @@ def test_values_with_underscores_arrive_as_they_are(monkeypatch, nothing_is_ther
 def test_the_whole_path(demo_cache, demo_folder, *, tmp_path, monkeypatch, capsys):
     """Train, evaluate and predict by hand, as the README says."""
     monkeypatch.chdir(tmp_path)
-    assert run("train", str(demo_cache), "--epochs", "2", "--json") == 0
+    assert run("train", str(demo_cache), "--epochs", "2", "--base", "calibrated", "--json") == 0
     trained = json.loads(capsys.readouterr().out)
     assert trained["run"] == "runs/demo_residual_frozen"
     recorded = json.loads((tmp_path / trained["run"] / "metrics.json").read_text())

@@ -21,6 +21,7 @@ from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.scoring.agreement import srocc
 from deltaclip.pipeline.scoring.intervals import paired_difference
 from deltaclip.pipeline.settings import AblateConfig, TrainConfig
+from deltaclip.pipeline.training.base_choice import image_candidates, pair_candidates
 from deltaclip.pipeline.words.result_words import COLUMNS
 from deltaclip.tests.pipeline.conftest import EPOCHS, numbers, read_csv, read_json
 from deltaclip.tests.reference import corrected_t_interval
@@ -31,6 +32,7 @@ OF_ALL_CACHES = [one for one in VARIANTS if not one.on_view]
 TRAINED = {one.name: dict(one.overrides) for one in OF_ALL_CACHES if one.overrides is not None}
 AUTO = {name: {"base": TrainConfig.base} for name in ("auto", "auto-only")}  # `train_demo` has another default
 SEEDS = (42, 43, 44)
+INPUTS = ("center", "prompt", "cosine")  # of the demo cache
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +181,20 @@ def test_the_folder_holds_the_table_for_people_and_machines(ablated):
     table = read_json(ablated.folder / "ablate.json")
     assert table == json.loads(json.dumps(ablated.table()))
     assert {**table, "folder": str(ablated.folder), "seconds": ablated.seconds} == ablated.to_json()
-    assert list(table["variants"]) == [one.name for one in OF_ALL_CACHES]
+    names = list(table["variants"])
+    assert names[: len(OF_ALL_CACHES)] == [one.name for one in OF_ALL_CACHES]
+    # After these a row for each candidate of the chosen base, some of them of one kind of target alone.
+    candidates = (
+        {one.name for one in image_candidates(INPUTS)},
+        {one.name for one in pair_candidates(INPUTS, has_score=True)},
+    )
+    assert set(names[len(OF_ALL_CACHES) :]) == candidates[0] | candidates[1]
     rows = read_csv(ablated.folder / "ablate.csv")
     assert [(row["variant"], row["label"]) for row in rows] == [
-        (one.name, label) for one in OF_ALL_CACHES for label in LABELS
+        (name, label)
+        for name in names
+        for label, own in zip(LABELS, candidates, strict=True)
+        if name in own or name not in candidates[0] | candidates[1]
     ]
     figures = [table["variants"][row["variant"]]["labels"][row["label"]] for row in rows]
     assert numbers(rows, "srocc") == pytest.approx([one["test"]["srocc"]["mean"] for one in figures], rel=1e-5)
