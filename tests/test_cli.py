@@ -234,7 +234,7 @@ def test_the_whole_path(demo_cache, demo_folder, *, tmp_path, monkeypatch, capsy
     assert run("evaluate", trained["run"]) == 0
     assert "floor: zero-shot cosine" in capsys.readouterr().out
     assert run("predict", trained["run"], str(demo_folder / "demo.csv"), "--out", "scores.csv") == 0
-    assert capsys.readouterr().out == "scores.csv: 240 rows\n"
+    assert capsys.readouterr().out.splitlines()[0] == "scores.csv: 240 rows"
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 241
 
 
