@@ -10,6 +10,7 @@ are fitted to.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -221,8 +222,9 @@ def points(parts: Sequence[Part], rows: NDArray[np.int64]) -> Tensor:
     return torch.cat([part.taken(rows) for part in parts], dim=1)
 
 
-class Space(NamedTuple):
-    """Features of points for ridge: `root_LL` is C of K = C C^T over the landmarks, None where points are features.
+@dataclass(frozen=True)
+class Space:
+    """Features of points for ridge: the points of a line, where they are few (`is_plain`), else those of landmarks.
 
     `scaled_MP` are the fitted rows, `marks_L` which of them are landmarks; float32, as distances of scaled rows are
     right to 1e-7 there, a tenth of the jitter.
@@ -233,7 +235,7 @@ class Space(NamedTuple):
     scale_P: Tensor
     scaled_MP: Tensor
     marks_L: NDArray[np.int64]
-    root_LL: Tensor | None
+    is_plain: bool
 
     @classmethod
     def of(
@@ -241,10 +243,14 @@ class Space(NamedTuple):
     ) -> Space:
         """Return the space of parts, scaled by the rows that are fitted to."""
         scaled_MP, shift_P, scale_P = scaled_points(parts, rows_M)
-        if kind == "line" and scaled_MP.shape[1] <= len(marks_L):
-            return cls(kind, shift_P, scale_P, scaled_MP, marks_L, None)
-        marks_LP = scaled_MP[marks_L]
-        return cls(kind, shift_P, scale_P, scaled_MP, marks_L, landmark_root(products(kind, marks_LP, marks_LP)))
+        is_plain = kind == "line" and scaled_MP.shape[1] <= len(marks_L)
+        return cls(kind, shift_P, scale_P, scaled_MP, marks_L, is_plain)
+
+    @functools.cached_property
+    def root(self) -> Tensor:
+        """C of K = C C^T over the landmarks."""
+        marks_LP = self.scaled_MP[self.marks_L]
+        return landmark_root(products(self.kind, marks_LP, marks_LP))
 
     @property
     def num_points(self) -> int:
@@ -257,17 +263,17 @@ class Space(NamedTuple):
 
     def phi(self, scaled_NP: Tensor) -> Tensor:
         """Return the features (N, L) float64 of scaled points, Phi Phi^T being the kernel."""
-        if self.root_LL is None:
+        if self.is_plain:
             return scaled_NP.double()
         k_NL = products(self.kind, scaled_NP, self.scaled_MP[self.marks_L])
-        phi_LN: Tensor = torch.linalg.solve_triangular(self.root_LL, k_NL.T, upper=False)
+        phi_LN: Tensor = torch.linalg.solve_triangular(self.root, k_NL.T, upper=False)
         return phi_LN.T
 
     def member(self, w_L: Tensor, intercept: Tensor) -> Member:
         """Return the member that says intercept + phi(p) w."""
-        if self.root_LL is None:
+        if self.is_plain:
             return self._line(w_L, intercept)
-        beta_L = torch.linalg.solve_triangular(self.root_LL.T, w_L[:, None], upper=True)[:, 0]
+        beta_L = torch.linalg.solve_triangular(self.root.T, w_L[:, None], upper=True)[:, 0]
         return self.of_marks(beta_L, intercept)
 
     def of_marks(self, beta_L: Tensor, intercept: Tensor) -> Member:
