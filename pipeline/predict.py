@@ -24,7 +24,7 @@ from deltaclip.features.data.table import read_table
 from deltaclip.pipeline.api.scorer import Scorer, pair
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 from deltaclip.pipeline.runs.prediction_table import write_table
-from deltaclip.pipeline.runs.trust import unlike_words
+from deltaclip.pipeline.runs.trust import together_words, unlike_words
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.api.scorer import ScoredPairs
@@ -151,17 +151,18 @@ def predict(config: PredictConfig) -> PredictResult:
         left_out=pairs.left_out,
         coverage=config.coverage if scorer.trust else None,
         unlike=None if trust is None or not trust.parts else int((trust.flag_N >= 0).sum()),
-        trust=_trust_lines(scorer, found, config, what="pairs" if run.needs_prompts else "images"),
+        trust=_trust_lines(scorer, found, config, pairs=pairs, what="pairs" if run.needs_prompts else "images"),
     )
 
 
-def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, what: str) -> list[str]:
-    """Say what is not known of intervals, and last how many rows are unlike those of the training."""
+def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, pairs: _Pairs, what: str) -> list[str]:
+    """Say what is not known of intervals, whether all are unlike the training together, and last how many are alone."""
     columns = found.scores.trust
     if scorer.trust is None or columns is None:
         return [f"no intervals: {config.run} is of an earlier release; train again for them"]
     lines = scorer.trust.notes(config.coverage)
     num_scored = len(found.scores) - len(found.failed)
+    lines += together_words(scorer.trust.excess(columns, np.array(pairs.names)), what)
     return [*lines, unlike_words(columns, num_scored, what)] if scorer.trust.parts else lines
 
 

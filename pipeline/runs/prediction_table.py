@@ -51,12 +51,15 @@ class TrustColumns(NamedTuple):
     """How far to trust N scores: ends of intervals by target, (N,) float32, NaN where there are none; and the flag.
 
     `flag_N` int8 is -1 of a row that is like those of the training, else which of the `parts` is most unlike them.
+    `rank_N` float32 in [0, 1] is how strange a row is among those of sources that the training had, NaN where nobody
+    can tell; it says little of a row and much of a set.
     """
 
     low: Mapping[str, NDArray[np.float32]]
     high: Mapping[str, NDArray[np.float32]]
     flag_N: NDArray[np.int8]
     parts: tuple[str, ...]
+    rank_N: NDArray[np.float32]
 
     @property
     def flags(self) -> list[str]:
@@ -67,7 +70,7 @@ class TrustColumns(NamedTuple):
     def nothing(cls, num_rows: int, targets: Sequence[str], parts: tuple[str, ...]) -> TrustColumns:
         """Return columns that say nothing, to be filled."""
         low, high = ({each: np.full(num_rows, np.nan, np.float32) for each in targets} for _ in range(2))
-        return cls(low, high, np.full(num_rows, -1, np.int8), parts)
+        return cls(low, high, np.full(num_rows, -1, np.int8), parts, np.full(num_rows, np.nan, np.float32))
 
     @classmethod
     def joined(cls, blocks: Sequence[TrustColumns]) -> TrustColumns:
@@ -76,7 +79,8 @@ class TrustColumns(NamedTuple):
             {name: np.concatenate([getattr(block, end)[name] for block in blocks]) for name in blocks[0].low}
             for end in ("low", "high")
         )
-        return cls(low, high, np.concatenate([block.flag_N for block in blocks]), blocks[0].parts)
+        flag_N, rank_N = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("flag_N", "rank_N"))
+        return cls(low, high, flag_N, blocks[0].parts, rank_N)
 
 
 # Under these names, those of the formulas, tables had the scores before targets had columns of their own.
@@ -106,7 +110,7 @@ class Scores:
             for column_N, value_B in zip(columns, found.targets[target], strict=True):
                 column_N[rows] = value_B
         if self.trust is not None and found.trust is not None:
-            self.trust.flag_N[rows] = found.trust.flag_N
+            self.trust.flag_N[rows], self.trust.rank_N[rows] = found.trust.flag_N, found.trust.rank_N
             for ends, own in ((self.trust.low, found.trust.low), (self.trust.high, found.trust.high)):
                 for target, column_N in ends.items():
                     column_N[rows] = own[target]

@@ -23,6 +23,7 @@ from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.runs.prediction_table import Scores, TrustColumns
 from deltaclip.pipeline.scoring.conformal import Curve, Intervals, Reach, Sources, fit_intervals
 from deltaclip.pipeline.scoring.likeness import Likeness, Part, fit_likeness
+from deltaclip.pipeline.scoring.set_likeness import Metric, SetLikeness, Usual, fit_set_likeness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,10 +54,14 @@ UNUSUAL = 0.05  # a share that one flag in a hundred rows hardly ever makes
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """Intervals by target, and what rows are like; `missing` says of a target without intervals why it has none."""
+    """Intervals by target, and what rows are like, and sets of rows where the training knew sources.
+
+    `missing` says of a target without intervals why it has none.
+    """
 
     intervals: Mapping[str, Intervals]
     likeness: Likeness | None
+    set_likeness: SetLikeness | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -95,14 +100,26 @@ class Trust:
         if self.likeness is not None and coordinates:
             ratio_N, part_N = self.likeness.judge(coordinates)
             flag_N = np.where(ratio_N > 1, part_N, -1).astype(np.int8)
-        low, high = {}, {}
+        looks_NC, low, high = _looks(self.likeness, coordinates, num_rows), {}, {}
         for target, score_N in scores.items():
             low[target], high[target] = (np.full(num_rows, np.nan, np.float32) for _ in range(2))
             if target in self.intervals:
                 low[target], high[target] = self.intervals[target].bounds(
-                    score_N, _looks(self.likeness, coordinates, num_rows), coverage=coverage, source_N=source_N
+                    score_N, looks_NC, coverage=coverage, source_N=source_N
                 )
-        return TrustColumns(low, high, flag_N, self.parts)
+        rank_N = np.full(num_rows, np.nan, dtype=np.float32)
+        # What is put in place of a part that all rows lack would say that they are like the training.
+        if self.set_likeness is not None and coordinates.keys() >= {CENTER, *self.views}:
+            rank_N = self.set_likeness.rank(looks_NC)
+        return TrustColumns(low, high, flag_N, self.parts, rank_N)
+
+    def excess(self, columns: TrustColumns, images_N: NDArray[Any]) -> float | None:
+        """Return how far images together lie beyond the sources of the training, more than 1 where they are unlike.
+
+        `images_N` are their names: an image that is there twice counts once. None where sources were not known, or the
+        images are too few.
+        """
+        return None if self.set_likeness is None else self.set_likeness.usual.excess(columns.rank_N, images_N)
 
     def notes(self, coverage: float) -> list[str]:
         """Say of which targets there are no intervals, or none at this coverage, and whether rows can be told apart."""
@@ -129,6 +146,16 @@ def unlike_words(columns: TrustColumns, num_scored: int, what: str) -> str:
     verb = "is" if len(flagged) == 1 else "are"
     doubt = ": their scores and intervals are a guess" if len(flagged) > UNUSUAL * num_scored else ""
     return f"{len(flagged):,} of {num_scored:,} {what} {verb} unlike those that the run was trained on ({by}){doubt}"
+
+
+def together_words(excess: float | None, what: str) -> list[str]:
+    """Say that a set of rows, `what` they are called, is of no source of the training; nothing where it may be."""
+    if excess is None or excess <= 1:
+        return []
+    return [
+        f"together the {what} are unlike every source that the run was trained on, as those of a new generator are: "
+        "intervals do not hold; rate some of them"
+    ]
 
 
 def _known(vector_NW: NDArray[np.floating], name: str) -> NDArray[np.floating]:
@@ -206,7 +233,8 @@ def fit_trust(
             missing[target] = "no validation row has a label"
         else:
             intervals[target] = fitted
-    return Trust(intervals=intervals, likeness=likeness, missing=missing)
+    sets = fit_set_likeness(looks_MC, group_N[chosen], source_M) if source_M is not None and likeness else None
+    return Trust(intervals=intervals, likeness=likeness, missing=missing, set_likeness=sets)
 
 
 def honest_scores(
@@ -309,6 +337,10 @@ def save_trust(path: Path, trust: Trust) -> None:
         for name, part in trust.likeness.parts.items():
             about["likeness"]["parts"][name] = {"rest": part.rest, "usual": part.usual}
             arrays |= {f"part.{name}.{each}": getattr(part, each) for each in PART_ARRAYS}
+    if trust.set_likeness is not None:
+        own = trust.set_likeness
+        arrays |= {f"set.{name}": array for name, array in (own.metric._asdict() | own.usual._asdict()).items()}
+        arrays["set.left_out_Q"] = own.left_out_Q
     for target, found in trust.intervals.items():
         about["intervals"][target] = {"num_groups": found.num_groups, "error": {}}
         for kind, reach in (("guessed", found.guessed), ("told", found.told)):
@@ -348,6 +380,7 @@ def load_trust(path: Path) -> Trust | None:
             intervals={target: _read_intervals(target, each, arrays) for target, each in about["intervals"].items()},
             likeness=_read_likeness(about["likeness"], arrays),
             missing=about["missing"],
+            set_likeness=_read_set_likeness(arrays),
         )
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
@@ -361,6 +394,14 @@ def _read_likeness(about: dict[str, Any] | None, arrays: Mapping[str, Any]) -> L
         for name, numbers in about["parts"].items()
     }
     return Likeness(parts, about["limit"], about["num_groups"])
+
+
+def _read_set_likeness(arrays: Mapping[str, Any]) -> SetLikeness | None:
+    if "set.left_out_Q" not in arrays:
+        return None
+    metric = Metric(*(arrays[f"set.{name}"] for name in Metric._fields))
+    usual = Usual(*(arrays[f"set.{name}"] for name in Usual._fields))
+    return SetLikeness(metric, arrays["set.left_out_Q"], usual)
 
 
 def _read_intervals(target: str, about: dict[str, Any], arrays: Mapping[str, Any]) -> Intervals:

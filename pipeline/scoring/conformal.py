@@ -112,7 +112,7 @@ def _fit_sources(coordinates_NC: NDArray[np.floating], code_N: NDArray[np.int64]
     return Sources(key_K, np.asarray(weight_CK, dtype=np.float64), np.asarray(offset_K, dtype=np.float64))
 
 
-def _telling_sources(source_N: KeyArray, groups_N: NDArray[np.int64]) -> tuple[KeyArray, NDArray[np.int64]]:
+def telling_sources(source_N: KeyArray, groups_N: NDArray[np.int64]) -> tuple[KeyArray, NDArray[np.int64]]:
     """Return the sources with groups enough, and the code of each row, -1 where it is of none of them.
 
     A single source tells nothing; of more than MAX_SOURCES those with the most groups are taken.
@@ -241,11 +241,11 @@ def fit_intervals(
     if source_N is None:
         return Intervals(_fit_reach(_features(score, None), error_M, groups_M), None, None, num_groups)
     coordinates_MC, source_M = np.asarray(coordinates_NC)[known], source_N[known]
-    key_K, code_M = _telling_sources(source_M, groups_M)
+    key_K, code_M = telling_sources(source_M, groups_M)
     if not len(key_K):
         return Intervals(_fit_reach(_features(score, None), error_M, groups_M), None, None, num_groups)
     sources, guess_MK = _fit_sources(coordinates_MC, code_M, key_K), np.empty((len(error_M), len(key_K)))
-    for own_M in _folds(groups_M, seed):
+    for own_M in folds_of_groups(groups_M, seed):
         guess_MK[own_M] = _fit_sources(coordinates_MC[~own_M], code_M[~own_M], key_K).guess(coordinates_MC[own_M])
     told_MK, inside = sources.told(source_M), np.flatnonzero(code_M >= 0)
     return Intervals(
@@ -262,7 +262,7 @@ def _features(score_N: FloatArray, source_NK: FloatArray | None) -> FloatArray:
     return np.concatenate([*own, *([] if source_NK is None else [source_NK])], axis=1)
 
 
-def _folds(groups_M: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
+def folds_of_groups(groups_M: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
     """Yield the rows of each of FOLDS folds of whole groups."""
     fold_G = mix(np.arange(int(groups_M.max()) + 1, dtype=np.uint64), seed=seed) % np.uint64(FOLDS)
     for fold in range(FOLDS):

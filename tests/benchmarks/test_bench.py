@@ -13,7 +13,7 @@ import open_clip
 import pytest
 from PIL import Image
 
-from benchmarks import heads, run
+from benchmarks import heads, run, trust
 from benchmarks.caches import random_cache
 from benchmarks.measuring import Row, at_least, at_most, not_measured, peak_bytes
 from benchmarks.models import drawn_jpegs, drawn_prompts
@@ -127,3 +127,16 @@ print(before, peak_bytes())
     before, after = map(int, done.stdout.split())
     assert 90e6 < after - before < 300e6
     assert before < 100e6 < peak_bytes()  # and not that of the process which started it
+
+
+def test_trust_counts_labels_inside_and_leaves_every_source_out(demo_cache, capsys):
+    trust.main([str(demo_cache), "--splits", "1", "--base", "identity", "--left-out"])
+    printed = capsys.readouterr().out
+    for target in ("quality", "consistency"):
+        for asked in ("0.8", "0.9", "0.95"):
+            (line,) = [each for each in printed.splitlines() if f"{target}, asked {asked}, sources told" in each]
+            # Of 20 groups that calibrate and 40 that test, coverage of a draw has an SD of about .05.
+            assert abs(float(line.split()[5]) - float(asked)) < 0.2
+    rows = load_rows(demo_cache, "cpu")
+    for source in set(rows.rows.text["source"]):
+        assert f"without {source}: flagged 0." in printed

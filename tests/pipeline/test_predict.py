@@ -438,13 +438,14 @@ def test_flat_pictures_are_unlike_the_training_and_the_last_line_says_so(
     extract(ExtractConfig(data=str(demo_folder / "demo.csv"), out=cache, backbone=tiny_backbone, views=views))
     run = train(TrainConfig(cache=cache, out=tmp_path / "run", epochs=1)).run
     folder.mkdir()
-    for number, colour in enumerate(("red", "lime", "blue")):
-        Image.new("RGB", (96, 96), colour).save(folder / f"{number}.png")
+    for number in range(12):
+        Image.new("RGB", (96, 96), (20 * number, 250 - 20 * number, 100)).save(folder / f"{number:02}.png")
     shutil.copyfile(demo_folder / demo_rows[0]["image"], folder / "usual.png")
     result = scored(folder, run=run, prompt=demo_rows[0]["prompt"])
-    assert [flag.partition(":")[0] for flag in result.columns["flag"]] == ["unlike"] * 3 + [""]
-    assert result.unlike == 3
-    assert result.summary().splitlines()[-1].startswith("3 of 4 pairs are unlike those that the run was trained on (")
+    assert [flag.partition(":")[0] for flag in result.columns["flag"]] == ["unlike"] * 12 + [""]
+    assert result.unlike == 12
+    assert result.summary().splitlines()[-2].startswith("together the pairs are unlike every source that the run was ")
+    assert result.summary().splitlines()[-1].startswith("12 of 13 pairs are unlike those that the run was trained on (")
     assert result.to_json()["rows"][0]["flag"] == result.columns["flag"][0]
 
 

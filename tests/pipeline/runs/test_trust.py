@@ -91,6 +91,11 @@ def test_what_is_written_is_read_again_and_tells_no_text(task, tmp_path):
     assert again.parts == trust.parts == ("center", PROMPT)
     first, second = (trusted(each, task.rows, scores, coverage=0.8).trust for each in (trust, again))
     assert np.array_equal(first.flag_N, second.flag_N)
+    assert np.isfinite(first.rank_N).all()
+    assert np.array_equal(first.rank_N, second.rank_N)
+    names_N = np.arange(len(first.rank_N))
+    assert trust.excess(first, names_N) == again.excess(second, names_N) < 1
+    assert trust.excess(first, names_N // 100) is None
     for target in TARGETS:
         for end in ("low", "high"):
             assert np.array_equal(getattr(first, end)[target], getattr(second, end)[target])
