@@ -35,7 +35,7 @@ MAX_POINTS = 1024
 # A source with fewer groups than this says too little of its own errors; its rows count as of no source.
 MIN_GROUPS, MAX_SOURCES = 10, 64
 # An expected error is at most this much below or above the mean one: an interval is never a point.
-LEAST, MOST = 0.3, 3.0
+LEAST, MOST = 0.2, 3.0
 FOLDS = 5
 # Of a class' covariance towards a round one: 48 coordinates of 200 rows are no full matrix.
 ROUND = 0.1
