@@ -18,11 +18,11 @@ LONGEST_ID = 60
 
 
 def pytest_make_parametrize_id(config, val, argname) -> str | None:
-    """Keep contents out of the names of tests.
+    """Keep contents out of the names of tests, and what terminals cannot show.
 
     Bytes may hold the time at which they were packed: then two processes that share the work collect other tests.
     """
-    is_content = isinstance(val, bytes) or (isinstance(val, str) and len(val) > LONGEST_ID)
+    is_content = isinstance(val, bytes) or (isinstance(val, str) and not (len(val) <= LONGEST_ID and val.isascii()))
     return argname if is_content else None
 
 

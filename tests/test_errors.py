@@ -389,7 +389,7 @@ TABLE = [
     ),
     ("inspect --verify", "CACHES: is missing; see `deltaclip inspect --help`"),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
-    ("train x y", "got unexpected extra argument(s) (y); see `deltaclip train --help`"),
+    ("evaluate x y", "got unexpected extra argument(s) (y); see `deltaclip evaluate --help`"),
     ("train x --epoch 3", "--epoch: no such option; did you mean '--epochs'?"),
     ("train x --residual_scaleq 0.1", "--residual-scaleq: no such option; did you mean '--residual-scale-q'?"),
     ("train x --zzz", "--zzz: no such option; see `deltaclip train --help`"),

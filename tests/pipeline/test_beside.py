@@ -73,7 +73,7 @@ def test_a_run_on_two_caches_scores_alike_from_caches_and_from_files(
     monkeypatch.setattr(
         bases, "pair_candidates", lambda _, has_score: [bases.Candidate("line", ("2:cosine", "2:prompt"), has_score)]
     )
-    run = train_demo(beside=[other_cache]).run
+    run = train_demo(beside=[other_cache], base="auto").run
     config = read_json(run / "config.json")
     assert [each["path"] for each in config["beside"]] == [str(other_cache)]
     assert evaluate(EvaluateConfig(run=run)).metrics["test"] == read_json(run / "metrics.json")["test"]

@@ -95,11 +95,13 @@ def test_the_run_has_what_train_writes(tuned):
     names = {entry.name for entry in tuned.run.iterdir()}
     assert names == {
         *("config.json", "history.csv", "metrics.json", "predictions.csv", "rows.safetensors", "open_clip"),
+        "trust.safetensors",
         "residual_partial_freeze_4L_best.safetensors",
     }
     assert not list(tuned.run.parent.glob(".*"))  # neither state nor lock is left
     metrics = read_json(tuned.run / "metrics.json")
-    assert metrics.keys() == {"split", "test", "val", "train", "floors", "per_source", "diagnostics", "verdict"}
+    sides, judged = ("test", "val", "train"), ("floors", "per_source", "diagnostics", "verdict", "intervals", "unlike")
+    assert metrics.keys() == {"split", *sides, *judged}
     assert "srocc_ci" in metrics["test"]["quality"]
     config = read_json(tuned.run / "config.json")
     assert (config["stage"], config["mode"]) == ("finetune", "residual_partial_freeze_4L")

@@ -83,8 +83,9 @@ def test_manifest_scores_as_the_cache(scored, recorded, demo_folder, demo_rows):
     assert_recorded(result, recorded, {row["image"]: row for row in demo_rows})
     assert result.failed == 0
     lines = result.summary().splitlines()
-    assert len(lines) == 23
-    assert lines[-2] == "... 220 more: give --out FILE.csv for all"
+    assert len(lines) == 25
+    assert lines[-4] == "... 220 more: give --out FILE.csv for all"
+    assert lines[-3].startswith("the intervals of quality are all of 0 to 1: 4 groups to learn from allow")
     assert " of 240 pairs " in lines[-1]
 
 
@@ -223,8 +224,8 @@ def test_names_that_are_no_text(scored, pictures, tmp_path):
     assert scored(folder, prompt="x", out=out).columns["image"] == names
     assert [row["image"] for row in read_csv(out)] == names
     lines = scored(folder, prompt="x").summary().splitlines()
-    assert len(lines) == 7
-    assert lines[-3].startswith(r"two\nlines.png ")
+    assert len(lines) == 9
+    assert lines[-5].startswith(r"two\nlines.png ")
 
 
 def test_what_cannot_be_read_is_listed_never_dropped(scored, pictures):

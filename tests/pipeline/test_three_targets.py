@@ -99,7 +99,8 @@ def test_a_sweep_gives_what_train_gives(train_demo, three_cache, tmp_path):
     settings = {"scale": "0.2,quality=0.05,0.1,colour=0.1,0.3", "precision": "fp32", "out": tmp_path / "swept"}
     swept = sweep(SweepConfig(**common, **settings))
     assert swept.varied == ["scale_quality", "scale_colour"]
-    assert (len(swept.table), swept.num_heads) == (4, 2 + 1 + 2)
+    # Besides those of the grid a head of quality and one of colour with the default scale, to compare the winner with.
+    assert (len(swept.table), swept.num_heads) == (4, 3 + 1 + 3)
     for row in swept.table:
         alone = train_demo(**common, scale=f"quality={row['scale_quality']},colour={row['scale_colour']}")
         assert [row[f"val_{target}"] for target in TARGETS] == pytest.approx(mains(alone.metrics), abs=1e-3)

@@ -104,7 +104,7 @@ def test_a_preset_trains_as_its_settings_do(train_demo, tmp_path, capsys):
     assert config["settings"]["preset"] == "auto"
     cache, out = config["cache"]["path"], tmp_path / "typed"
     with pytest.raises(SystemExit) as ended:
-        main(["train", cache, "--preset", "small", "--epochs", "2", "--out", str(out)])
+        main(["train", cache, "--preset", "small", "--epochs", "2", "--base", "calibrated", "--out", str(out)])
     assert ended.value.code == 0
     plain = train_demo(scale="0.1", batch_size=16, epochs=2)
     same = [path / "predictions.csv" for path in (run.run, out, plain.run)]

@@ -44,6 +44,7 @@ def direct_heads(effect):
     assert sorted(path.name for path in effect.changed.glob("*.safetensors")) == [
         "direct_frozen_best.safetensors",
         "rows.safetensors",
+        "trust.safetensors",
     ]
     rows = read_csv(effect.changed / "predictions.csv")
     assert {row["quality_base"] for row in rows} == {""}
@@ -152,6 +153,7 @@ ELSEWHERE = {
     "w_exp": "test_explanations_join_the_loss",
     "preset": "test_train_presets.py",
     "view": "test_train_kernel.py",
+    "beside": "test_beside.py",
     "repeats": "test_train_repeats.py",
     "std_weighting": "test_label_stds_are_used_and_said",
     "device": "test_device",
