@@ -65,6 +65,7 @@ def test_every_command_that_writes_ends_in_one_line_on_a_full_disk(line, made, t
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_the_disk_refuses_is_one_line(made, tmp_path):
     done = command("train", made["cache"], "--epochs", "1", "--out", "r", cwd=tmp_path, preexec_fn=limited)
     assert done.returncode == 1

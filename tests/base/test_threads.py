@@ -32,6 +32,7 @@ def asked(how, **given):
     return eval(done.stdout)  # noqa: S307 - our own program's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["command", "name"])
 def test_threads_sleep_while_they_wait(how):
     found = asked(how)

@@ -129,6 +129,7 @@ print(before, peak_bytes())
     assert before < 100e6 < peak_bytes()  # and not that of the process which started it
 
 
+@pytest.mark.slow
 def test_trust_counts_labels_inside_and_leaves_every_source_out(demo_cache, capsys):
     trust.main([str(demo_cache), "--splits", "1", "--base", "identity", "--left-out"])
     printed = capsys.readouterr().out

@@ -565,6 +565,7 @@ def test_a_full_disk_is_one_line_and_no_file(server, twelve, tiny_backbone, limi
     assert sorted(entry.name for entry in twelve.iterdir()) == ["demo.csv", "errors", "images"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(server, kill_set, tmp_path, tiny_backbone):
     assert kill_often(server, kill_set / "demo.csv", tmp_path, tiny_backbone, kills=6, seed=0).kills == 6
 

@@ -211,6 +211,7 @@ def test_a_text_tower_that_is_too_short_has_no_anchors(twelve, tmp_path):
     assert str(caught.value) == f"{find_weights(backbone, None).name}: {words}; leave anchors out of --views"
 
 
+@pytest.mark.slow
 def test_statistics_alone_need_no_backbone(twelve):
     run(twelve, views="stages")
     computed, modules = spare(twelve, "tiny", "statistics")

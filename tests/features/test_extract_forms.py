@@ -137,7 +137,7 @@ def kill_set(demo_folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("form", "kills"),
     [
-        ("one group", 3),
+        pytest.param("one group", 3, marks=pytest.mark.slow),
         pytest.param("hub", 6, marks=pytest.mark.slow),
         pytest.param("saved", 6, marks=pytest.mark.slow),
         pytest.param("shards", 6, marks=pytest.mark.slow),

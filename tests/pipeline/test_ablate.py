@@ -131,6 +131,7 @@ def test_differences_are_paired_and_judged_over_splits(ablated, rows):
     assert ablated.interval == CORRECTED
 
 
+@pytest.mark.slow
 def test_another_reference_turns_the_sign(ablated, ablate_demo):
     turned = ablate_demo(epochs=EPOCHS, repeats=len(SEEDS), against="ridge")
     for label in LABELS:
@@ -143,6 +144,7 @@ def test_another_reference_turns_the_sign(ablated, ablate_demo):
     assert "- ridge" in turned.summary()
 
 
+@pytest.mark.slow
 def test_shuffled_labels_leave_nothing_to_find(ablate_demo, relabelled):
     def shuffle(rows):
         order = np.random.default_rng(0).permutation(len(rows))

@@ -62,6 +62,7 @@ def test_rows_are_found_by_content(demo_cache, other_cache):
         assert np.abs(one - other).max() < 0.02
 
 
+@pytest.mark.slow
 def test_a_run_on_two_caches_scores_alike_from_caches_and_from_files(
     train_demo, tmp_path, *, demo_cache, other_cache, demo_folder, monkeypatch
 ):

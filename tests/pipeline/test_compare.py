@@ -70,6 +70,7 @@ def test_a_run_does_not_differ_from_itself(demo_run, tmp_path):
     assert second["difference"] == {"difference": 0, "lo": 0, "hi": 0, "p_value": 1}
 
 
+@pytest.mark.slow
 def test_repeats_are_paired_by_seed_and_judged_over_splits(demo_cache, trained):
     runs = trained(repeats=3), trained(repeats=4, seed=43, residual_scale_c=0.4)
     found = compared(*runs).to_json()

@@ -87,6 +87,7 @@ def test_a_run_that_learned_quality_alone_asks_for_no_prompt(demo_run, tmp_path,
     assert not [name for name in names if "token_embedding" in name or "consistency" in name]  # they see the prompt
 
 
+@pytest.mark.slow
 def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
     out = tmp_path / "heads.onnx"
     result = export(ExportConfig(run=demo_run, out=out, part="heads"))
@@ -111,6 +112,7 @@ def test_heads_give_the_formulas_of_the_specification(demo_run, tmp_path):
     assert {entry.version for entry in onnx.load(out).opset_import if entry.domain == ""} == {23}
 
 
+@pytest.mark.slow
 def test_three_targets_are_outputs_each_with_its_parts(colour_run, tmp_path):
     out = tmp_path / "heads.onnx"
     result = export(ExportConfig(run=colour_run, out=out, part="heads"))
@@ -126,6 +128,7 @@ def test_three_targets_are_outputs_each_with_its_parts(colour_run, tmp_path):
     assert found[1] == pytest.approx(expected.of("colour"), abs=CLOSE)
 
 
+@pytest.mark.slow
 def test_the_whole_scorer_scores_images_as_the_run_does(demo_run, demo_folder, demo_rows, tmp_path):
     out = tmp_path / "scorer.onnx"
     export(ExportConfig(run=demo_run, out=out))
@@ -177,6 +180,7 @@ BASES = BaseShape(
 )
 
 
+@pytest.mark.slow
 def test_bases_of_every_kind_are_exported(demo_run, tmp_path):
     """Kernels and lines, of views, anchors, a second backbone and a score, in a run that has learned nothing else."""
     run, out = shutil.copytree(demo_run, tmp_path / "run"), tmp_path / "heads.onnx"

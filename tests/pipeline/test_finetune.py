@@ -204,6 +204,7 @@ def test_targets_of_images_alone_leave_the_text_tower_as_it_is(tune_few, few_aga
     assert evaluate(EvaluateConfig(run=run)).scores.startswith("the scores that the run recorded; 16 of them")
 
 
+@pytest.mark.slow
 def test_a_cache_decoded_otherwise_is_trained_on_its_own_pixels(tune_few, tmp_path, few_folder):
     """With the boundary cache and without it, and what the run scores later is what it recorded."""
     data, out = str(few_folder / "demo.csv"), tmp_path / "fast.h5"
@@ -275,6 +276,7 @@ def test_modes_have_names_of_their_own(tune_few, settings, mode):
     assert [path.name for path in result.run.glob("*_best*")] == [f"{mode}_best.safetensors"]
 
 
+@pytest.mark.slow
 def test_heads_of_a_run_are_heads_trained_first(tune_few, tmp_path, few_cache):
     alike = {"base": "identity", "batch_size": 8}  # a calibrated base is hard to beat in three epochs
     heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=3, lr=3e-3, device="cpu", **alike))
@@ -400,6 +402,7 @@ def test_presets_freeze_and_an_option_wins(tune_few, capsys):
     assert result.run.joinpath("residual_partial_freeze_5L_best.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"freeze_text_layers": 2}, {"augment": "views", "crops": 1}])
 def test_cached_activations_give_the_losses_of_the_whole_towers(tune_few, settings):
     """fp32: both ways compute the same numbers, in batches of other sizes; over 20 steps they stay within 1e-4."""
@@ -425,6 +428,7 @@ def test_activations_are_computed_once_and_said_before(tune_few, few_cache, caps
     assert [path.stat().st_mtime_ns for path in files] == written
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_bit_for_bit(tune_few, tmp_path, few_cache):
     """A real process, killed by SIGKILL once it has saved a state within an epoch."""
     out = tmp_path / "killed" / "run"
@@ -454,6 +458,7 @@ def test_a_killed_command_goes_on_bit_for_bit(tune_few, tmp_path, few_cache):
     assert not list(out.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_augmentations_change_what_is_trained_on_and_repeat(tune_few):
     plain = loss_of(tune_few(epochs=1, boundary_cache=False))
     found = {name: loss_of(tune_few(epochs=1, boundary_cache=False, augment=name)) for name in ("views", "crops")}
@@ -462,18 +467,21 @@ def test_augmentations_change_what_is_trained_on_and_repeat(tune_few):
     np.testing.assert_array_equal(loss_of(tune_few(epochs=1, boundary_cache=False, augment="crops")), found["crops"])
 
 
+@pytest.mark.slow
 def test_checkpointing_and_parts_change_memory_not_losses(tune_few):
     plain = loss_of(tune_few(dropout=0.0))
     np.testing.assert_allclose(loss_of(tune_few(dropout=0.0, checkpointing=True)), plain, rtol=1e-5)
     np.testing.assert_allclose(loss_of(tune_few(dropout=0.0, batch_size=4, accumulate=2)), plain, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rates_are_felt(tune_few):
     plain = loss_of(tune_few())
     for settings in ({"lr": 1e-4}, {"head_lr": 1e-4}, {"layer_decay": 0.3}, {"precision": "bf16"}):
         assert not np.array_equal(loss_of(tune_few(**settings)), plain), settings
 
 
+@pytest.mark.slow
 def test_ablate_compares_frozen_partial_and_full(tmp_path, few_cache, capsys, tune_few):
     out = tmp_path / "ablation"
     settings = {"cache": few_cache, "repeats": 1, "epochs": 1, "device": "cpu"}

@@ -94,6 +94,7 @@ def test_a_weight_of_zero_leaves_a_target_out(train_demo, three_cache, capsys):
     assert np.isnan(numbers(read_csv(run.run / "predictions.csv"), "colour")).all()
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_what_train_gives(train_demo, three_cache, tmp_path):
     common = {"cache": three_cache, "epochs": EPOCHS, "base": "calibrated"}
     settings = {"scale": "0.2,quality=0.05,0.1,colour=0.1,0.3", "precision": "fp32", "out": tmp_path / "swept"}

@@ -118,6 +118,7 @@ def test_test_labels_change_nothing_of_a_run(auto_run, relabelled_views, train_d
         assert other.metrics["test"][name]["srocc"] == pytest.approx(-mine, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_nothing(relabelled_views, train_demo, demo_rows):
     found = []
     for seed in range(4):
@@ -145,6 +146,7 @@ def test_vectors_that_are_read_give_the_bases_of_those_in_memory(auto_run, views
             assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.slow
 def test_a_sweep_over_bases_gives_what_train_gives(train_demo, views_cache, tmp_path):
     swept = sweep(
         SweepConfig(

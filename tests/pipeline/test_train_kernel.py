@@ -121,6 +121,7 @@ def test_test_labels_do_not_matter(train_kernel, with_rows):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_bases_gives_what_train_gives(train_kernel, stages_cache, tmp_path):
     swept = sweep(
         SweepConfig(
@@ -140,6 +141,7 @@ def test_a_sweep_over_bases_gives_what_train_gives(train_kernel, stages_cache, t
     assert evaluate(EvaluateConfig(run=swept.run)).metrics["test"] == read_json(swept.run / "metrics.json")["test"]
 
 
+@pytest.mark.slow
 def test_ablate_compares_kernels_where_the_cache_has_the_view(train_kernel, stages_cache, demo_cache, tmp_path):
     with_view = ablate(AblateConfig(cache=stages_cache, out=tmp_path / "a", repeats=1, epochs=EPOCHS))
     assert {"ridge-view", "kernel", "kernel-only"} <= set(with_view.compared)

@@ -52,6 +52,7 @@ def test_a_run_killed_in_training_leaves_nothing(demo_cache, tmp_path):
     assert list(folder.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_writing_leaves_no_run(demo_cache, tmp_path, train_demo):
     program = (
         "import os, signal, sys, deltaclip.pipeline.runs.folder as folder\n"

@@ -73,6 +73,7 @@ def test_a_transformer(tiny, *, batch_size):
     assert (view.width, view.source) == (768, "center")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_a_convolutional_tower(mobilenet, *, batch_size):
     sizes = {(512, 512): (384, 384), (384, 384): (384, 384), (300, 451): (384, 577), (1, 1): (384, 384)}

@@ -138,6 +138,7 @@ def test_batches_are_families_and_repeat() -> None:
     assert (pictures != tiny_batches.draw_batch(FRESH_SEED, 4, 8, 48)[0]).any()
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_repeats_and_writes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tiny, "evaluate_tiny", train_tiny_scores)
     small = json.loads(json.dumps(train_tiny.MODEL_CONFIG))

@@ -109,6 +109,7 @@ def test_only_what_is_new_is_computed(tmp_path, finished):
     np.testing.assert_array_equal(reader.read(range(5)).numpy(), np.stack([value(c) for c in (12, 3, 11, 1, 9)]))
 
 
+@pytest.mark.slow
 def test_killed_at_every_call_that_makes_something_durable(tmp_path):
     write(tmp_path / "reference.h5")
     for number in range(100):

@@ -79,6 +79,7 @@ def test_same_bits_as_torch():
         assert parameter.grad is None
 
 
+@pytest.mark.slow
 def test_training_does_not_import_the_compiler():
     """That takes seconds, longer than the training."""
     program = """

@@ -32,6 +32,7 @@ def draw(seed, num_rows=120, num_prompts=20, num_sources=4):
     return label, prompt, source, order[: num_rows // 2], order[num_rows // 2 :]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 3.0, 100.0]))
 def test_the_floor_matches_dictionaries(seed, k):

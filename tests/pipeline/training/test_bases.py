@@ -185,6 +185,7 @@ def test_noise_looks_like_noise_and_so_does_a_pair_that_shares_it(rows):
         assert abs(np.mean(new[name])) < 4 / np.sqrt(8 * (len(split.test) - 1))
 
 
+@pytest.mark.slow
 def test_a_pair_reads_no_noise_off_a_score_that_is_a_mixture(rows, view):
     """What a view tells, both labels have; what they share besides must not show, also where two members say it."""
     split, errors, mixtures = split_of(rows), [], 0
