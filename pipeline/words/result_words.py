@@ -208,7 +208,8 @@ def verdict_lines(metrics: dict[str, Any]) -> list[str]:
     width = max(map(len, verdicts), default=0) + 2
     lines = []
     for label, one in verdicts.items():
-        lines.append(f"{label:{width}}{one['sentence']}")
+        first, *more = one["sentence"].split("; ")
+        lines += [f"{label:{width}}{first}", *(f"{'':{width}}{part}" for part in more)]
         lines += [f"{'':{width}}to do: {one['advice']}"] if one["advice"] else []
     head = "verdict: difference of SROCC on test rows, 95 % interval"
     return ["", head, *lines] if lines else []
