@@ -63,7 +63,7 @@ def _caches_beside(run: RunFolder, config: EvaluateConfig) -> list[Path]:
         UserError: they are not given, or are by other backbones than the run's, or would not be used.
     """
     bases, recorded = run.spec.bases, run.config.get("beside", [])
-    if bases is None or not any(":" in name for name in bases.views):
+    if bases is None or not bases.sees_others:
         if config.beside:
             remedy = "leave it out: the bases of this run see one cache"
             raise UserError("would not be used", place="--beside", remedy=remedy)

@@ -341,7 +341,7 @@ class Scorer:
 def _others(folder: RunFolder, run: Path | str, device: str) -> list[Backbone]:
     """Return the backbones of the further caches of a run, where its bases see them."""
     bases, recorded = folder.spec.bases, folder.config.get("beside", [])
-    if bases is None or not any(":" in name for name in bases.views):
+    if bases is None or not bases.sees_others:
         return []
     return [
         load_recorded(

@@ -45,6 +45,11 @@ class BaseShape(NamedTuple):
         """The views of the image that some member sees, beside `center`."""
         return tuple(name for name in self.widths if name != ANCHORS)
 
+    @property
+    def sees_others(self) -> bool:
+        """Whether some member sees what a further backbone makes of rows."""
+        return any(":" in name for name in self.widths)
+
     def width(self, name: str, dim: int) -> int:
         """Return the width of an input."""
         return {"center": dim, "prompt": dim, "cosine": 1, "score": 1, **self.widths}[name]

@@ -70,16 +70,6 @@ class GroupRidge:
         self._gram_LL = self._centred_ML.T @ self._centred_ML
         self._right_L = self._centred_ML.T @ (y_M - self._mean)
         self._blocks = _blocks(groups_M)
-        self._best: Solved | None = None
-
-    @functools.cache  # noqa: B019  (lives as long as one fit)
-    def squared_error(self, strength: float) -> float:
-        """Return the mean squared error over left-out rows."""
-        solved = self.solve(strength)
-        error = float((solved.left_out_M - self.y_M).square().mean())
-        if self._best is None or error <= float((self._best.left_out_M - self.y_M).square().mean()):
-            self._best = solved
-        return error
 
     def solve(self, strength: float) -> Solved:
         """Return the fit of a strength above 0."""
@@ -102,9 +92,18 @@ class GroupRidge:
 
     def best(self, strengths: Sequence[float], *, first: float) -> Solved:
         """Return the fit whose left-out rows have the least squared error, found by `walk`."""
-        strength = walk(self.squared_error, strengths, first=first)
-        best = self._best
-        return best if best is not None and best.strength == strength else self.solve(strength)
+        least: list[tuple[float, Solved]] = []  # the best so far: each holds features of all rows
+
+        def squared_error(strength: float) -> float:
+            solved = self.solve(strength)
+            error = float((solved.left_out_M - self.y_M).square().mean())
+            if not least or error <= least[0][0]:
+                least[:] = [(error, solved)]
+            return error
+
+        strength = walk(squared_error, strengths, first=first)
+        best = least[0][1]
+        return best if best.strength == strength else self.solve(strength)
 
 
 def walk(error: Callable[[float], float], strengths: Sequence[float], *, first: float) -> float:

@@ -18,6 +18,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.views import CENTER
+from deltaclip.pipeline.model.kernel import chosen_rows
 from deltaclip.pipeline.rows.cached_rows import row_keys
 from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.runs.prediction_table import Scores, TrustColumns
@@ -208,7 +209,8 @@ def fit_trust(
     rows = embedded or task.rows
     group_N = joined_groups(task.rows)
     chosen = np.sort(np.concatenate([task.split.train, task.split.val]))
-    chosen = _some_groups(chosen, group_N)
+    every_M = torch.ones(len(chosen), dtype=torch.bool)
+    chosen = chosen[chosen_rows(every_M, group_N[chosen], np.random.default_rng(0), most=MAX_ROWS)]
     sees_prompts = any(target.sees == "pair" and target.name in task.trained for target in task.rows.targets)
     vectors = _vectors(rows, chosen, views=views, prompts=sees_prompts)
     vectors = {name: _known(vector_MW, name) for name, vector_MW in vectors.items()}
@@ -267,17 +269,6 @@ def honest_scores(
         ratio = float(np.abs(label_N[known] - score_N[known]).sum()) / before if changes else 1.0
         found[target] = Honest(base_N, ratio, "left-out")
     return found
-
-
-def _some_groups(chosen: NDArray[np.int64], group_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows, or of more than MAX_ROWS those of whole groups drawn at random, up to that many."""
-    if len(chosen) <= MAX_ROWS:
-        return chosen
-    _, code_M, size_G = np.unique(group_N[chosen], return_inverse=True, return_counts=True)
-    order_G = np.random.default_rng(0).permutation(len(size_G))
-    kept_G = order_G[: max(2, int(np.searchsorted(np.cumsum(size_G[order_G]), MAX_ROWS, side="right")))]
-    found = chosen[np.isin(code_M, kept_G)]
-    return found if len(found) <= MAX_ROWS else np.sort(np.random.default_rng(0).permutation(found)[:MAX_ROWS])
 
 
 def trusted(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Mean squared distance of each input among rows, in a kernel that has several. Docs: heads.md.
 WEIGHTS = {"center": 0.25, "stages": 1.0, "statistics": 0.5, "tiles": 1.0, "flip": 0.25, "prompt": 0.15, "score": 0.1}
 # Entries of these are of one kind: scaled all alike.
-ALIKE = ("prompt", "anchors")
+_ALIKE = ("prompt", "anchors")
 # Ranks of few groups say less than squared errors: with 60 rows of 6 prompts they chose by luck.
 FEW_GROUPS = 100
 # Members of a mixture. A fourth gave less than .001 on all data tried, and costs as much as the others.
@@ -64,6 +64,10 @@ class Candidate:
     def weight(self, name: str) -> float:
         """Return the weight of an input: of one by itself it does not matter."""
         return WEIGHTS.get(_plain(name), 1.0)
+
+    def scales_each(self, name: str) -> bool:
+        """Tell whether the entries of an input are of different kinds, each to be scaled by itself."""
+        return _plain(name) not in _ALIKE
 
 
 def image_candidates(inputs: Collection[str]) -> list[Candidate]:
@@ -136,12 +140,6 @@ class Choice:
     shares: Mapping[str, float]
     by: str
     figures: Mapping[str, Mapping[str, float]]
-
-    @property
-    def words(self) -> str:
-        """Return what was chosen, as a person reads it."""
-        parts = [name if share > 1 - 1e-9 else f"{share:.2f} {name}" for name, share in self.shares.items()]
-        return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -23,7 +23,6 @@ from deltaclip.pipeline.model.scores import head_name
 from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH
 from deltaclip.pipeline.training.base_choice import (
-    ALIKE,
     Candidate,
     Choice,
     choose,
@@ -132,7 +131,7 @@ class _Fitter:
 
     def parts(self, candidate: Candidate) -> list[Part]:
         return [
-            Part(self.inputs[name], candidate.weight(name), name.rpartition(":")[2] not in ALIKE, f"view {name!r}")
+            Part(self.inputs[name], candidate.weight(name), candidate.scales_each(name), f"view {name!r}")
             for name in candidate.inputs
         ]
 
@@ -328,8 +327,9 @@ def _bases(
     columns, left_out, members = {}, {}, {}
     state: dict[str, Tensor] = {}
     used = dict.fromkeys(name for fit in found.values() for c, _, _ in fit.members for name in c.inputs)
+    inputs = rows.inputs()
     widths = {
-        name: int(rows.inputs()[name][torch.zeros(1, dtype=torch.int64)].shape[1])
+        name: int(inputs[name][torch.zeros(1, dtype=torch.int64)].shape[1])
         for name in used
         if name not in {"center", "prompt", "cosine"}
     }

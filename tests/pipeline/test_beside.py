@@ -19,36 +19,25 @@ from deltaclip.tests.pipeline.conftest import numbers, read_csv, read_json, writ
 LABELS = ("quality", "consistency")
 
 
+def in_32_bits(folder, rows, *, image_root, **settings):
+    """Return the cache of some rows of the demo by the bundled backbone in 32 bits."""
+    write_csv(folder / "rows.csv", rows)
+    places = {"data": str(folder / "rows.csv"), "out": folder / "rows.h5", "image_root": image_root}
+    return extract(ExtractConfig(**places, precision="fp32", **settings)).cache
+
+
 @pytest.fixture(scope="module")
 def other_cache(tmp_path_factory, demo_folder, demo_rows, tiny_backbone):
-    """The demo rows in another order, and twice those of one prompt, by the bundled backbone in 32 bits."""
-    folder = tmp_path_factory.mktemp("other")
-    write_csv(folder / "other.csv", [*reversed(demo_rows), *demo_rows[:6]])
-    config = ExtractConfig(
-        data=str(folder / "other.csv"),
-        out=folder / "other.h5",
-        backbone=tiny_backbone,
-        precision="fp32",
-        image_root=demo_folder,
-        views="center,stages",
-    )
-    return extract(config).cache
+    """The demo rows in another order, and twice those of one prompt."""
+    rows, folder = [*reversed(demo_rows), *demo_rows[:6]], tmp_path_factory.mktemp("other")
+    return in_32_bits(folder, rows, image_root=demo_folder, backbone=tiny_backbone, views="center,stages")
 
 
 @pytest.fixture(scope="module")
 def small_cache(tmp_path_factory, demo_folder, demo_rows, tiny_backbone):
-    """The first ten rows, in 32 bits."""
+    """The first ten rows."""
     folder = tmp_path_factory.mktemp("small")
-    write_csv(folder / "small.csv", demo_rows[:10])
-    config = ExtractConfig(
-        data=str(folder / "small.csv"),
-        out=folder / "small.h5",
-        backbone=tiny_backbone,
-        precision="fp32",
-        image_root=demo_folder,
-        views="center",
-    )
-    return extract(config).cache
+    return in_32_bits(folder, demo_rows[:10], image_root=demo_folder, backbone=tiny_backbone, views="center")
 
 
 def test_rows_are_found_by_content(demo_cache, other_cache):
