@@ -56,13 +56,17 @@ QUALITY = Target("quality", "image")
 CONSISTENCY = Target("consistency", "pair")
 AUTHENTICITY = Target("authenticity", "image")
 
+# Which image of a prompt people like better, for whatever reason: what pairs of images speak for. No table has ratings
+# of it unless a user names a column.
+PREFERENCE = Target("preference", "pair")
+
 # Known by name wherever a table has their column, in the order of tables and reports.
 KNOWN_TARGETS = (QUALITY, CONSISTENCY, AUTHENTICITY)
 
 
 def known_target(name: str) -> Target | None:
     """Return the built-in target of a name, None where there is none."""
-    return next((target for target in KNOWN_TARGETS if target.name == name), None)
+    return next((target for target in (*KNOWN_TARGETS, PREFERENCE) if target.name == name), None)
 
 
 SIDES = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from deltaclip.base.errors import UserError
 from deltaclip.features.checking.columns import (
     check_cells,
     check_columns,
@@ -15,13 +16,16 @@ from deltaclip.features.checking.columns import (
     check_split,
 )
 from deltaclip.features.checking.findings import Finding, Findings, Rows
-from deltaclip.features.checking.images import check_images
+from deltaclip.features.checking.images import check_images, check_pairs
 from deltaclip.features.data.adapters import open_data
 from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.paths import understood_all
+from deltaclip.features.data.preferences import holds_pairs, read_pair_table
 from deltaclip.features.data.targets import parse_targets
 
 if TYPE_CHECKING:
+    from deltaclip.features.data.preferences import PairTable
+    from deltaclip.features.data.table import Table
     from deltaclip.features.settings import CheckConfig
 
 PROBLEMS_FOUND = 2
@@ -29,7 +33,10 @@ PROBLEMS_FOUND = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """What is in the data, and every problem of it; `images` is None where no file was looked at."""
+    """What is in the data, and every problem of it; `images` is None where no file was looked at.
+
+    `pairs` counts those that people chose between, None of a table of single images.
+    """
 
     data: str
     rows: int
@@ -41,6 +48,7 @@ class CheckResult:
     unused_columns: list[str]
     notes: list[str]
     findings: list[Finding]
+    pairs: int | None
     seconds: float
 
     @property
@@ -87,6 +95,14 @@ def _counted(findings: list[Finding], word: str) -> str:
     return f"{len(findings) or 'no'} {word}{'' if len(findings) == 1 else 's'}"
 
 
+def _pairs(table: Table) -> tuple[PairTable, UserError | None]:
+    """Return the pairs of a table; where a preference is not understood its images alone, and what is wrong."""
+    try:
+        return read_pair_table(table), None
+    except UserError as error:
+        return read_pair_table(table, need_labels=False), error
+
+
 def check_data(config: CheckConfig) -> CheckResult:
     """Look for every problem of what `extract` would be given.
 
@@ -97,18 +113,24 @@ def check_data(config: CheckConfig) -> CheckResult:
     asked = parse_targets(config.target)
     given = parse_label_ranges(config.label_range, asked)
     data = open_data(config.data, image_root=config.image_root, targets=asked)
+    pairs, wrong = _pairs(data.tables[0]) if holds_pairs(data.tables[0]) else (None, None)
+    data = replace(data, tables=[pairs.rows]) if pairs else data
     root = None if config.allow_outside else data.image_root
     findings = Findings(Rows(data))
+    if wrong is not None:
+        findings.error("preference", f"{wrong.place}: {wrong.message}", remedy=str(wrong.remedy))
     cells = findings.rows.cells
     cells["image"], read_so = understood_all(cells["image"], data.image_root, allow_outside=config.allow_outside)
     unused = check_columns(findings, data.tables, of_set=data.label_range is not None)
     check_cells(findings, root)
-    labels = check_labels(findings, data.ranges(given))
+    labels = check_labels(findings, data.ranges(given), needed=pairs is None)
     keys: list[object] = list(findings.rows.cells["image"])
     images = None
     if config.images != "none" and "image" in findings.rows.columns:
-        looks = check_images(findings, data.image_root, root, full=config.images == "full")
+        looks = check_images(findings, data.image_root, root, full=config.images == "full", copies=not pairs)
         keys = looks.keys
+        if pairs:
+            check_pairs(findings, pairs, looks)
         by_area = sorted(looks.sizes, key=lambda size: size[0] * size[1]) or [(0, 0)]
         images = {
             "files": looks.checked,
@@ -130,9 +152,11 @@ def check_data(config: CheckConfig) -> CheckResult:
         notes=[
             *data.said,
             *read_so,
+            *(pairs.said() if pairs else ()),
             *(note for table in data.tables for note in table.notes),
             *([f"{left:,} rows have no score and are left out"] if left else []),
         ],
         findings=findings.found,
+        pairs=len(pairs.a_P) if pairs else None,
         seconds=round(time.monotonic() - started, 3),
     )

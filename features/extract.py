@@ -39,8 +39,9 @@ class ExtractResult:
 
     `views` says how many images have each view, `anchors` how many anchor prompts there are; `new_images` are those of
     which any view was computed; `first_frames` counts those whose file has more frames than the one that was taken;
-    `near_copies` are pairs of files, looked for where images were computed; `notes` is what reading the data left out
-    or put in. `shard` is I/N where the cache is one of N shards; `shards` are their number where it is all.
+    `near_copies` are pairs of files, looked for where images were computed; `pairs` counts those that people chose
+    between; `notes` is what reading the data left out or put in. `shard` is I/N where the cache is one of N shards;
+    `shards` are their number where it is all.
     """
 
     cache: Path
@@ -67,6 +68,7 @@ class ExtractResult:
     bottleneck: str | None
     shard: str | None = None
     shards: int | None = None
+    pairs: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -82,8 +84,9 @@ class ExtractResult:
         if self.new_images or self.new_texts:
             rate = f", {self.images_per_s:,.1f} images/s" if self.images_per_s else ""
             work = f"computed {self.new_images:,} images and {self.new_texts:,} texts in {self.seconds:.1f} s{rate}"
+        pairs = f", {self.pairs:,} pairs" if self.pairs else ""
         lines = [
-            f"{self.cache}: {self.usable_rows:,} rows of {images:,} images and {self.texts:,} texts",
+            f"{self.cache}: {self.usable_rows:,} rows of {images:,} images and {self.texts:,} texts{pairs}",
             *([f"shard {self.shard} of {whole_path(self.cache)}"] if self.shard else []),
             *([f"in {self.shards:,} shards that read as one"] if self.shards else []),
             work,
@@ -148,9 +151,12 @@ def extract(config: ExtractConfig) -> ExtractResult:
     if named_by:
         say(f"shard {shard}, by {named_by}")
     extraction = _extraction(config, out)
+    _refuse_pairs_in_shards(extraction, config)
     done, path = extraction.run(shard)
     with FeatureStore.open(path) as store:
-        return _result(store, done, path, notes=extraction.manifest.notes, seconds=time.monotonic() - started)
+        return _result(
+            store, done, path, notes=(*extraction.manifest.notes, *done.notes), seconds=time.monotonic() - started
+        )
 
 
 def _check_ray(config: ExtractConfig) -> None:
@@ -170,6 +176,15 @@ def _refuse_beside_shards(out: Path) -> None:
         count = next(iter(sets))
         remedy = f"use it by this name; give --shard I/{count} to bring it up to date, another --out for one file"
         raise UserError(f"lies there already, in shards of {count}", place=out, remedy=remedy)
+
+
+def _refuse_pairs_in_shards(extraction: Extraction, config: ExtractConfig) -> None:
+    if extraction.manifest.preferences is not None and (config.shard or config.ray):
+        option = "--ray" if config.ray else "--shard"
+        message = "makes shards, and the images of a pair may lie in two"
+        raise UserError(
+            message, place=option, remedy="extract the images in shards without pairs, merge, then add --pairs"
+        )
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,7 @@ def _extract_on_ray(config: ExtractConfig, out: Path, *, started: float) -> Extr
     count = config.ray_shards or set_size(out) or 4 * config.ray_workers
     workers = min(config.ray_workers, count)
     extraction = _extraction(config, out)  # here too: what is wrong with the input is said before Ray starts
+    _refuse_pairs_in_shards(extraction, config)
     say(f"{count} shards of {out}, {workers} workers")
     said = run_on_ray(
         _MakeShards(_everywhere(config), out.resolve(), count),
@@ -248,6 +264,8 @@ def _extraction(config: ExtractConfig, out: Path) -> Extraction:
             targets=config.target,
             allow_outside=config.allow_outside,
             raters=config.raters,
+            pairs=config.pairs,
+            pairs_target=config.pairs_target,
         ),
         device=config.device,
         precision=config.precision,
@@ -289,5 +307,6 @@ def _result(
         stages=done.stages,
         bottleneck=bottleneck(done.stages) if done.stages else None,
         shard=str(mark.shard) if mark else None,
+        pairs=len(pairs.a_P) if (pairs := store.preferences(usable=False)) else 0,
         shards=shards,
     )

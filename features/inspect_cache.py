@@ -32,7 +32,8 @@ class CacheReport:
 
     `views` has by name `width`, `recipe` and the number of images `done`, `failed`, `to_do`; `anchors` counts
     their prompts, `first_frames` images whose file has more frames than the one taken; `labels` has the number of
-    usable rows with each label, `names` the number of distinct groups, sources and splits.
+    usable rows with each label, `pairs` that of usable pairs that speak for each target, `names` the number of
+    distinct groups, sources and splits.
     """
 
     cache: Path
@@ -52,6 +53,7 @@ class CacheReport:
     views: dict[str, dict[str, Any]]
     anchors: int
     labels: dict[str, int]
+    pairs: dict[str, int]
     names: dict[str, int]
     failed: list[tuple[str, str]]
     problems: list[str] | None
@@ -83,6 +85,7 @@ class CacheReport:
         if self.first_frames:
             lines.append(f"  {self.first_frames:,} images have several frames or pages; the first was taken")
         lines += [f"  {label}: {count:,} rows" for label, count in self.labels.items() if count]
+        lines += [f"  {label}: {count:,} pairs" for label, count in self.pairs.items()]
         lines += [f"  {name}s: {count:,}" for name, count in self.names.items() if count]
         lines += [f"  {file}: {reason}" for file, reason in self.failed[:FAILURES_SHOWN]]
         if len(self.failed) > FAILURES_SHOWN:
@@ -190,10 +193,17 @@ def _report(path: Path, problems: list[str] | None) -> CacheReport:
             views={name: _view(store, name) for name in store.view_names()},
             anchors=int((store.group(ANCHORS)["status"][:] == DONE).sum()) if ANCHORS in store.view_layouts() else 0,
             labels={name: int(np.isfinite(column).sum()) for name, column in rows.numbers.items()},
+            pairs=_pairs(store),
             names={name: len(np.unique(rows.text[name].codes[rows.text[name].codes >= 0])) for name in CODE_COLUMNS},
             failed=store.failed(),
             problems=problems,
         )
+
+
+def _pairs(store: FeatureStore) -> dict[str, int]:
+    found = store.preferences()
+    counts = [] if found is None else np.bincount(found.target_P, minlength=len(store.targets)).tolist()
+    return {target.name: count for target, count in zip(store.targets, counts, strict=False) if count}
 
 
 def _view(store: FeatureStore, name: str) -> dict[str, Any]:

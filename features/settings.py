@@ -61,6 +61,14 @@ class ExtractConfig:
     raters: Literal["mean", "zscore"] = setting(
         "mean", help="Of several ratings of an image and prompt: their mean, or that of z-scores of each rater."
     )
+    pairs: str | None = setting(
+        None, help="Beside DATA a table of pairs that people chose between: image_a, image_b, prompt, preferred."
+    )
+    pairs_target: str | None = setting(
+        None,
+        help="What pairs speak for, as quality or NAME:image or NAME:pair; default quality without prompts, else "
+        "preference.",
+    )
     on_error: Literal["skip", "fail"] = setting("skip", help="What to do about an unreadable image.")
     shard: str | None = setting(
         None,

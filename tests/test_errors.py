@@ -34,6 +34,11 @@ MANIFESTS = {
     "wrong.txt": "image,prompt\n",
     "broken.xlsx": "no workbook",
     "good.csv": "image,prompt\na.png,x\n",
+    "pair_of_one.csv": "image_a,image_b,preferred\na.png,copy.png,a\n",
+    "pair_perhaps.csv": "image_a,image_b,preferred\na.png,broken.png,perhaps\n",
+    "pair_torn.csv": "image_a,image_b,preferred\na.png,gone.png,b\n",
+    "pair_half.csv": "image_a,image_b,preferred\na.png,,b\n",
+    "pair_mixed.csv": "image,quality,image_a,image_b,preferred\na.png,0.5,a.png,broken.png,b\n",
 }
 
 
@@ -43,6 +48,7 @@ def place(tmp_path_factory, demo_folder, demo_cache, tiny_backbone):
     folder = tmp_path_factory.mktemp("errors")
     images = sorted((demo_folder / "images").iterdir())[:6]
     shutil.copyfile(images[0], folder / "a.png")
+    shutil.copyfile(images[0], folder / "copy.png")
     (folder / "broken.png").write_bytes(b"no picture")
     for name, text in MANIFESTS.items():
         (folder / name).write_text(text)
@@ -145,6 +151,34 @@ TABLE = [
     (
         "extract {at}/missing_image.csv --on-error fail",
         "{at}/missing_image.csv, line 3: image 'gone.png': no such file; " + REPAIR,
+    ),
+    (
+        "extract {at}/pair_of_one.csv",
+        "{at}/pair_of_one.csv, line 2: 'a.png' and 'copy.png' hold one image, which is paired with itself; "
+        "give two images, or remove the pair",
+    ),
+    (
+        "extract {at}/pair_perhaps.csv",
+        "{at}/pair_perhaps.csv, line 2, column preferred: 'perhaps' is neither of the two images, no tie and no "
+        "probability; give a, b, tie, or the probability that the first is preferred",
+    ),
+    (
+        "extract {at}/pair_torn.csv --on-error fail",
+        "{at}/pair_torn.csv, line 2: image 'gone.png': no such file; " + REPAIR,
+    ),
+    (
+        "extract {at}/pair_half.csv",
+        "{at}/pair_half.csv, line 2, column image_b: is empty: of two images only one is there; "
+        "fill it in or remove the row",
+    ),
+    (
+        "extract {at}/pair_mixed.csv",
+        "{at}/pair_mixed.csv: mixes pairs (image_a, image_b) with single images (image); "
+        "put pairs into a table of their own, and give it to --pairs",
+    ),
+    (
+        "extract {at}/good.csv --pairs {at}/good.csv",
+        "{at}/good.csv: holds no pairs; give columns image_a, image_b and preferred; see docs/pairs.md",
     ),
     (
         "extract {at}/no_image_at_all.csv",

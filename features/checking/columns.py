@@ -203,10 +203,12 @@ def _check_twice(findings: Findings) -> None:
     )
 
 
-def check_labels(findings: Findings, known: Mapping[str, LabelRange]) -> dict[str, dict[str, object]]:
+def check_labels(
+    findings: Findings, known: Mapping[str, LabelRange], *, needed: bool = True
+) -> dict[str, dict[str, object]]:
     """Look for labels that are no numbers, out of range or all the same; returns what is known of each label.
 
-    `known` are the ranges that were given or are the set's.
+    `known` are the ranges that were given or are the set's; `needed` says whether rows without any are of no use.
     """
     about: dict[str, dict[str, object]] = {}
     there = [target.name for target in findings.rows.targets]
@@ -225,7 +227,7 @@ def check_labels(findings: Findings, known: Mapping[str, LabelRange]) -> dict[st
                     column=f"{label}_std",
                     remedy="correct them",
                 )
-    if not any(found["labels"] for found in about.values()):
+    if needed and not any(found["labels"] for found in about.values()):
         findings.warn("no_labels", "no row has a label", remedy="add quality or consistency to train on this data")
     return about
 

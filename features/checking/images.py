@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltaclip.features.checking.findings import Findings
+    from deltaclip.features.data.preferences import PairTable
 
 
 WORKERS = 8
@@ -42,15 +43,16 @@ class Looked(NamedTuple):
 
 @dataclass(frozen=True)
 class Looks:
-    """What a look at all files gave; `keys` are equal in rows that show the same image."""
+    """What a look at all files gave; `keys` are equal in rows that show the same image, `broken` rows without one."""
 
     checked: int
     readable: int
     sizes: list[tuple[int, int]]
     keys: list[object]
+    broken: set[int]
 
 
-def check_images(findings: Findings, folder: Path, root: Path | None, *, full: bool) -> Looks:
+def check_images(findings: Findings, folder: Path, root: Path | None, *, full: bool, copies: bool = True) -> Looks:
     """Look at every image file once.
 
     Args:
@@ -58,6 +60,7 @@ def check_images(findings: Findings, folder: Path, root: Path | None, *, full: b
         folder: that image paths are relative to.
         root: folder that files must lie in once symbolic links are followed; None permits every place.
         full: decode every image instead of reading its header.
+        copies: report images that stand under several names; pairs inside a file have nothing but copies.
     """
     images = findings.rows.cells["image"]
     outside = {images[row] for row in rows_outside(images, root)} if root else set()  # reported as such, not opened
@@ -72,10 +75,31 @@ def check_images(findings: Findings, folder: Path, root: Path | None, *, full: b
     keys = {path: looked.key for path, looked in found.items()} if full else _hashed(found, folder, root)
     _report_unreadable(findings, found, folder)
     _report_odd(findings, found)
-    _report_copies(findings, keys)
+    if copies:
+        _report_copies(findings, keys)
     sizes = sorted({looked.size for looked in found.values() if not looked.reason})
     readable = sum(not looked.reason for looked in found.values())
-    return Looks(len(paths), readable, sizes, [keys.get(image) or image for image in images])
+    broken = {row for row, image in enumerate(images) if image in found and found[image].reason}
+    return Looks(len(paths), readable, sizes, [keys.get(image) or image for image in images], broken)
+
+
+def check_pairs(findings: Findings, pairs: PairTable, looks: Looks) -> None:
+    """Look for pairs of one image with itself, and for those of which one image alone can be read.
+
+    Args:
+        findings: of the rows.
+        pairs: of these rows.
+        looks: at their images.
+    """
+    both = list(zip(pairs.a_P.tolist(), pairs.b_P.tolist(), strict=True))
+    itself = [a for a, b in both if looks.keys[a] == looks.keys[b]]
+    if itself:
+        message = f"{len(itself):,} pairs are of one image with itself, byte for byte"
+        findings.error("pair_of_one", message, at=itself, remedy="give two images, or remove the pairs")
+    torn = [a if a in looks.broken else b for a, b in both if (a in looks.broken) != (b in looks.broken)]
+    if torn:
+        message = f"{len(torn):,} pairs have one image that cannot be read; extract would leave them out"
+        findings.error("torn_pair", message, at=torn, remedy="repair the image, or remove the pairs")
 
 
 def _look_header(path: Path, root: Path | None) -> Looked:

@@ -36,11 +36,15 @@ class Odd:
 
 @dataclass
 class Column:
-    """Cells as text, '' where missing or `odd`; `number` is the first row that held a number and no text."""
+    """Cells as text, '' where missing or `odd`; `number` is the first row that held a number and no text.
+
+    Lists and truth values among the odd ones stay in `others`, by row: tables of pairs have such columns.
+    """
 
     cells: list[str] = field(default_factory=list)
     odd: Odd | None = None
     number: int | None = None
+    others: dict[int, Any] = field(default_factory=dict)
 
 
 def as_column(values: Iterable[object]) -> Column:
@@ -60,6 +64,8 @@ def as_column(values: Iterable[object]) -> Column:
             column.number = row if column.number is None else column.number
         else:
             column.cells.append("")
+            if isinstance(plain, bool | list | tuple):
+                column.others[row] = plain
             if column.odd is None:
                 column.odd = Odd(row, words_of(plain))
             else:

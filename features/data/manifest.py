@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from deltaclip.base.vocabulary import Target
     from deltaclip.features.data.numbers import Numbers
+    from deltaclip.features.data.preferences import Preferences
     from deltaclip.features.data.ratings import Raters
     from deltaclip.features.data.table import Table
     from deltaclip.features.data.targets import AskedTarget
@@ -104,6 +105,7 @@ class Manifest:
     label_ranges: dict[str, LabelRange] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what was left out or put in, and why
     agreement: dict[str, dict[str, Any]] = field(default_factory=dict)  # of raters, by label, where rows were ratings
+    preferences: Preferences | None = None  # pairs of these rows that people chose between
 
     def __len__(self) -> int:
         return len(self.images)

@@ -90,7 +90,7 @@ class Table:
     `odd` says of a column that some of its cells are neither text nor numbers (their text is ''), `numbers` which
     columns hold numbers that are no text, with the first such row; `notes` what is to be said of how it was read;
     `pictures` says of columns that hold pictures which have their bytes in the file, (N,) bool: those cells are their
-    addresses, relative to its folder.
+    addresses, relative to its folder; `others` keeps the lists and truth values of columns that have such, by row.
     """
 
     path: Path
@@ -102,6 +102,7 @@ class Table:
     notes: tuple[str, ...] = ()
     pictures: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    others: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
 
     def places(self) -> Sequence[str]:
         """Return where each row stands, 'file, line', for messages."""
@@ -202,7 +203,16 @@ def joined_tables(path: Path, tables: Sequence[Table]) -> Table:
             for first, table in placed
             for part in table._all_parts()
         ),
+        _joined_others(placed),
     )
+
+
+def _joined_others(placed: Sequence[tuple[int, Table]]) -> dict[str, dict[int, Any]]:
+    found: dict[str, dict[int, Any]] = {}
+    for first, table in placed:
+        for name, values in table.others.items():
+            found.setdefault(name, {}).update((first + row, value) for row, value in values.items())
+    return found
 
 
 def _lacking(tables: Sequence[Table], names: Sequence[str]) -> list[str]:
@@ -372,6 +382,7 @@ def _table(
         {name: column.odd for name, column in columns.items() if column.odd},
         {name: column.number for name, column in columns.items() if column.number is not None},
         tuple(notes),
+        others={name: column.others for name, column in columns.items() if column.others},
     )
 
 

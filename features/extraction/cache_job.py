@@ -24,6 +24,7 @@ from deltaclip.features.backbone.decode_ahead import ImageFile, default_workers,
 from deltaclip.features.data.anchors import ANCHOR_TEXTS
 from deltaclip.features.data.images import ImageContent, hash_images, is_image
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained
+from deltaclip.features.data.preferences import folded, readable
 from deltaclip.features.data.sharding import part_of
 from deltaclip.features.data.views import ANCHORS, LEFT_OUT, RECIPES, STATISTICS, UnfitBackboneError, of_images
 from deltaclip.features.extraction.pace import (
@@ -70,7 +71,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Work:
-    """What was computed; `encode_seconds` are those of the images, `stages` the shares of time that each was busy."""
+    """What was computed; `encode_seconds` are those of the images, `stages` the shares of time that each was busy.
+
+    `notes` are on what the content of files showed.
+    """
 
     new_images: int = 0
     new_texts: int = 0
@@ -78,6 +82,7 @@ class Work:
     batch_size: int | None = None
     workers: int | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -116,6 +121,7 @@ class Extraction:
         with one_writer(path):
             job = _Job(self, manifest, path, part=part)
             done = job.nothing_to_do() or job.compute()
+            done.notes += job.notes
         return done, path
 
 
@@ -123,7 +129,7 @@ class _Job:
     """One extraction while it runs: the plan, and what is already on disk."""
 
     def __init__(self, work: Extraction, manifest: Manifest, out: Path, *, part: Part | None) -> None:
-        self.work, self.manifest, self.out = work, manifest, out
+        self.work, self.out = work, out
         self.root = None if work.allow_outside else manifest.image_root
         contents = hash_images(LazySequence(len(manifest), manifest.image_path), self.root)
         contents = _with_causes(contents, manifest)
@@ -131,7 +137,9 @@ class _Job:
             for row, content in enumerate(contents):
                 if content.reason:
                     raise _unreadable(manifest.images[row], content.reason, place=manifest.places[row])
-        self.plan: Plan = make_plan(manifest, contents, part=part)
+        self.manifest, contents = folded(manifest, contents)
+        self.notes = _torn_pairs(self.manifest, contents)
+        self.plan: Plan = make_plan(self.manifest, contents, part=part)
         if contents and all(self.plan.image_reasons) and not self._others_are_images():
             raise self._nothing_readable(self.plan.image_reasons[0])
         self.precision = self._common_precision(part) if part else work.precision
@@ -278,6 +286,20 @@ def _with_causes(contents: list[ImageContent], manifest: Manifest) -> list[Image
         reason = explained(contents[row].reason, manifest.images[row], manifest.image_root)
         contents[row] = contents[row]._replace(reason=reason)
     return contents
+
+
+def _torn_pairs(manifest: Manifest, contents: Sequence[ImageContent]) -> list[str]:
+    """Say how many pairs have lost an image: they stay in the cache and are learned from once it can be read."""
+    if manifest.preferences is None:
+        return []
+    _, places = readable(manifest.preferences, (not content.reason for content in contents))
+    count, first = len(places), places[:1]
+    words = (
+        "1 pair has an image that cannot be read and is"
+        if count == 1
+        else f"{count:,} pairs have an image that cannot be read and are"
+    )
+    return [f"{words} left out ({'at' if count == 1 else 'the first at'} {first[0]})"] if count else []
 
 
 def _unreadable(image: str, reason: str, *, place: Path | str) -> UserError:

@@ -30,6 +30,7 @@ from deltaclip.features.store.schema import (
     PENDING,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
+    StoredPairs,
     ViewLayout,
     number_columns,
 )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["images", "texts", "anchors"]
 ANEW = "give another path, or remove it and extract again"
+PAIR_COLUMNS = ("a", "b", "preferred", "target")
 
 
 class FeatureStore:
@@ -322,6 +324,27 @@ class FeatureStore:
             return None
         return [str(text) for text in self.group(ANCHORS)["text"].asstr()[:]], self.embeddings(ANCHORS)
 
+    def preferences(self, *, usable: bool = True) -> StoredPairs | None:
+        """Return the pairs that people chose between, None where the cache has none.
+
+        Args:
+            usable: leave out pairs of which an image has no embedding; rows are then numbered as `rows()` does.
+        """
+        if "pairs" not in self._file:
+            return None
+        a_P, b_P, preferred_P, target_P = (np.asarray(self._file[f"pairs/{name}"]) for name in PAIR_COLUMNS)
+        found = StoredPairs(a_P=a_P, b_P=b_P, preferred_P=preferred_P, target_P=target_P)
+        if not usable:
+            return found
+        usable_N = usable_rows(self._file, self.status())
+        kept_P, row_N = usable_N[a_P] & usable_N[b_P], np.cumsum(usable_N) - 1
+        return StoredPairs(
+            a_P=row_N[a_P[kept_P]],
+            b_P=row_N[b_P[kept_P]],
+            preferred_P=preferred_P[kept_P],
+            target_P=target_P[kept_P],
+        )
+
     def positions(self) -> NDArray[np.int64]:
         """Return the place of each row in its table, (N,); of a shard it is not the row's number here."""
         rows = self._file["rows"]
@@ -514,4 +537,20 @@ def _broken_indices(file: h5py.File) -> str | None:
         values = np.asarray(file[f"rows/{column}"])
         if ((values < first) | (values >= end)).any():
             return f"is damaged (rows/{column} is out of range)"
+    return _broken_pairs(file) if "pairs" in file else None
+
+
+def _broken_pairs(file: h5py.File) -> str | None:
+    columns = [file.get(f"pairs/{name}") for name in PAIR_COLUMNS]
+    if not all(isinstance(column, h5py.Dataset) and column.ndim == 1 for column in columns):
+        return "is damaged (pairs)"
+    if len({len(column) for column in columns}) > 1:
+        return "is damaged (pairs of unequal lengths)"
+    num_targets = len(recorded_targets(json.loads(file.attrs["dataset"])))
+    ends = (len(file["rows/image"]), len(file["rows/image"]), 1, num_targets)
+    for name, column, end in zip(PAIR_COLUMNS, columns, ends, strict=True):
+        values = np.asarray(column)
+        too_large = values > end if name == "preferred" else values >= end
+        if not (values >= 0).all() or too_large.any():
+            return f"is damaged (pairs/{name} is out of range)"
     return None

@@ -79,6 +79,24 @@ class ViewLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredPairs:
+    """P pairs of rows that people chose between, as a cache has them.
+
+    `a_P`, `b_P` (P,) int64 index rows, `preferred_P` (P,) float32 in [0, 1] is the probability that a is preferred and
+    .5 a tie, `target_P` (P,) int32 indexes the targets of the cache.
+    """
+
+    a_P: NDArray[np.int64]
+    b_P: NDArray[np.int64]
+    preferred_P: NDArray[np.float32]
+    target_P: NDArray[np.int32]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the datasets by name."""
+        return {"a": self.a_P, "b": self.b_P, "preferred": self.preferred_P, "target": self.target_P}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a cache is to hold, all but the embeddings.
 
@@ -101,6 +119,7 @@ class Plan:
     codes: dict[str, NDArray[np.int32]]
     names: dict[str, list[str]]
     dataset: dict[str, Any]  # name, targets, label ranges
+    preferences: StoredPairs | None = None
     part: Part | None = None  # of a shard: what it has of the table
 
     @property
@@ -117,8 +136,10 @@ class Plan:
         """Return a fingerprint of everything here: equal digests, equal caches but for the backbone."""
         state = hashlib.sha256()
         for field in fields(self):
-            if field.name != "part":
+            if field.name not in {"part", "preferences"}:
                 _feed(state, field.name, getattr(self, field.name))
+        if self.preferences is not None:  # caches without pairs keep the digest that they had before there were any
+            _feed(state, "preferences", self.preferences.columns())
         if self.part:
             _feed(state, "part", self.part.to_json() | {"position": self.part.position})
         return state.hexdigest()
@@ -193,7 +214,21 @@ def make_plan(manifest: Manifest, contents: Sequence[ImageContent], *, part: Par
             "image_root": str(manifest.image_root.absolute()),
             **({"agreement": manifest.agreement} if manifest.agreement else {}),
         },
+        preferences=_stored(manifest),
         part=part,
+    )
+
+
+def _stored(manifest: Manifest) -> StoredPairs | None:
+    pairs = manifest.preferences
+    if pairs is None:
+        return None
+    place = manifest.targets.index(pairs.target)
+    return StoredPairs(
+        a_P=pairs.a_P,
+        b_P=pairs.b_P,
+        preferred_P=pairs.preferred_P.astype(np.float32),
+        target_P=np.full(len(pairs), place, dtype=np.int32),
     )
 
 
@@ -232,7 +267,8 @@ def size_bytes(plan: Plan, views: Mapping[str, ViewLayout], *, dtype: np.dtype[A
     text_bytes = sum(len(text.encode()) + 64 for text in strings)
     image_bytes = plan.num_images * (sum(width + 16 for width in view_bytes) + REASON_BYTES + 64)
     vector_bytes = image_bytes + len(plan.texts) * (view_bytes[0] + 64)
-    return vector_bytes + len(plan.row_files) * 128 + text_bytes + (len(view_bytes) << 20)
+    pair_bytes = 32 * len(plan.preferences.a_P) if plan.preferences else 0
+    return vector_bytes + len(plan.row_files) * 128 + pair_bytes + text_bytes + (len(view_bytes) << 20)
 
 
 def lay_out(file: h5py.File, plan: Plan, views: Mapping[str, ViewLayout], *, dtype: np.dtype[Any]) -> None:
@@ -295,6 +331,9 @@ def _write_plan(file: h5py.File, plan: Plan) -> None:
     for column in CODE_COLUMNS:
         rows[column] = plan.codes[column]
         file.create_dataset(f"names/{column}", data=plan.names[column], shape=(len(plan.names[column]),), dtype=text)
+    if plan.preferences is not None:
+        for name, values in plan.preferences.columns().items():
+            file[f"pairs/{name}"] = values
 
 
 def fit_reason(reason: str) -> bytes:

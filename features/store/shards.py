@@ -30,6 +30,7 @@ from deltaclip.features.store.schema import (
     CODE_COLUMNS,
     DONE,
     MISSING_KEY,
+    StoredPairs,
     ViewLayout,
     lay_out,
     make_plan,
@@ -116,7 +117,8 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
     targets = _common_targets(stores)
     numbers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in number_columns(targets)}
     readable = {key for store in stores for key in _keys(store)[store.status() == DONE].tolist()}
-    seen: set[bytes] = set()
+    seen: dict[bytes, int] = {}  # the place of a row among those of all caches
+    pairs: list[StoredPairs] = []
     for number, store in zip(sets, stores, strict=True):
         found, keys, reasons, frames = store.rows(usable=False), _keys(store), store.reasons(), store.more_frames()
         texts = np.append(store.texts(), "")  # -1, no explanation, is the last one
@@ -125,7 +127,10 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
         labels = {name: found.numbers.get(name, nothing) for name in numbers}
         digests = _digests(keys[found.image], [*labels.values()], [text[name] for name in rows])
         new = [row for row, digest in enumerate(digests) if digest not in seen]
-        seen.update(digests)
+        for place, row in enumerate(new, start=len(contents)):
+            seen.setdefault(digests[row], place)
+        if (own := store.preferences(usable=False)) is not None:
+            pairs.append(_moved_pairs(own, store, np.array([seen[digest] for digest in digests]), targets))
         position = store.positions()[new]
         places.append(np.stack([np.full_like(position, number), position]))
         for name, column in rows.items():
@@ -162,7 +167,33 @@ def merged_plan(stores: Sequence[FeatureStore]) -> Plan:
         [contents[row] for row in order],
     )
     about = {name: words for name, words in plan.dataset.items() if name != "image_root"}
-    return replace(plan, dataset=about | _common_root(datasets) | _common_agreement(datasets))
+    plan = replace(plan, dataset=about | _common_root(datasets) | _common_agreement(datasets))
+    return replace(plan, preferences=_joined_pairs(pairs, order)) if pairs else plan
+
+
+def _moved_pairs(
+    pairs: StoredPairs, store: FeatureStore, place_N: NDArray[np.int64], targets: Sequence[Target]
+) -> StoredPairs:
+    """Return the pairs of a cache with the places that its rows and targets have among those of all."""
+    target_of = np.array([targets.index(target) for target in store.targets], dtype=np.int32)
+    return replace(pairs, a_P=place_N[pairs.a_P], b_P=place_N[pairs.b_P], target_P=target_of[pairs.target_P])
+
+
+def _joined_pairs(parts: Sequence[StoredPairs], order: NDArray[np.int64]) -> StoredPairs:
+    """Return the pairs of all caches, without those that an earlier cache has; a pair may stand twice in one."""
+    row_of, seen, kept = np.argsort(order), set[tuple[Any, ...]](), list[tuple[Any, ...]]()
+    for part in parts:
+        columns = part.columns() | {"a": row_of[part.a_P], "b": row_of[part.b_P]}
+        pairs = list(zip(*(column.tolist() for column in columns.values()), strict=True))
+        kept += [pair for pair in pairs if pair not in seen]
+        seen.update(pairs)
+    a, b, preferred, target = zip(*kept, strict=True)
+    return StoredPairs(
+        a_P=np.array(a, np.int64),
+        b_P=np.array(b, np.int64),
+        preferred_P=np.array(preferred, np.float32),
+        target_P=np.array(target, np.int32),
+    )
 
 
 def _common_targets(stores: Sequence[FeatureStore]) -> tuple[Target, ...]:

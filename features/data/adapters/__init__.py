@@ -22,10 +22,12 @@ from deltaclip.features.data.adapters.any_files import is_pattern, open_files, o
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.demo import read_demo
 from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
-from deltaclip.features.data.adapters.finding import DataTables, manifest_of
+from deltaclip.features.data.adapters.finding import LOOKED_AT, DataTables, manifest_of
 from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.manifest import parse_label_ranges
+from deltaclip.features.data.preferences import OPTION, holds_pairs, moved_images, read_pair_table, with_preferences
+from deltaclip.features.data.sources import is_there
 from deltaclip.features.data.table import SUFFIXES, below
 from deltaclip.features.data.targets import parse_targets
 
@@ -47,7 +49,7 @@ FOLDER_ADAPTERS: dict[str, Callable[[Path], DataTables]] = {
 }
 
 
-def read_manifest(
+def read_manifest(  # noqa: PLR0913 - what a user may say of data
     data: str,
     *,
     image_root: Path | None = None,
@@ -56,6 +58,8 @@ def read_manifest(
     allow_outside: bool = False,
     read_labels: bool = True,
     raters: Raters = "mean",
+    pairs: str | None = None,
+    pairs_target: str | None = None,
 ) -> Manifest:
     """Read what `data` names: `demo`, `ADAPTER:DIR`, the path of a table or folder, or a pattern of several files.
 
@@ -67,6 +71,8 @@ def read_manifest(
         allow_outside: permit image paths that leave the image root.
         read_labels: False leaves the label columns alone, whatever is in them.
         raters: how the ratings of several people become one label.
+        pairs: a table of pairs of images that people chose between, beside `data`.
+        pairs_target: what the pairs speak for; see `parse_pairs_target`.
 
     Raises:
         UserError: unknown adapter, missing folder, or anything wrong in the table.
@@ -74,7 +80,48 @@ def read_manifest(
     asked = parse_targets(targets)
     given = parse_label_ranges(label_range, asked)
     tables = open_data(data, image_root=image_root, targets=asked)
-    return manifest_of(tables, label_ranges=given, allow_outside=allow_outside, read_labels=read_labels, raters=raters)
+    found = manifest_of(
+        tables,
+        label_ranges=given,
+        allow_outside=allow_outside,
+        read_labels=read_labels,
+        raters=raters,
+        pairs_target=pairs_target,
+    )
+    if pairs is None:
+        if pairs_target is not None and found.preferences is None:
+            raise UserError("has no effect without pairs", place=OPTION, remedy="give --pairs TABLE, or leave it out")
+        return found
+    if found.preferences is not None:
+        raise UserError("holds pairs already", place=found.path, remedy="put them into one table with those of --pairs")
+    beside = _pairs_beside(pairs, found, image_root, allow_outside=allow_outside)
+    return with_preferences(
+        found, manifest_of(beside, label_ranges={}, allow_outside=allow_outside, pairs_target=pairs_target)
+    )
+
+
+def _pairs_beside(pairs: str, ratings: Manifest, image_root: Path | None, *, allow_outside: bool) -> DataTables:
+    """Open a table of pairs, its images relative to the folder of those with ratings.
+
+    Raises:
+        UserError: it holds no pairs, or its images lie elsewhere.
+    """
+    tables = open_data(pairs, image_root=image_root)
+    table, root = tables.tables[0], ratings.image_root
+    if not holds_pairs(table):
+        message, remedy = "holds no pairs", "give columns image_a, image_b and preferred; see docs/pairs.md"
+        raise UserError(message, place=table.path, remedy=remedy)
+    first = read_pair_table(table, need_labels=False).rows.columns["image"][:LOOKED_AT]
+    there = any(is_there(root / image) for image in first)
+    if there or tables.image_root.absolute() == root.absolute():
+        return replace(tables, image_root=root)
+    here = Path(os.path.relpath(tables.image_root.absolute(), root.absolute())).as_posix()
+    if here.startswith("..") and not allow_outside:
+        message = f"has images in {tables.image_root}, outside {root}, where those with ratings are"
+        raise UserError(
+            message, place=table.path, remedy="give --image-root with a folder above both, or --allow-outside"
+        )
+    return replace(tables, tables=[moved_images(table, here)], image_root=root)
 
 
 def open_data(data: str, *, image_root: Path | None = None, targets: Sequence[AskedTarget] = ()) -> DataTables:

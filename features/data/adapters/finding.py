@@ -15,6 +15,7 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.features.data.listing import count_words
 from deltaclip.features.data.manifest import joined, manifest_from_table
+from deltaclip.features.data.preferences import holds_pairs, manifest_of_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,8 +63,9 @@ def manifest_of(
     allow_outside: bool = False,
     read_labels: bool = True,
     raters: Raters = "mean",
+    pairs_target: str | None = None,
 ) -> Manifest:
-    """Turn tables into one manifest.
+    """Turn tables into one manifest; that of pairs has their images as rows.
 
     Args:
         data: the tables, as `open_data` gives them.
@@ -71,10 +73,21 @@ def manifest_of(
         allow_outside: permit image paths that leave the root.
         read_labels: False leaves label columns alone and keeps rows that have none.
         raters: how the ratings of several people become one label.
+        pairs_target: what pairs speak for, as `--pairs-target` has it.
 
     Raises:
         UserError: anything wrong in a table, or no row has a label.
     """
+    if pairs := [table for table in data.tables if holds_pairs(table)]:
+        found = manifest_of_pairs(
+            pairs[0],
+            name=data.name,
+            image_root=data.image_root,
+            target=pairs_target,
+            allow_outside=allow_outside,
+            read_labels=read_labels,
+        )
+        return replace(found, notes=(*data.said, *found.notes))
     parts = []
     for table in data.tables:
         part = manifest_from_table(

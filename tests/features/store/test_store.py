@@ -25,6 +25,7 @@ from deltaclip.features.store.schema import (
     PENDING,
     REASON_BYTES,
     SCHEMA_VERSION,
+    StoredPairs,
     ViewLayout,
 )
 from deltaclip.features.store.writer import (
@@ -151,6 +152,9 @@ def test_digest_sees_every_field(tmp_path):
         "codes": plan.codes | {"group": plan.codes["group"] + 1},
         "names": plan.names | {"group": ["gh", ""]},
         "dataset": plan.dataset | {"name": "other"},
+        "preferences": StoredPairs(
+            a_P=np.array([0]), b_P=np.array([1]), preferred_P=np.float32([1]), target_P=np.int32([0])
+        ),
         "part": Part(shard=Shard(number=1, count=2), table="0" * 64, num_rows=8, position=np.arange(4)),
     }
     assert set(changed) == {field.name for field in dataclasses.fields(plan)}
