@@ -32,7 +32,14 @@ MIN_ROWS_MAPPED = 5
 GRID_WIDTHS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)
 GRID_OUTSIDE = np.array([0.5, 1.5, 4.0])
 GRID_PLACES, GRID_ROWS, GRID_STARTS = 40, 1000, 8
-TRIED_STEPS, FOLLOWED = 40, 3
+TRIED_STEPS, FOLLOWED, FOLLOWED_STEPS = 40, 3, 500
+USUAL_START = (0.0, math.log(0.25))
+# A step is the steepest logistic there is, a line the flattest; the longest move of a place, in widths or SDs, and of a
+# log of a width; a gain, as a share of the error, that does not show; the damping at which no gain is the end.
+LOG_WIDTHS = (math.log(1e-9), math.log(1e4))
+MOST_MOVE, LEAST_GAIN, MOST_DAMPING = 2.0, 1e-10, 1e10
+TINY, LEAST_SPREAD = 1e-60, 1e-30
+_SHAPES = ((-1, 1), (-1,), (-1,), (-1, 1), (1, -1, 1), (-1,))  # of a mask (S,) beside each field of `_Curves`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,62 +137,96 @@ def fit_logistic(x_N: FloatArray, y_N: FloatArray) -> FloatArray | None:
     f(x) = (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2 (VQEG 2000, in the form of Seshadrinathan et al., IEEE TIP
     19(6), 2010), rising where SROCC is positive or 0, else falling: a curve against the order of the data would call a
     bad score good. The usual start [max y, min y, mean x, std x / 4] alone ends in a local minimum for some 20 rows; a
-    grid of b3, |b4| with the b1, b2 that fit them gives further ones. Levenberg-Marquardt of MINPACK with the exact
-    Jacobian, from each; of what converged the least error.
+    grid of b3, |b4| gives further ones. Of what converged, from all of them, the least error.
+
+    Equal numbers give equal digits, wherever they lie in memory; MINPACK's fits did not, a run and its evaluation
+    differed in the tenth digit.
 
     Returns:
         f(x) (N,), or None where no fit converges, or none but to a constant.
     """
-    # In units of its own spread around its own mean x may have any scale and offset; f is the same function.
-    z_N = centred(x_N)
+    # In units of their own spread around their own mean both may have any scale and offset; f is the same function.
+    middle, size = float(y_N.mean()), float(np.abs(y_N - y_N.mean()).max())
+    z_N, y_N = centred(x_N), centred(y_N)
     z_N = z_N / z_N.std()
     sign = -1.0 if srocc(x_N, y_N) < 0 else 1.0
-    low, high = float(y_N.min()), float(y_N.max())
-    usual = np.array([high, low, 0.0, 0.25]) if sign > 0 else np.array([low, high, 0.0, 0.25])
-    tried = [_fitted(start, z_N, y_N, steps=TRIED_STEPS) for start in (usual, *_grid_starts(z_N, y_N, sign=sign))]
-    best = sorted((one for one in tried if sign * (one.b[0] - one.b[1]) > 0), key=lambda one: one.error)
-    ends = [_fitted(one.b, z_N, y_N, steps=2000) for one in best[:FOLLOWED]]
-    ends = [one for one in ends if one.converged and sign * (one.b[0] - one.b[1]) > 0]
-    if not ends:
+    start_S2 = np.array([USUAL_START, *_grid_starts(z_N, y_N, sign=sign)])
+    tried = _followed(start_S2, z_N, y_N, sign=sign, steps=TRIED_STEPS)
+    best = [place for place in np.argsort(tried.error_S, kind="stable") if sign * tried.step_S[place] > 0]
+    if not best:
         return None
-    mapped = _curve(min(ends, key=lambda one: one.error).b, z_N)
-    return mapped if mapped.min() < mapped.max() else None
+    ends = _followed(tried.at_S2[best[:FOLLOWED]], z_N, y_N, sign=sign, steps=FOLLOWED_STEPS)
+    error_S = np.where(ends.converged_S & (sign * ends.step_S > 0), ends.error_S, np.inf)
+    chosen = int(np.argmin(error_S))
+    mapped = middle + size * ends.curve_SN[chosen]
+    return mapped if math.isfinite(error_S[chosen]) and mapped.min() < mapped.max() else None
 
 
-class _Fitted(NamedTuple):
-    error: float  # squared
-    b: FloatArray
-    converged: bool
+class _Curves(NamedTuple):
+    """Logistics of S places and logs of widths, b1 - b2 and b2 those of least squares; the error is squared.
+
+    `way_2SN` is how the curve moves with both, b1 - b2 and b2 following (Kaufman 1975, of variable projection: Golub
+    and Pereyra 1973).
+    """
+
+    at_S2: FloatArray
+    step_S: FloatArray
+    error_S: FloatArray
+    curve_SN: FloatArray
+    way_2SN: FloatArray
+    converged_S: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, at_S2: FloatArray, z_N: FloatArray, y_N: FloatArray) -> _Curves:
+        from scipy.special import expit
+
+        width_S1 = np.exp(at_S2[:, 1:])
+        u_SN = (z_N - at_S2[:, :1]) / width_S1
+        g_SN = expit(u_SN)
+        rise_SN = g_SN * (1 - g_SN)
+        g_SN = g_SN - g_SN.mean(axis=1, keepdims=True)
+        spread_S1 = np.maximum(np.square(g_SN).sum(axis=1, keepdims=True), LEAST_SPREAD)
+        step_S1 = (g_SN * (y_N - y_N.mean())).sum(axis=1, keepdims=True) / spread_S1
+        curve_SN = y_N.mean() + step_S1 * g_SN
+        way_2SN = np.stack([rise_SN / width_S1, rise_SN * u_SN]) * -step_S1
+        way_2SN -= way_2SN.mean(axis=2, keepdims=True)
+        way_2SN -= g_SN * ((way_2SN * g_SN).sum(axis=2, keepdims=True) / spread_S1)
+        error_S = np.square(curve_SN - y_N).sum(axis=1)
+        return cls(at_S2, step_S1[:, 0], error_S, curve_SN, way_2SN, np.zeros(len(at_S2), dtype=bool))
 
 
-def _curve(b: FloatArray, z_N: FloatArray) -> FloatArray:
-    from scipy.special import expit
+def _followed(start_S2: FloatArray, z_N: FloatArray, y_N: FloatArray, *, sign: float, steps: int) -> _Curves:
+    """Return where starts lead to in at most so many steps of Levenberg and Marquardt, each by itself.
 
-    return np.asarray((b[0] - b[1]) * expit((z_N - b[2]) / _width(b)) + b[1], dtype=np.float64)
+    Curves that fall where `sign` says that they should rise are not gone to. Sums over rows alone, in one order, and
+    two equations solved by hand: no library whose result hangs on where in memory its numbers lie.
+    """
+    here, damping_S = _Curves.of(start_S2, z_N, y_N), np.full(len(start_S2), 1e-3)
+    for _ in range(steps):
+        across_S, down_S = np.square(here.way_2SN).sum(axis=2) * (1 + damping_S) + TINY
+        both_S = (here.way_2SN[0] * here.way_2SN[1]).sum(axis=1)
+        to_place_S, to_width_S = (here.way_2SN * (y_N - here.curve_SN)).sum(axis=2)
+        determinant_S = np.maximum(across_S * down_S - both_S**2, TINY**2)
+        move_S2 = np.stack([to_place_S * down_S - to_width_S * both_S, to_width_S * across_S - to_place_S * both_S], 1)
+        most_S2 = np.stack([np.maximum(np.exp(here.at_S2[:, 1]), 1.0), np.ones(len(damping_S))], axis=1) * MOST_MOVE
+        at_S2 = here.at_S2 + np.clip(move_S2 / determinant_S[:, None], -most_S2, most_S2)
+        at_S2[:, 1] = np.clip(at_S2[:, 1], *LOG_WIDTHS)
+        there = _Curves.of(at_S2, z_N, y_N)
+        gain_S = here.error_S - there.error_S
+        better_S = (gain_S > 0) & (sign * there.step_S > 0)
+        # Done: what a step gains cannot be seen, or no step however short gains.
+        ends_S = (better_S & (gain_S <= LEAST_GAIN * here.error_S)) | (~better_S & (damping_S >= MOST_DAMPING))
+        here = _Curves(
+            *(np.where(better_S.reshape(shape), new, old) for new, old, shape in zip(there, here, _SHAPES, strict=True))
+        )._replace(converged_S=here.converged_S | ends_S)
+        damping_S = np.clip(np.where(better_S, damping_S / 8, damping_S * 8), 1 / MOST_DAMPING, MOST_DAMPING)
+        if here.converged_S.all():
+            break
+    return here
 
 
-def _fitted(start: FloatArray, z_N: FloatArray, y_N: FloatArray, *, steps: int) -> _Fitted:
-    """Return where a start leads to in at most so many steps; the error is infinite where a fit ran away."""
-    from scipy.optimize import leastsq
-    from scipy.special import expit
-
-    def jacobian(b: FloatArray) -> FloatArray:
-        u_N = (z_N - b[2]) / _width(b)
-        g_N = expit(u_N)
-        slope_N = (b[0] - b[1]) * g_N * (1 - g_N) / _width(b)
-        return np.stack([g_N, 1 - g_N, -slope_N, -slope_N * u_N * np.sign(b[3])])
-
-    with np.errstate(over="ignore", invalid="ignore"):  # a fit that runs away is found below
-        b, _, _, _, status = leastsq(
-            lambda b: _curve(b, z_N) - y_N, start, Dfun=jacobian, col_deriv=True, full_output=True, maxfev=steps
-        )
-        error = float(np.square(_curve(b, z_N) - y_N).sum())
-    finite = math.isfinite(error)
-    return _Fitted(error if finite else math.inf, b, finite and status in (1, 2, 3, 4))
-
-
-def _grid_starts(z_N: FloatArray, y_N: FloatArray, *, sign: float) -> list[FloatArray]:
-    """Return the best b for each of a few widths, those of least error first; rows are thinned to GRID_ROWS."""
+def _grid_starts(z_N: FloatArray, y_N: FloatArray, *, sign: float) -> list[tuple[float, float]]:
+    """Return the best place for each of a few widths, with its log, those of least error first; of GRID_ROWS rows."""
     from scipy.special import expit
 
     if z_N.size > GRID_ROWS:
@@ -196,26 +237,19 @@ def _grid_starts(z_N: FloatArray, y_N: FloatArray, *, sign: float) -> list[Float
     places = np.concatenate(
         [places, (places[1:] + places[:-1]) / 2, places[0] - GRID_OUTSIDE, places[-1] + GRID_OUTSIDE]
     )
-    mean, y_N = float(y_N.mean()), y_N - y_N.mean()
+    y_N = y_N - y_N.mean()
     starts = []
     for width in GRID_WIDTHS:
         g_PN = expit((z_N - places[:, None]) / width)
-        mean_P = g_PN.mean(axis=1)
-        g_PN -= mean_P[:, None]
-        spread_P, product_P = np.square(g_PN).sum(axis=1), g_PN @ y_N
+        g_PN -= g_PN.mean(axis=1)[:, None]
+        spread_P, product_P = np.square(g_PN).sum(axis=1), (g_PN * y_N).sum(axis=1)
         # Least squares in b1 - b2, where it has the right sign.
-        gain_P = np.where(sign * product_P > 0, product_P**2 / np.maximum(spread_P, 1e-30), 0.0)
+        gain_P = np.where(sign * product_P > 0, product_P**2 / np.maximum(spread_P, LEAST_SPREAD), 0.0)
         gain_P[spread_P < 1e-12] = 0.0
         best = int(np.argmax(gain_P))
         if gain_P[best] > 0:
-            step = float(product_P[best] / spread_P[best])
-            b2 = mean - step * float(mean_P[best])
-            starts.append((float(gain_P[best]), np.array([b2 + step, b2, places[best], width])))
-    return [b for _, b in sorted(starts, key=lambda one: -one[0])[:GRID_STARTS]]
-
-
-def _width(b: FloatArray) -> float:
-    return max(abs(float(b[3])), 1e-9)  # a step is the steepest logistic there is
+            starts.append((float(gain_P[best]), (float(places[best]), math.log(width))))
+    return [start for _, start in sorted(starts, key=lambda one: -one[0])[:GRID_STARTS]]
 
 
 # ---- Ranks and rank correlations of plain arrays, in numpy alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -194,14 +195,35 @@ def test_a_constant_side_has_an_error_but_no_correlation(constant):
     assert agreement(y, np.full(7, 0.3)).note == "constant labels: no correlation, not mapped"
 
 
+# Agreements of some sets, eight times, with the numbers of freed arrays lying about.
+EIGHT_TIMES = """
+import json, numpy as np
+from deltaclip.pipeline.scoring.agreement import agreement
+draws, heap, lying, sets = np.random.default_rng(0), np.random.default_rng(85), [], []
+for _ in range(60):
+    num_rows = int(draws.integers(5, 60))
+    label = draws.random(num_rows).astype(np.float32)
+    sets.append((np.clip(label / 2 + draws.normal(0, 0.2, num_rows), 0, 1).astype(np.float32), label))
+found = [set() for _ in sets]
+for _ in range(8):
+    for number in (8, 29, 32, 34, 40, 56):
+        lying += [np.full(int(heap.integers(1, 300)), heap.random()) for _ in range(40)]
+        for _ in range(20):
+            lying.pop(int(heap.integers(len(lying))))
+        found[number].add(json.dumps(agreement(*sets[number]).to_json()))
+assert max(map(len, found)) == 1, found
+"""
+
+
+def test_equal_numbers_give_equal_digits_wherever_they_lie():
+    # glibc fills what it hands out with this byte: a fit that reads it, or hangs on the place, differs (MINPACK's did).
+    env = {**os.environ, "MALLOC_PERTURB_": "85"}
+    subprocess.run([sys.executable, "-c", EIGHT_TIMES], check=True, env=env)
+
+
 def test_a_fit_that_does_not_converge_falls_back_to_raw(monkeypatch):
-    import scipy.optimize
-
-    def gives_up(function, start, **_):
-        return start, None, {}, "too many calls", 5
-
     x, y = draw(3, 30, 1000)
-    monkeypatch.setattr(scipy.optimize, "leastsq", gives_up)
+    monkeypatch.setattr("deltaclip.pipeline.scoring.agreement.FOLLOWED_STEPS", 0)
     found = agreement(x, y)
     assert found.plcc_mapped == found.plcc
     assert found.rmse == CLOSE(reference.rmse(x, y))
