@@ -44,6 +44,7 @@ MODELS = {
         "custom_text": True,
     },
     "coca": {
+        "custom_text": True,
         "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True},
         "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
         "multimodal_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
@@ -65,6 +66,7 @@ MODELS = {
 PUBLISHED = {
     "mobilenet": {"vision_cfg": timm("mobilenetv2_050", 96, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
     "fastvit": {"vision_cfg": timm("fastvit_t8", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
+    "eva": {"vision_cfg": timm("eva02_tiny_patch14_224", 56, timm_pool="token"), "text_cfg": TEXT},
     "regnet": {"vision_cfg": timm("regnetx_002", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
     "few words": {"vision_cfg": VIT, "text_cfg": TEXT | {"context_length": 7}},
 }

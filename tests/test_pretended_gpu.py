@@ -1,0 +1,125 @@
+"""Every stage on a pretended GPU: no mixed devices, the CPU's numbers, few waits and launches a step.
+
+Each in a process of its own: a backend of torch's stays for good.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from deltaclip.tests.pretended_stages import FAMILIES, STAGES, TUNINGS, of_families
+
+# The pretended device computes with the CPU's kernels in the CPU's order, so what differs is a path that a GPU takes
+# and a CPU does not: float32 sums in another order, of numbers of about 1.
+TOLERANCE = 1e-5
+# The most that a step may wait, on the thread that trains: what it reads should be there, what it gives is read later.
+WAITS = {"extract": 8, "train": 1, "sweep": 3, "predict": 5} | dict.fromkeys(TUNINGS, 14)
+
+DEVICE = """
+import json, warnings
+from deltaclip.tests import pretended_gpu as gpu
+gpu.install()
+import torch
+here, there = torch.ones(3, device=gpu.DEVICE), torch.ones(3)
+said = {}
+def refused(name, work):
+    try:
+        work()
+        said[name] = "nothing"
+    except (RuntimeError, TypeError) as error:
+        said[name] = str(error).split("!")[0][:60]
+refused("add", lambda: here + there)
+refused("index", lambda: there[torch.zeros(1, dtype=torch.int64, device=gpu.DEVICE)])
+refused("numpy", here.numpy)
+gpu.MEMORY.largest_bytes = 1000
+refused("memory", lambda: torch.zeros(1000, device=gpu.DEVICE))
+gpu.MEMORY.largest_bytes = None
+pinned = torch.empty(3, pin_memory=True)
+with gpu.recorded() as counted:
+    moved = pinned.to(gpu.DEVICE, non_blocking=True)
+    there.to(gpu.DEVICE), (here + moved).cpu(), here.sum().item(), torch.tensor(1.0, device=gpu.DEVICE)
+    moved = pinned.to(gpu.DEVICE, non_blocking=True)
+    pinned.fill_(2.0)
+    try:
+        moved.cpu()
+    except AssertionError as error:
+        said["reuse"] = str(error).split("[")[0].strip()
+said["waits"] = sorted(what for what, _ in counted.waits)
+said["launches"] = counted.launches["aten::add"], counted.copies
+print(json.dumps(said))
+"""
+
+FIT = """
+import json
+from deltaclip.tests import pretended_gpu as gpu
+gpu.install()
+import torch
+from deltaclip.pipeline.loop.batches import memory_batches
+from deltaclip.pipeline.loop.epochs import FitPlan, seeded
+from deltaclip.pipeline.loop.head_learner import _HeadLearner, fit
+from deltaclip.pipeline.model.heads import HeadSpec, build_heads
+from deltaclip.pipeline.model.losses import weighted_loss
+
+def losses(device):
+    draw = torch.Generator().manual_seed(0)
+    v, t = (torch.nn.functional.normalize(torch.randn(40, 8, generator=draw), dim=1).to(device) for _ in "vt")
+    labels = {name: torch.rand(40, generator=draw).to(device) for name in ("quality", "consistency")}
+    with seeded(3):
+        heads = build_heads(HeadSpec(dim=8, dropout=0.1)).to(device)
+        batches = memory_batches(v, t, labels, batch_size=8)
+        objective = weighted_loss(weights={"quality": 0.5, "consistency": 0.5})
+        found = fit(heads, batches, objective=objective, plan=FitPlan(epochs=3))
+    return [row.train_loss for row in found.history]
+
+steps, step = [], _HeadLearner.step
+def counted(*given):
+    with gpu.recorded() as record:
+        loss = step(*given)
+    steps.append((record.launches.total(), record.waits.total()))
+    return loss
+_HeadLearner.step = counted
+print(json.dumps([losses(gpu.DEVICE), losses("cpu"), max(steps)]))
+"""
+
+
+def run(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_it_refuses_and_counts_what_cuda_does():
+    said = run(DEVICE)
+    assert said["add"].startswith("Expected all tensors to be on the same device")
+    assert said["index"].startswith("indices should be") or said["index"].startswith("Expected all tensors")
+    assert said["numpy"] != "nothing"
+    assert said["memory"].startswith("CUDA out of memory")
+    assert said["reuse"] == "pinned memory changed under a copy"
+    assert said["waits"] == ["device to host", "host to device, pageable", "item()", "torch.tensor(device=)"]
+    assert said["launches"] == [1, 3]
+
+
+def test_heads_train_there_as_on_the_cpu():
+    """The one that is fast: no tower, no file."""
+    there, here, (launches, waits) = run(FIT)
+    assert there == pytest.approx(here, abs=TOLERANCE)
+    assert waits == 0
+    assert launches < 130
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_stage_runs_there_as_on_the_cpu(family):
+    """Extract, train, sweep, finetune in all modes, resume (bit for bit) and predict."""
+    found = {each["stage"]: each for each in of_families([family])}
+    assert list(found) == list(STAGES)
+    apart = {stage: max(each["apart"].values()) for stage, each in found.items()}
+    assert max(apart.values()) < TOLERANCE, apart
+    waits = {stage: (each["waits"], each["where"]) for stage, each in found.items() if "waits" in each}
+    assert not {stage: waited for stage, waited in waits.items() if waited[0] > WAITS[stage]}
