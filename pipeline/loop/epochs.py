@@ -1,7 +1,7 @@
 """The training loop, the same whatever learns: steps, rates, validation, the epoch that is kept, early stopping.
 
-A training can be interrupted anywhere: its state is one file, written whole, from which it goes on exactly. Losses that
-are not finite are shown to the learner. Must not know heads, towers, files but that one, splits or metrics.
+A training can be interrupted anywhere: its state is one file, written whole by a thread, from which it goes on exactly.
+Losses that are not finite are shown to the learner. Must not know heads, towers, files but that one, splits or metrics.
 
 Shapes: S steps, K heads that learn side by side.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
@@ -19,9 +20,11 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.transfers import Leaving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from torch import Tensor
@@ -159,15 +162,21 @@ class Learner(Protocol[Seen]):
 class Resumable(Learner[Seen], Protocol[Seen]):
     """A learner whose training can go on in another process."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return as tensors and JSON values all that later steps and choices depend on."""
+    def state(self, *, is_done: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return as tensors and JSON values all that later steps and choices depend on; with `is_done` there are none.
+
+        The tensors may change as soon as another step is taken.
+        """
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
 
 
 class Saves(NamedTuple):
-    """The file that the state of a loop is saved in, whose learner it is, and the seconds between saves in an epoch."""
+    """The file that the state of a loop is saved in, whose learner it is, and the seconds between saves.
+
+    With 0 seconds it is saved after each epoch.
+    """
 
     file: StateFile
     learner: Resumable[Any]
@@ -185,23 +194,28 @@ def run_epochs(
 ) -> int:
     """Train a learner, which ends with the weights that it kept; return the number of epochs that it took.
 
-    It is validated at the start and after each epoch. With `saves` the state is saved after each epoch and within it,
-    and the loop goes on from there when called again with the same arguments: on one machine the losses are those of an
-    unbroken run, bit for bit. `on_epoch` is told the number of an epoch that has ended, `on_steps` of steps that are
-    done. The only randomness is torch's global generators: call inside `seeded`.
+    It is validated at the start and after each epoch. With `saves` the state is saved every so many seconds, wherever
+    in an epoch, and at the end, and the loop goes on from there when called again with the same arguments: on one
+    machine the losses are those of an unbroken run, bit for bit. `on_epoch` is told the number of an epoch that has
+    ended, `on_steps` of steps that are done. The only randomness is torch's global generators: call inside `seeded`.
 
     Raises:
         UserError: as `Learner.diverged`; a damaged state.
+        OSError: the state cannot be written, told at the next save or at the end.
     """
     loop = _Loop(learner, batches, plan=plan, saves=saves, on_steps=on_steps)
-    if loop.restore():
-        loop.tell(loop.step)
-    else:
-        learner.choose(0, _validated(learner))
-    while loop.epoch < plan.epochs and not learner.stopped:
-        loop.run_epoch()
-        if on_epoch is not None:
-            on_epoch(loop.epoch)
+    try:
+        if loop.restore():
+            loop.tell(loop.step)
+        else:
+            learner.choose(0, _validated(learner))
+        while not loop.is_done:
+            loop.run_epoch()
+            if on_epoch is not None:
+                on_epoch(loop.epoch)
+    finally:  # whatever ends the training, the last state is whole
+        if saves is not None:
+            saves.file.wait()
     learner.take_best()
     return loop.epoch
 
@@ -228,6 +242,11 @@ class _Loop:
         self.losses, self.seconds = StepLosses(), 0.0  # of the epoch under way, in earlier processes too
         self.saved_at = self.started = time.perf_counter()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no epoch is left, or none could change what is kept."""
+        return self.epoch >= self.plan.epochs or self.learner.stopped
+
     def tell(self, count: int) -> None:
         """Tell of steps that are done."""
         if self.on_steps is not None:
@@ -243,7 +262,7 @@ class _Loop:
             self.step += 1
             self._check(self.losses.add(loss), epoch)
             self.tell(1)
-            if self.saves and self.saves.every_s and time.perf_counter() - self.saved_at >= self.saves.every_s:
+            if self.saves and self.saves.every_s and self._is_save_due():
                 self._check(self.losses.read(), epoch)
                 self._save(self._seconds())
         self._check(self.losses.read(), epoch)
@@ -253,7 +272,8 @@ class _Loop:
         learner.record(EpochEnd(epoch, self.losses.mean(), self._lr_factor(self.step - 1), self._seconds()), seen)
         learner.choose(epoch, seen)
         self.epoch, self.losses, self.seconds = epoch, StepLosses(), 0.0
-        self._save(0.0)
+        if self.is_done or self._is_save_due():
+            self._save(0.0)
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.started
@@ -266,11 +286,14 @@ class _Loop:
         if wrong:
             self.learner.diverged(wrong, epoch)
 
+    def _is_save_due(self) -> bool:
+        return self.saves is not None and time.perf_counter() - self.saved_at >= self.saves.every_s
+
     def _save(self, seconds: float) -> None:
         self.saved_at = time.perf_counter()
-        if self.saves is None:
+        if self.saves is None or not self.saves.file.writes:
             return
-        tensors, values = self.saves.learner.state()
+        tensors, values = self.saves.learner.state(is_done=self.is_done)
         own = {"epoch": self.epoch, "step": self.step, "seconds": seconds}
         self.saves.file.save({**tensors, "losses": self.losses.values()}, {**values, **own})
 
@@ -423,25 +446,49 @@ _KEY = "deltaclip_state"
 
 
 class StateFile:
-    """A file with the state of one training; `save` replaces it as a whole, so a kill leaves the one before.
+    """A file with the state of one training; each save replaces it as a whole, so a kill leaves the one before.
 
     Of several processes with one state, the one that `writes` saves it, and all load it. The generators of random
-    numbers are those of the CPU and of `device`.
+    numbers are those of the CPU and of `device`. Saving costs the training a copy: a thread writes it.
     """
 
     def __init__(self, path: Path, *, writes: bool = True, device: torch.device | None = None) -> None:
         self.path, self.writes = path, writes
         self._gpu = device if device is not None and device.type == "cuda" else None
+        self._writing: Future[None] | None = None
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write tensors and JSON values, and the state of the generators of random numbers."""
-        from safetensors.torch import save_file
+        """Write tensors and JSON values as they are now, and the state of the generators of random numbers.
 
+        They are copied when this returns, and on the disk after `wait`. A save that is under way is waited for.
+
+        Raises:
+            OSError: the save before this one failed.
+        """
+        self.wait()
         if not self.writes:
             return
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in (*tensors.items(), *self._generators())}
+        state = {**tensors, **dict(self._generators())}
+        copies, words = Leaving(list(state.values())), {_KEY: json.dumps(values)}
+        thread = ThreadPoolExecutor(1, thread_name_prefix="save-state")
+        self._writing = thread.submit(self._write, list(state), copies, words)
+        thread.shutdown(wait=False)  # ends when the file is written
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, names: list[str], copies: Leaving, words: dict[str, str]) -> None:
+        from safetensors.torch import save_file
+
         with whole_file(self.path) as temporary:
-            save_file(state, temporary, metadata={_KEY: json.dumps(values)})
+            save_file(dict(zip(names, copies.there(), strict=True)), temporary, metadata=words)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return tensors and values, None where there is no file; generators go on where they were.
@@ -451,6 +498,7 @@ class StateFile:
         """
         from safetensors import SafetensorError, safe_open
 
+        self.wait()
         if not self.path.exists():
             return None
         try:

@@ -32,7 +32,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of them in the state of Ada
 
 @dataclass(frozen=True, kw_only=True)
 class TunePlan(FitPlan):
-    """How to train: `lr` is that of the towers; a `save_seconds` of 0 saves after epochs alone."""
+    """How to train: `lr` is that of the towers; a `save_seconds` of 0 saves after each epoch."""
 
     head_lr: float = 1e-3
     layer_decay: float = 1.0
@@ -188,12 +188,13 @@ class _TowerLearner:
                 tensor.copy_(self.kept[name])
         self.model.heads.eval()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"now.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.kept.items()}
-        for number, parameter in enumerate(self.parameters):
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"moment.{number}.{name}": value for name, value in moments.items()}
+    def state(self, *, is_done: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"best.{name}": tensor for name, tensor in self.kept.items()}
+        if not is_done:
+            tensors |= {f"now.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
+            for number, parameter in enumerate(self.parameters):
+                moments = self.optimizer.state.get(parameter, {})
+                tensors |= {f"moment.{number}.{name}": value for name, value in moments.items()}
         return tensors, {
             "best": {"epoch": self.best.epoch, "score": self.best.score, "stopped": self.best.stopped},
             "history": [asdict(row) for row in self.history],
@@ -203,8 +204,8 @@ class _TowerLearner:
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for name, tensor in trained_tensors(self.model).items():
-                tensor.copy_(tensors[f"now.{name}"])
                 self.kept[name].copy_(tensors[f"best.{name}"])
+                tensor.copy_(tensors.get(f"now.{name}", self.kept[name]))  # of a training that is done
         for number, parameter in enumerate(self.parameters):
             moments = {name: tensors.get(f"moment.{number}.{name}") for name in ("step", *MOMENTS)}
             self.optimizer.state[parameter] = {

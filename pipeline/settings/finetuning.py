@@ -70,7 +70,7 @@ class FinetuneConfig(LearningSettings):
     )
     head_epochs: int = setting(0, help="Train the heads alone for so many epochs first, on cached embeddings.", ge=0)
     save_minutes: float = setting(
-        10.0, help="Save the state for resuming after each epoch, and within it so often; 0: after epochs alone.", ge=0
+        10.0, help="Save the state for resuming so often, and at the end; 0: after each epoch.", ge=0
     )
     save_full: bool = setting(False, help="Also write the whole model, as `open_clip.create_model` loads it.")
     backbone: str | None = setting(None, help="Where the cache's backbone lies now, if it has moved.", names="backbone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import NamedTuple
 
 import pytest
@@ -195,6 +196,60 @@ def test_without_saves_within_an_epoch_its_steps_are_taken_again(tmp_path):
     assert sum(done) == 24
     assert losses(result) == losses(expected)
     assert same_bits(trained_tensors(model), trained_tensors(whole))
+
+
+def test_the_state_is_saved_when_it_is_time_and_at_the_end(tmp_path, monkeypatch):
+    """Not after every epoch; in the end the best weights are all that is needed."""
+    saved, write = [], StateFile._write
+
+    def counted(self, names, *given):
+        saved.append(names)
+        write(self, names, *given)
+
+    monkeypatch.setattr(StateFile, "_write", counted)
+    state = StateFile(tmp_path / "state.safetensors")
+    train(plan=TunePlan(**{**PLAN.__dict__, "save_seconds": 1e6}), state=state)
+    (names,) = saved
+    assert {name.partition(".")[0] for name in names} == {"best", "losses", "random"}
+    train(state=StateFile(tmp_path / "each.safetensors"))
+    assert len(saved) == 1 + PLAN.epochs
+
+
+def test_the_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
+    """And what is written is what was saved, whatever the steps change meanwhile."""
+    plan, steps, write = TunePlan(**{**PLAN.__dict__, "save_seconds": 1e-9}), Steps(), StateFile._write
+    whole, expected = train(plan=plan)
+    taken, writing = threading.Event(), []
+
+    def slow(self, *given):
+        if not writing:
+            writing.append(steps.given)
+            assert taken.wait(60), "the step waits for the file"
+        write(self, *given)
+
+    class Watched(Steps):
+        def part(self, rows):
+            if writing and steps.given > writing[0]:
+                taken.set()
+            return super().part(rows)
+
+    steps = Watched()
+    steps.stop_at = 2  # the second save is behind the first, and so is the kill
+    monkeypatch.setattr(StateFile, "_write", slow)
+    state = StateFile(tmp_path / "state.safetensors")
+    with pytest.raises(InterruptedError):
+        train(steps, plan=plan, state=state)
+    model, result = train(plan=plan, state=StateFile(state.path))
+    assert losses(result) == losses(expected)
+    assert same_bits(trained_tensors(model), trained_tensors(whole))
+
+
+def test_a_state_that_cannot_be_written_stops_the_training(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    steps = Steps()
+    with pytest.raises(OSError, match="file"):
+        train(steps, state=StateFile(tmp_path / "file" / "state.safetensors"))
+    assert steps.given < 24  # told at the next save
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
