@@ -38,6 +38,7 @@ from deltaclip.pipeline.settings import (
     ExportConfig,
     FinetuneConfig,
     PredictConfig,
+    RankConfig,
     ReportConfig,
     ServeConfig,
     SweepConfig,
@@ -416,6 +417,17 @@ def compare(config: CompareConfig) -> StageResult:
 def predict(config: PredictConfig) -> StageResult:
     """Score an image, a folder or a manifest with a run."""
     from deltaclip.pipeline.predict import predict as stage
+
+    return stage(config)
+
+
+@command(
+    RankConfig,
+    example="deltaclip rank runs/demo_tiny_residual_frozen new=build-42/ old=build-41/ --baseline old --max-drop 0.02",
+)
+def rank(config: RankConfig) -> StageResult:
+    """Say which generator is better, and whether a build may ship."""
+    from deltaclip.pipeline.rank import rank as stage
 
     return stage(config)
 

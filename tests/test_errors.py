@@ -12,6 +12,7 @@ import h5py
 import pytest
 
 from deltaclip.cli import command_names, main
+from deltaclip.features.data.table import SUFFIXES
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.pipeline.settings import Against
 
@@ -422,6 +423,62 @@ TABLE = [
         "{at}/empty: already exists; give another --export or remove it first",
     ),
     ("inspect --verify", "CACHES: is missing; see `deltaclip inspect --help`"),
+    # Generators.
+    (
+        "rank {at}/run a={at}/good.csv",
+        "a={at}/good.csv: one generator is nothing to rank; "
+        "give NAME=DATA of each generator, or one DATA whose column source names them",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv a={at}/empty",
+        "DATA: 'a' is the name of two; give each generator its own name",
+    ),
+    ("rank {at}/run {at}/good.csv {at}/empty", "{at}/good.csv: has no name; give NAME=DATA of each generator"),
+    (
+        "rank {at}/run =x b=y",
+        "DATA: '=x' is no NAME=DATA; give NAME=DATA of each generator, or one DATA whose column source names them",
+    ),
+    (
+        "rank {at}/run old={at}/good.csv new={at}/good.csv --baseline odl",
+        "--baseline: 'odl' is none of the generators; did you mean 'old'?",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --max-drop 0.1",
+        "--max-drop: has nothing to drop below; give --baseline NAME too",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --junit {at}/x.xml",
+        "--junit: needs a drop that is allowed; give --baseline and --max-drop",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --strict",
+        "--strict: needs a drop that is allowed; give --baseline and --max-drop",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --page {at}/x.pdf",
+        "{at}/x.pdf: unknown suffix '.pdf'; use one of .html, .htm",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/gone.csv",
+        "{at}/gone.csv: no such file or folder; give a folder, a manifest, demo or ADAPTER:DIR",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --only beauty",
+        "--only: 'beauty' is no target of {at}/run; known: quality, consistency",
+    ),
+    (
+        "rank {at}/run {at}/good.csv",
+        "{at}/good.csv: has no column source with generators; fill in the column, or give NAME=DATA of each generator",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv",
+        "DATA: the run was trained on every picture of a; give pictures that it has not seen",
+    ),
+    (
+        "rank {at}/run a={at}/no_prompts.csv b={at}/good.csv --no-labels",
+        "{at}/no_prompts.csv: has no prompts to be scored against; "
+        "give a table with a column prompt, for a folder --prompts TABLE (" + "/".join(SUFFIXES) + ")",
+    ),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
     ("evaluate x y", "got unexpected extra argument(s) (y); see `deltaclip evaluate --help`"),
     ("train x --epoch 3", "--epoch: no such option; did you mean '--epochs'?"),
@@ -559,6 +616,9 @@ predict {at}/run {at}/gone.png --prompt x | predict {at}/run {at}/good.csv --out
 predict {at}/run {at}/empty --prompts {at}/gone.csv | predict {at}/run {at}/good.csv --device gpu | report {at}/gone
 report {at}/run --out {at}/x.json | report {at}/run --out {at}/good.csv/x.html | report
 export {at}/gone --out {at}/x.onnx | export {at}/run --out {at}/x.csv | export {at}/run --out {at}/good.csv/x.onnx
+rank {at}/run a={at}/good.csv | rank {at}/run a={at}/gone b={at}/good.csv | rank {at}/gone a={at}/empty b={at}/empty
+rank {at}/run a={at}/good.csv b={at}/empty --baseline c | rank {at}/run a={at}/good.csv b={at}/empty --only beauty
+rank {at}/run a={at}/good.csv b={at}/empty --max-drop 0.1 | rank {at}/run a={at}/good.csv a={at}/empty
 serve {at}/gone | serve {at}/run --root {at}/gone | serve {at}/run --device gpu | demo --out {at}/good.csv
 inspect {at}/gone.h5 | inspect {at}/demo.h5 --merge {at}/other.h5 | inspect {at}/demo.h5 --export {at}/empty
 import {at}/gone --out {at}/x.h5 --backbone B --precision fp32

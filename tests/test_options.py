@@ -32,6 +32,7 @@ from deltaclip.pipeline.settings import (
     ExportConfig,
     FinetuneConfig,
     PredictConfig,
+    RankConfig,
     ReportConfig,
     ServeConfig,
     SweepConfig,
@@ -41,6 +42,7 @@ from deltaclip.pipeline.settings import (
 SNAPSHOT = Path(__file__).parent / "data" / "options.json"
 STAGES = {"extract": ExtractConfig, "train": TrainConfig, "sweep": SweepConfig, "evaluate": EvaluateConfig}
 STAGES |= {"ablate": AblateConfig, "compare": CompareConfig, "predict": PredictConfig, "inspect": InspectConfig}
+STAGES |= {"rank": RankConfig}
 STAGES |= {"report": ReportConfig, "demo": DemoConfig}
 STAGES |= {"import": ImportConfig, "data check": CheckConfig}
 STAGES |= {"export": ExportConfig, "serve": ServeConfig}
@@ -49,6 +51,7 @@ REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "swee
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"data check": {"data": "demo"}}
 REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
+REQUIRED |= {"rank": {"run": Path("r"), "data": ["a=x", "b=y"], "baseline": "a"}}
 REQUIRED |= {"report": {}, "demo": {}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}
 REQUIRED |= {"finetune": {"cache": Path("c.h5")}}

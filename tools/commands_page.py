@@ -14,8 +14,8 @@ HEAD = """# All commands and options
 
 Made from the settings of the program by `make docs`; `deltaclip COMMAND --help` says the same. Every command also has
 `--json` (the result as one JSON object on stdout), `--debug` (the traceback of an error) and `--help`. Exit codes:
-0 done, 1 the machine failed (disk, rights, memory), 2 the input is wrong: one line names file, value and remedy. An
-underscore in the name of an option is taken for its hyphen.
+0 done, 1 the machine failed (disk, rights, memory), 2 the input is wrong: one line names file, value and remedy, 3
+a drop that `rank` does not allow. An underscore in the name of an option is taken for its hyphen.
 """
 
 

@@ -26,6 +26,7 @@ from deltaclip.pipeline.settings.learning import (
     check_fractions,
     words_by_target,
 )
+from deltaclip.pipeline.settings.ranking import RankConfig, no_such_generator
 from deltaclip.pipeline.settings.sweeping import (
     BY_TARGET,
     LOGARITHMIC,
@@ -58,6 +59,7 @@ __all__ = [
     "LearningSettings",
     "PredictConfig",
     "Range",
+    "RankConfig",
     "ReportConfig",
     "ServeConfig",
     "SweepConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "by_target",
     "check_fractions",
     "newest_run",
+    "no_such_generator",
     "sweep_axes",
     "swept_values",
     "words_by_target",
