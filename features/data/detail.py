@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from deltaclip.features.data.histogram import Histogram, log_ratio, mean_of, mean_square_of
+from deltaclip.features.data.histogram import Histogram, log_ratio, mean_of, mean_square_of, total
 from deltaclip.features.data.views import tile_corners
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def detail_of(
         numbers += [_laplacian(luma_THW), _reblur(luma_THW, of_scale), noise(luma_THW)]
     for plane_THW in (blue_THW, red_THW):
         across, down = Steps.of(plane_THW)
-        numbers += [math.log(Histogram.of(across, down).mean() + FLOOR), noise(plane_THW)]
+        mean = (total(across) + total(down)) / (across.size + down.size)
+        numbers += [math.log(mean + FLOOR), noise(plane_THW)]
     for axis, step_THW in zip((2, 1), steps[0], strict=True):
         numbers += [*blockiness(step_THW, axis), _crossings(scales[0], axis)]
     numbers += spectrum(scales[0])
@@ -95,9 +96,8 @@ def _gradients(steps: Steps) -> list[float]:
 def _laplacian(luma_THW: NDArray[np.uint8]) -> float:
     """Return the log of the standard deviation of the Laplacian (0 1 0, 1 -4 1, 0 1 0), Pech-Pacheco et al. (2000)."""
     level_THW = luma_THW.astype(np.int16)
-    across_THW = level_THW[:, 1:-1, 2:] + level_THW[:, 1:-1, :-2]
-    down_THW = level_THW[:, 2:, 1:-1] + level_THW[:, :-2, 1:-1]
-    found_THW = across_THW + down_THW - 4 * level_THW[:, 1:-1, 1:-1]
+    found_THW = _bend(level_THW, 1)[:, :, 1:-1]
+    found_THW = found_THW + _bend(level_THW[:, 1:-1], 2)
     variance = mean_square_of(found_THW) - mean_of(found_THW) ** 2
     return math.log(math.sqrt(max(variance, 0)) + FLOOR)
 
@@ -121,16 +121,25 @@ def _left_by_blur(luma_THW: NDArray[np.uint8], step_THW: NDArray[np.uint8], axis
     nine = part(nine, 0, -1) + last
     blurred = _difference(part(nine, 1), part(nine, 0, -1))
     sharp = part(step_THW, 4, -4) * np.uint16(9)
-    lost = np.maximum(sharp, blurred) - blurred
+    lost = np.maximum(sharp, blurred)
+    lost -= blurred
     return 1 - mean_of(lost) / (mean_of(sharp) + FLOOR)
 
 
 def noise(plane_THW: NDArray[np.uint8]) -> float:
     """Return the log of Immerkær's (1996) estimate of the noise: mean of |1 -2 1 by 1 -2 1| times sqrt(pi / 2) / 6."""
-    level_THW = plane_THW.astype(np.int16)
-    across_THW = level_THW[:, :, 2:] + level_THW[:, :, :-2] - 2 * level_THW[:, :, 1:-1]
-    found_THW = across_THW[:, 2:] + across_THW[:, :-2] - 2 * across_THW[:, 1:-1]
-    return math.log(mean_of(np.abs(found_THW)) * math.sqrt(math.pi / 2) / 6 + FLOOR)
+    down_THW = _bend(plane_THW.astype(np.int16), 1)
+    found_THW = _bend(down_THW, 2)
+    return math.log(mean_of(np.abs(found_THW, out=found_THW)) * math.sqrt(math.pi / 2) / 6 + FLOOR)
+
+
+def _bend(level_THW: NDArray[np.int16], axis: int) -> NDArray[np.int16]:
+    """Return the second difference (1 -2 1) along an axis: a step less the one before it."""
+    if axis == 1:
+        step_THW = level_THW[:, 1:] - level_THW[:, :-1]
+        return step_THW[:, 1:] - step_THW[:, :-1]
+    step_THW = level_THW[:, :, 1:] - level_THW[:, :, :-1]
+    return step_THW[:, :, 1:] - step_THW[:, :, :-1]
 
 
 def blockiness(step_THW: NDArray[np.uint8], axis: int) -> tuple[float, float]:

@@ -14,10 +14,11 @@ from scipy.optimize import brentq
 from deltaclip.features.data.natural_scene import (
     NAMES,
     NEIGHBOURS,
+    TAPS,
+    Sides,
     asymmetric_gaussian,
     gaussian,
     normalised,
-    products,
     scene_of,
     shape_of,
     side_sums,
@@ -40,10 +41,28 @@ def slow_normalised(tile):
     return (level[2:-2, 2:-2] - mean) / (sd + 1), sd
 
 
+def sums_of(values):
+    """What `side_sums` gives, of any values, in float64."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    left, right = values[values < 0], values[values > 0]
+    return np.array([np.abs(values).sum(), (left**2).sum(), left.size, (right**2).sum(), right.size, values.size])
+
+
+def products(values, step):
+    """Products of each value with its neighbour, `values` (T, H, W)."""
+    (down, across), (height, width) = step, values.shape[1:]
+    here = values[:, : height - down, max(0, -across) : width - max(0, across)]
+    return here * values[:, down:, max(0, across) : width + min(0, across)]
+
+
 @pytest.mark.parametrize("tiles", [random_tiles(), np.zeros((1, 8, 8), np.uint8), np.full((2, 9, 8), 255, np.uint8)])
 def test_normalised_luma(tiles):
     values, sds = normalised(tiles)
-    for tile, value, sd in zip(tiles, values, sds, strict=True):
+    assert values.shape == sds.shape == tiles.shape
+    for plane in (values, sds):
+        assert not plane[:, -TAPS:].any()
+        assert not plane[:, :, -TAPS:].any()
+    for tile, value, sd in zip(tiles, values[:, :-TAPS, :-TAPS], sds[:, :-TAPS, :-TAPS], strict=True):
         expected_value, expected_sd = slow_normalised(tile)
         # float32 after exact integers: seven digits; the reference loses some in mean square less square of the mean
         np.testing.assert_allclose(value, expected_value, atol=2e-6)
@@ -53,7 +72,7 @@ def test_normalised_luma(tiles):
 def test_the_largest_sums_fit_their_integers():
     checkers = (np.indices((9, 9)).sum(axis=0) % 2 * 255).astype(np.uint8)
     _, expected = slow_normalised(checkers)
-    np.testing.assert_allclose(normalised(checkers[None]).sd_THW[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(normalised(checkers[None]).sd_THW[0, :-TAPS, :-TAPS], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [0.15, 0.3, 0.7, 1, 1.5, 2, 3.7, 9.5])
@@ -71,7 +90,7 @@ def test_the_exponent_is_found_from_its_ratio(shape):
 @pytest.mark.parametrize("shape", [0.7, 1, 2, 4])
 def test_a_generalised_gaussian_is_recovered(shape):
     values = scipy.stats.gennorm(shape, scale=0.6).rvs(200_000, random_state=1).astype(np.float32)
-    log_shape, log_sd = gaussian(np.array(side_sums(values)))
+    log_shape, log_sd = gaussian(sums_of(values))
     assert math.exp(log_shape) == pytest.approx(shape, rel=0.03)  # of 200,000 draws
     assert math.exp(log_sd) == pytest.approx(scipy.stats.gennorm(shape, scale=0.6).std(), rel=0.01)
 
@@ -82,7 +101,7 @@ def test_an_asymmetric_gaussian_is_recovered(shape, left, right):
     generator = np.random.default_rng(2)
     size = np.abs(scipy.stats.gennorm(shape).rvs(400_000, random_state=3))
     values = np.where(generator.random(size.size) < left / (left + right), -left * size, right * size)
-    log_shape, mean, log_left, log_right = asymmetric_gaussian(np.array(side_sums(values.astype(np.float32))))
+    log_shape, mean, log_left, log_right = asymmetric_gaussian(sums_of(values))
     sd = scipy.stats.gennorm(shape).std()
     assert math.exp(log_shape) == pytest.approx(shape, rel=0.03)
     assert (math.exp(log_left), math.exp(log_right)) == pytest.approx((left * sd, right * sd), rel=0.02)
@@ -91,23 +110,29 @@ def test_an_asymmetric_gaussian_is_recovered(shape, left, right):
 
 @pytest.mark.parametrize("values", [[0.0], [1.0, 2.0], [-3.0], [0.0] * 9, [1e-8, -1e-8], [1e6, -1.0]])
 def test_one_sided_and_degenerate_values(values):
-    found = asymmetric_gaussian(np.array(side_sums(np.array(values, dtype=np.float32))))
+    found = asymmetric_gaussian(sums_of(values))
     assert np.isfinite(found).all()
     if min(values) >= 0:
         assert found[2] == pytest.approx(math.log(1e-3))  # nothing is left of 0
 
 
-def test_products_pair_each_pixel_with_its_neighbour():
-    value = np.random.default_rng(3).normal(size=(2, 5, 6)).astype(np.float32)
-    for down, across in NEIGHBOURS.values():
-        expected = [
-            value[tile, y, x] * value[tile, y + down, x + across]
-            for tile in range(2)
-            for y in range(5)
-            for x in range(6)
-            if y + down < 5 and 0 <= x + across < 6
-        ]
-        np.testing.assert_array_equal(products(value, (down, across)), expected)
+FLAT = np.where(np.arange(48) < 20, 255, random_tiles(tiles=2))  # half of it one colour: values that are 0
+
+
+@pytest.mark.parametrize("tiles", [random_tiles(), FLAT.astype(np.uint8), np.zeros((2, 9, 8), np.uint8)])
+@pytest.mark.parametrize("step", [None, *NEIGHBOURS.values()])
+def test_sums_over_pairs_of_neighbours(tiles, step):
+    values = normalised(tiles).value_THW
+    inner = values[:, :-TAPS, :-TAPS].astype(np.float64)
+    found = side_sums(Sides.of(values), step)
+    # Rows are summed in float32: seven digits.
+    np.testing.assert_allclose(found, sums_of(inner if step is None else products(inner, step)), rtol=1e-5)
+
+
+def test_a_side_without_members_is_0():
+    values = np.zeros((1, 9, 9), np.float32)
+    values[0, :5, :5] = np.random.default_rng(0).random((5, 5), np.float32)
+    assert side_sums(Sides.of(values))[1:3] == side_sums(Sides.of(values), (1, -1))[1:3] == [0, 0]
 
 
 def slow_numbers(tiles):
