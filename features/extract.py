@@ -80,6 +80,8 @@ class ExtractResult:
 
         facts = self.facts
         images, activation = self.images - len(self.failed), "QuickGELU" if facts["quick_gelu"] else "GELU"
+        if not facts.get("text_tower", True):
+            activation = "image tower alone (scores of image and prompt need a second cache, of a CLIP)"
         work = f"nothing to compute, {self.seconds:.1f} s"
         if self.new_images or self.new_texts:
             rate = f", {self.images_per_s:,.1f} images/s" if self.images_per_s else ""

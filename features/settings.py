@@ -28,7 +28,7 @@ class ExtractConfig:
     )
     out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.", names="file")
     backbone: str = setting(
-        "tiny", help="tiny, an open_clip model name, local-dir:PATH or hf-hub:ORG/NAME.", names="backbone"
+        "tiny", help="tiny, an open_clip model name, local-dir:PATH, hf-hub:ORG/NAME or timm:NAME.", names="backbone"
     )
     pretrained: str | None = setting(
         None, help="For a model name: a tag of open_clip or a checkpoint file.", names="pretrained"

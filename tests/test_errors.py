@@ -212,7 +212,8 @@ TABLE = [
     ("extract {at}/good.csv --backbone qqq", "--backbone: unknown model 'qqq'; see open_clip.list_models()"),
     (
         "extract {at}/good.csv --backbone local-dir:{at}/empty",
-        "{at}/empty: has no open_clip_config.json; write one with model_cfg and preprocess_cfg",
+        "{at}/empty: has no open_clip_config.json, and no config.json of transformers; "
+        "write one with model_cfg and preprocess_cfg",
     ),
     (
         "extract {at}/good.csv --precision fp8",

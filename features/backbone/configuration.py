@@ -175,6 +175,18 @@ def activation_note(cfg: dict[str, Any], source: WeightsSource, *, quick_gelu: b
     ]
 
 
+def check_activation(cfg: dict[str, Any], source: WeightsSource, *, asked: bool | None) -> None:
+    """Refuse an activation that a transformers folder does not have.
+
+    Raises:
+        UserError: names the option.
+    """
+    if asked is not None and asked != cfg["quick_gelu"]:
+        word = "QuickGELU" if cfg["quick_gelu"] else "no QuickGELU"
+        message = f"{source.config} says {word} (hidden_act)"
+        raise UserError(message, place="--quick-gelu", remedy="leave the option out")
+
+
 def size_note(source: WeightsSource, size: Any) -> list[str]:
     """Say where a configuration asks for a size of images that its tower does not take."""
     content: Any = read_json(source.config) if source.config else {}

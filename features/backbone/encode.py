@@ -151,6 +151,9 @@ def text_batches(
     Raises:
         UserError: an embedding is not finite or has no length.
     """
+    if not backbone.has_text:
+        yield from _nothing(backbone, entries)
+        return
     tower = TextTower(backbone)
     for _, window in itertools.groupby(entries, key=lambda entry: int(entry) // WINDOW):
         of_window = np.fromiter(window, dtype=np.int64)
@@ -162,12 +165,25 @@ def text_batches(
             yield TextBatch(of_window[places], found, truncated_B[places], _token_keys(tokens_BL[places]))
 
 
+def _nothing(backbone: Backbone, entries: Sequence[int] | NDArray[np.int64]) -> Iterator[TextBatch]:
+    """Yield what a backbone without a text tower makes of texts: zeros, of tokens that nobody knows."""
+    for start in range(0, len(entries), TEXT_BATCH):
+        part = np.asarray(entries[start : start + TEXT_BATCH], dtype=np.int64)
+        count = len(part)
+        found = Embeddings(np.zeros((count, backbone.dim), dtype=np.float32), np.zeros(count, dtype=np.float32))
+        yield TextBatch(part, found, np.zeros(count, dtype=bool), np.zeros(count, dtype=np.uint64))
+
+
 def require_whole(backbone: Backbone, texts: Sequence[str], *, view: str) -> None:
     """Refuse a backbone that cannot read texts of ours to their ends: of a cut one nobody knows what it still says.
 
     Raises:
-        UnfitBackboneError: names the view that is made of them, and the first text that would be cut.
+        UnfitBackboneError: names the view that is made of them, and the first text that would be cut; or there is no
+            text tower.
     """
+    if not backbone.has_text:
+        remedy = f"leave {view} out of --views"
+        raise UnfitBackboneError("has no text tower", place=backbone.facts["backbone"], remedy=remedy)
     cut = np.flatnonzero(_tokenise(backbone, list(texts))[1])
     if cut.size:
         words = f"reads {backbone.context_length} tokens, too few for the prompts of {view} ({texts[cut[0]]!r})"
@@ -210,7 +226,9 @@ def _tokenise(backbone: Backbone, texts: list[str]) -> tuple[torch.Tensor, NDArr
     open_clip cuts them without a word. A text is cut exactly if one more place changes the tokens before
     it or is itself filled.
     """
-    length = backbone.context_length
+    length, counted = backbone.context_length, getattr(backbone.tokenizer, "with_cut", None)
+    if counted is not None:
+        return counted(texts, length)  # type: ignore[no-any-return]
     longer_BL = backbone.tokenizer(texts, context_length=length + 1)
     padding = backbone.tokenizer(["a"], context_length=length + 1)[0, -1]
     tokens_BL, cut_B = longer_BL[:, :length].clone(), np.zeros(len(texts), dtype=bool)

@@ -9,7 +9,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.features.backbone.library import library_call
+from deltaclip.features.backbone.hf_tokens import folder_tokenizer
+from deltaclip.features.backbone.library import library_call, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ def require_transformers(source: WeightsSource, cfg: dict[str, Any]) -> None:
     Raises:
         UserError: names the tokenizer or the tower, and the extra.
     """
+    if source.layout == "transformers":  # asked for when the folder was found
+        return
     name = _of_hub(source, cfg)
     if name and importlib.util.find_spec("transformers") is None:
         raise UserError(
@@ -53,6 +56,15 @@ def load_tokenizer(source: WeightsSource, cfg: dict[str, Any], model: Any) -> Ca
     """
     import open_clip
 
+    if source.layout == "transformers":
+        assert source.config is not None, "a folder has a configuration"
+        content: Any = read_json(source.config)
+        return folder_tokenizer(
+            source.config.parent,
+            context_length=_native_length(model) or 77,
+            text=content.get("text_config") or {},
+            kind=content["model_type"],
+        )
     name = _of_hub(source, cfg)
     options = cfg["text_cfg"].get("tokenizer_kwargs") or {}
     if isinstance(options, dict) and options.get("trust_remote_code"):
@@ -94,18 +106,30 @@ def run_once(model: Any, tokenizer: Callable[..., torch.Tensor], source: Weights
         tokens = tokenizer(SAMPLES, context_length=length)
     _check_tokens(model, tokens, tokenizer, place)
     parameter = next(model.parameters())
-    size = model.visual.preprocess_cfg["size"]
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    with torch.inference_mode():
-        with library_call(place, "its text tower cannot be run", "correct text_cfg"):
-            text_dim = int(model.encode_text(tokens.to(parameter.device)).shape[-1])
-        with library_call(place, f"its image tower cannot be run on {height} x {width} pixels", "correct vision_cfg"):
-            pixels = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
-            image_dim = int(model.encode_image(pixels).shape[-1])
+    with torch.inference_mode(), library_call(place, "its text tower cannot be run", "correct text_cfg"):
+        text_dim = int(model.encode_text(tokens.to(parameter.device)).shape[-1])
+    image_dim = run_image(model, source)
     if image_dim != text_dim:
         message = f"its image embeddings have {image_dim} numbers, its text embeddings {text_dim}"
         raise UserError(message, place=place, remedy="correct vision_cfg: timm_pool and timm_proj")
     return int(length), text_dim
+
+
+def run_image(model: Any, source: WeightsSource) -> int:
+    """Run an image through a new model and return the width D of its embedding.
+
+    Raises:
+        UserError: the tower cannot be run.
+    """
+    import torch
+
+    place: Any = source.config or source.name
+    parameter, size = next(model.parameters()), model.visual.preprocess_cfg["size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    doing = f"its image tower cannot be run on {height} x {width} pixels"
+    with torch.inference_mode(), library_call(place, doing, "correct vision_cfg"):
+        pixels = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
+        return int(model.encode_image(pixels).shape[-1])
 
 
 def _check_tokens(model: Any, tokens: torch.Tensor, tokenizer: Any, place: Any) -> None:

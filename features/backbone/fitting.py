@@ -42,6 +42,9 @@ def put_weights(model: torch.nn.Module, weights: StoredTensors, source: WeightsS
         UserError: tensors are missing, have no place or another shape; names the numbers.
     """
     own = model.state_dict()
+    if any(part in name for name in weights.by_name for part in OF_TRANSFORMERS):
+        remedy = "give --backbone local-dir:FOLDER of it, with its config.json and tokenizer.json"
+        raise UserError("is in the layout of transformers", place=source.weights, remedy=remedy)
     weights, converted = _converted(model, weights)
     naming = find_names(weights, own, place=source.weights)
     _require_all(naming, weights, own, source)
@@ -93,14 +96,11 @@ def _require_all(naming: Naming, weights: StoredTensors, own: Mapping[str, Any],
     if not missing:
         return
     place, count = source.weights, len(missing)
-    if any(part in name for name in weights.by_name for part in OF_TRANSFORMERS):
-        remedy = "pass the same model's open_clip weights (local-dir: or hf-hub: with open_clip_config.json)"
-        raise UserError("is in the layout of transformers, which open_clip does not read", place=place, remedy=remedy)
     of_part = collections.Counter(PARTS.get(name.split(".")[0], "text tower") for name in own)
     absent = collections.Counter(PARTS.get(name.split(".")[0], "text tower") for name in missing)
     found = len(naming.stored)
     for part, other in (("image tower", "text tower"), ("text tower", "image tower")):
-        if part not in absent and absent[other] >= of_part[other] - 2:
+        if source.layout != "timm" and part not in absent and absent[other] >= of_part[other] - 2:
             remedy = "give weights of both towers: one with random weights would say nothing"
             raise UserError(f"holds the {part} alone, of {source.model}'s {other} nothing", place=place, remedy=remedy)
     if found < len(own) / 2:
@@ -180,6 +180,8 @@ def _remedy_of(by_name: Mapping[str, Any], source: WeightsSource, *, wrong: str)
         of_image = wrong.startswith("visual.") and "pos" in wrong
         what = "timm_model_name" if ".trunk." in wrong else "image_size" if of_image else "model_cfg"
         return f"correct {what} in {source.config}: it must be the one that the weights were trained with"
+    if source.layout == "timm":
+        return "give weights of this model of timm's, or the name of the model that they are of"
     named = architectures_of(by_name)
     if source.model in named:
         return "fetch or save the weights again, whole"

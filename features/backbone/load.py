@@ -13,21 +13,30 @@ import json
 import logging
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.configuration import (
     activation_note,
+    check_activation,
     check_fields,
     check_preprocess,
     check_sizes,
     model_config,
     size_note,
 )
-from deltaclip.features.backbone.first_run import load_tokenizer, require_transformers, run_once
+from deltaclip.features.backbone.first_run import load_tokenizer, require_transformers, run_image, run_once
 from deltaclip.features.backbone.fitting import put_weights, text_positions
 from deltaclip.features.backbone.library import library_call, read_json
+from deltaclip.features.backbone.pixels import transform_of
 from deltaclip.features.backbone.tensors import StoredTensors, read_tensors
+from deltaclip.features.backbone.transformers_layout import (
+    ForeignModel,
+    open_clip_folder,
+    read_foreign,
+    save_foreign,
+    to_open_clip,
+)
 from deltaclip.features.backbone.weights import (
     CONFIG_NAME,
     HF_HUB,
@@ -100,6 +109,11 @@ class Backbone:
         return self.__dict__ | {"_packed": {}}
 
     @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower: without one, text embeddings are 0 and only scores of the image can be had."""
+        return bool(self.facts.get("text_tower", True))
+
+    @property
     def dim(self) -> int:
         """Width D of both embeddings."""
         return int(self.facts["dim"])
@@ -145,17 +159,25 @@ def load_backbone(
     """
     import torch
 
+    if source.layout == "timm":
+        return _load_image_tower(source, _Asked(device, precision, quick_gelu), decode)
+    foreign = read_foreign(source.config) if source.config and source.layout == "transformers" else None
     with _unheard():
         tags = published_tags(source) if source.is_bare_file else {}
-        cfg, assumed = model_config(source), check_preprocess(source)
-        check_fields(cfg, source)
+        if foreign:
+            cfg, assumed = foreign.model_cfg, list(foreign.notes)
+            check_activation(cfg, source, asked=quick_gelu)
+        else:
+            cfg, assumed = model_config(source), check_preprocess(source)
+            check_fields(cfg, source)
         weights = read_tensors(source.files) if source.weights.suffix != BIG_VISION else None
         if weights is None or not weights.is_openai:
             check_preprocessing(source, tags)
         require_transformers(source, cfg)
         if weights is not None:
             check_sizes(cfg, weights, source)
-        made = _make(source, cfg, weights, device=device, precision=precision, quick_gelu=quick_gelu)
+        asked = _Asked(device, precision, quick_gelu)
+        made = _make(source, cfg, weights, asked) if foreign is None else _make_foreign(source, foreign, weights, asked)
         tokenizer = load_tokenizer(source, cfg, made.model)
         context_length, dim = run_once(made.model, tokenizer, source)
     active = uses_quick_gelu(made.model)
@@ -193,6 +215,47 @@ def load_backbone(
     )
 
 
+def _load_image_tower(source: WeightsSource, asked: _Asked, decode: Decode) -> Backbone:
+    """Load a tower of timm's, without a text tower."""
+    import torch
+
+    from deltaclip.features.backbone.image_only import NoTokens, image_preprocessing, make_image_model
+
+    if asked.quick_gelu is not None:
+        raise UserError("is of open_clip's models", place="--quick-gelu", remedy="leave the option out")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked.precision]
+    with _unheard():
+        model, notes = make_image_model(source, read_tensors(source.files), device=asked.device, dtype=dtype)
+        preprocessing, preprocess, words = image_preprocessing(model.visual.trunk)
+        model.visual.preprocess_cfg = preprocessing
+        dim = run_image(model, source)
+    if _is_convolutional(model.visual):
+        model.visual.to(memory_format=torch.channels_last)
+    facts = {
+        "backbone": source.name,
+        "pretrained": source.pretrained,
+        "weights_sha256": source.sha256,
+        "config_sha256": None,
+        "quick_gelu": False,
+        "text_tower": False,
+        "preprocessing": _preprocessing(model),
+        "precision": asked.precision,
+        "normalised": True,
+        "dim": dim,
+        "context_length": NoTokens.context_length,
+        "notes": [*source.notes, *notes, words],
+    }
+    return Backbone(
+        model=model,
+        preprocess=preprocess,
+        tokenizer=NoTokens(),
+        device=asked.device,
+        precision=asked.precision,
+        facts=facts,
+        decode=decode,
+    )
+
+
 @dataclass(frozen=True)
 class _Made:
     model: Any
@@ -200,31 +263,56 @@ class _Made:
     notes: list[str]
 
 
-def _make(
-    source: WeightsSource,
-    cfg: dict[str, Any],
-    weights: StoredTensors | None,
-    *,
-    device: str,
-    precision: Precision,
-    quick_gelu: bool | None,
-) -> _Made:
-    """Make the model as its configuration says and put the weights into it."""
+class _Asked(NamedTuple):
+    device: str
+    precision: Precision
+    quick_gelu: bool | None
+
+
+def _created(
+    source: WeightsSource, name: str, asked: _Asked, *, quick_gelu: bool, positions: int | None
+) -> tuple[Any, Callable[[Any], torch.Tensor]]:
+    """Return the model that open_clip makes of a name, with any weights, and its preprocessing."""
     import open_clip
 
-    is_openai = weights is not None and weights.is_openai
-    positions, notes = _text_positions(cfg, weights)
     with library_call(source.config or "--backbone", f"{source.name} cannot be made", "correct its configuration"):
         model, _, preprocess = open_clip.create_model_and_transforms(
-            source.model,
+            name,
             pretrained=None if source.is_bare_file else source.pretrained,
-            load_weights=False,  # ours, below: open_clip resizes and renames without a word
+            load_weights=False,  # ours, later: open_clip resizes and renames without a word
             pretrained_text=False,
-            precision=OPEN_CLIP_PRECISION[precision],
-            device=device,
-            force_quick_gelu=quick_gelu is True or (is_openai and quick_gelu is None),
+            precision=OPEN_CLIP_PRECISION[asked.precision],
+            device=asked.device,
+            force_quick_gelu=quick_gelu,
             force_context_length=positions,
         )
+    return model, preprocess
+
+
+def _make_foreign(source: WeightsSource, foreign: ForeignModel, weights: StoredTensors | None, asked: _Asked) -> _Made:
+    """Make the model of a transformers folder, of open_clip's modules."""
+    import torch
+
+    assert weights is not None, "a transformers folder has no arrays of big_vision"
+    with open_clip_folder(foreign) as name:
+        model, _ = _created(source, name, asked, quick_gelu=False, positions=None)
+    for module in model.visual.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = foreign.eps
+    fits = f"does not fit {source.config}"
+    with library_call(source.weights, fits, "give the weights that were saved with config.json"):
+        tensors, notes = to_open_clip(weights, foreign, model.state_dict(), source)
+        notes += put_weights(model, tensors, source, resample=False)
+    model.visual.preprocess_cfg = foreign.preprocessing
+    return _Made(model.eval(), transform_of(foreign.preprocessing), notes)
+
+
+def _make(source: WeightsSource, cfg: dict[str, Any], weights: StoredTensors | None, asked: _Asked) -> _Made:
+    """Make the model as its configuration says and put the weights into it."""
+    is_openai = weights is not None and weights.is_openai
+    positions, notes = _text_positions(cfg, weights)
+    is_quick = asked.quick_gelu is True or (is_openai and asked.quick_gelu is None)
+    model, preprocess = _created(source, source.model, asked, quick_gelu=is_quick, positions=positions)
     with library_call(source.weights, f"does not fit {source.model}", "give weights of this architecture"):
         if weights is None:
             from open_clip.convert import load_big_vision_weights
@@ -299,7 +387,8 @@ def preprocessing_words(cfg: dict[str, Any]) -> str:
     mean, std = (" ".join(f"{value:.4g}" for value in cfg[name]) for name in ("mean", "std"))
     sides = cfg["size"] if isinstance(cfg["size"], list) else [cfg["size"]] * 2
     size = " x ".join(str(side) for side in sides)
-    return f"{size} pixels, {cfg['resize_mode']}, {cfg['interpolation']}, mean {mean}, std {std}"
+    before = f" (cut out of {cfg['resize_to']})" if "resize_to" in cfg else ""
+    return f"{size} pixels{before}, {cfg['resize_mode']}, {cfg['interpolation']}, mean {mean}, std {std}"
 
 
 def _is_convolutional(tower: Any) -> bool:
@@ -319,18 +408,32 @@ def save_model(backbone: Backbone, folder: Path) -> None:
     """Write weights and configuration of a loaded model into a new folder.
 
     `open_clip.create_model("local-dir:FOLDER")` loads it with its activation and preprocessing, and for a built-in
-    architecture `open_clip.create_model(NAME, pretrained="FOLDER/open_clip_model.safetensors")` too.
+    architecture `open_clip.create_model(NAME, pretrained="FOLDER/open_clip_model.safetensors")` too. A model that came
+    as a transformers folder is written as one.
     """
     from safetensors.torch import save_file
 
     folder.mkdir()
+    if (source := _folder_of(backbone)) is not None and source.layout == "transformers":
+        save_foreign(backbone.model.state_dict(), source, folder)
+        return
     # Clones: two names may share their memory, which safetensors refuses to write.
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.model.state_dict().items()}
+    if not backbone.has_text:  # as timm's weights are saved, for `--backbone timm:NAME --pretrained FOLDER`
+        prefix = "visual.trunk."
+        save_file({name.removeprefix(prefix): tensor for name, tensor in state.items()}, folder / "model.safetensors")
+        return
     save_file(state, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(_configuration(backbone), indent=2) + "\n", encoding="utf-8")
     save_tokenizer = getattr(backbone.tokenizer, "save_pretrained", None)
     if save_tokenizer is not None:  # of transformers: looked for in the folder of the model
         save_tokenizer(str(folder))
+
+
+def _folder_of(backbone: Backbone) -> WeightsSource | None:
+    """Return the folder that a model came from, None for a built-in architecture."""
+    name = str(backbone.facts["backbone"])
+    return find_weights(name, None) if name == "tiny" or name.startswith((LOCAL_DIR, HF_HUB)) else None
 
 
 def _configuration(backbone: Backbone) -> dict[str, Any]:
@@ -339,10 +442,9 @@ def _configuration(backbone: Backbone) -> dict[str, Any]:
 
     name, facts = str(backbone.facts["backbone"]), backbone.facts
     content: Any = {}
-    if name == "tiny" or name.startswith((LOCAL_DIR, HF_HUB)):
-        config = find_weights(name, None).config
-        assert config is not None, "a model of a folder has a configuration"
-        content = read_json(config)
+    if (source := _folder_of(backbone)) is not None:
+        assert source.config is not None, "a model of a folder has a configuration"
+        content = read_json(source.config)
         model_cfg = content["model_cfg"]
     else:
         model_cfg = dict(open_clip.get_model_config(name.replace("/", "-")) or {})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from PIL import Image
@@ -43,6 +43,30 @@ def center_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
         return _fast_crops(backbone, steps[:-2])
     before = tv.Compose(_own_crops(steps[:-2]))
     return lambda image: _as_tensor(before(image)).contiguous()[None]
+
+
+def transform_of(cfg: Mapping[str, Any]) -> Callable[[Image.Image], torch.Tensor]:
+    """Return the transform of a preprocessing that open_clip has no words for, of parts that are known here.
+
+    Args:
+        cfg: as in the facts of a backbone; `resize_to` is the side before the cut where that is not the size, and
+            `crop_corner` "down" says that half a pixel goes to the right and below, as transformers cuts.
+    """
+    import torchvision.transforms as tv
+    from open_clip.transform import MaybeToTensor
+
+    resize_to, size = cfg.get("resize_to", cfg["size"]), list(cfg["size"])
+    if cfg["resize_mode"] == "shortest":
+        resize_to = min(resize_to) if isinstance(resize_to, list) else resize_to
+    elif not isinstance(resize_to, list):
+        resize_to = [resize_to, resize_to]
+    steps: list[Any] = [tv.Resize(resize_to, interpolation=tv.InterpolationMode(cfg["interpolation"]))]
+    if cfg["resize_mode"] == "shortest" or "resize_to" in cfg:
+        crop = tv.CenterCrop(size)
+        crop.corner = int if cfg.get("crop_corner") == "down" else round
+        steps.append(crop)
+    normalise_step = tv.Normalize(mean=cfg["mean"], std=cfg["std"])
+    return tv.Compose([*steps, MaybeToTensor(), normalise_step])  # type: ignore[no-any-return]
 
 
 def single_pixels(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
@@ -109,9 +133,13 @@ def _center_cut(step: Any, image: Image.Image) -> Image.Image:
     if image.width < width or image.height < height:
         padded: Image.Image = step(image)
         return padded
-    # torchvision's rounding of the corner
-    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    left, top = _corner(step, image.width - width), _corner(step, image.height - height)
     return cut(image, (left, top, left + width, top + height))
+
+
+def _corner(step: Any, spare: int) -> int:
+    """Return where a cut begins that leaves out so many pixels; torchvision's rounding unless the step has its own."""
+    return int(getattr(step, "corner", round)(spare / 2.0))
 
 
 def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Image], torch.Tensor]:
@@ -119,7 +147,7 @@ def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Ima
     from torchvision.transforms.v2 import functional
 
     resize = steps[0]
-    crops = [step.size for step in steps[1:] if isinstance(step, tv.CenterCrop)]
+    crops = [step for step in steps[1:] if isinstance(step, tv.CenterCrop)]
     padded = any("Pad" in type(step).__name__ for step in steps)
     if not isinstance(resize, tv.Resize) or padded:
         raise _refusal(backbone)
@@ -127,8 +155,13 @@ def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Ima
     def crop(image: Image.Image) -> torch.Tensor:
         size: Any = resize.size if isinstance(resize.size, int) else list(resize.size)
         pixels = functional.resize(_as_tensor(image), size, interpolation=resize.interpolation, antialias=True)
-        for crop_size in crops:
-            pixels = functional.center_crop(pixels, list(crop_size))
+        for step in crops:
+            (height, width), (tall, wide) = step.size, pixels.shape[-2:]
+            if tall < height or wide < width:
+                pixels = functional.center_crop(pixels, list(step.size))
+            else:
+                top, left = _corner(step, tall - height), _corner(step, wide - width)
+                pixels = functional.crop(pixels, top, left, height, width)
         cropped: torch.Tensor = pixels.contiguous()[None]
         return cropped
 

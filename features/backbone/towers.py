@@ -65,7 +65,7 @@ class CutTower:
         self.kind, self.frozen_blocks, self.all_frozen = kind, frozen_blocks, all_frozen
         self._backbone_name = str(backbone.facts["backbone"])
         self._named = tower_parameters(backbone.model, kind)
-        first = next(iter(self._named.values()))
+        first = next(iter((*self._named.values(), *backbone.model.parameters())))  # a text tower may be none
         self.device, self.dtype = first.device, first.dtype
         self._blocks, self.depth = block_names(backbone.model, kind), tower_depth(backbone.model, kind)
         self._before, self._after, self._given = twin_of(backbone.model), twin_of(backbone.model), Given()
@@ -153,7 +153,7 @@ class CutTower:
         what = "all frozen" if self.all_frozen else f"{self.frozen_blocks} of {self.depth} blocks frozen"
         if self.frozen_blocks and not self.all_frozen:
             what += ", embeddings too"
-        share = trainable / (trainable + frozen)
+        share = trainable / max(1, trainable + frozen)
         words = f"{self.kind} tower: {what}; {trainable:,} parameters train ({share:.0%}), {frozen:,} do not"
         return ParameterCount(trainable=trainable, frozen=frozen, words=words)
 
@@ -177,7 +177,8 @@ class CutTower:
             try:
                 boundary = self.to_boundary(probe)
                 found = self.from_boundary(boundary, probe if self.kind == "text" else None).float()
-                difference = float((found - expected).abs().max() / expected.abs().max())
+                largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+                difference = float((found - expected).abs().max() / largest)
             except torch.OutOfMemoryError:  # says nothing of the tower
                 raise
             except MISFITS as error:
@@ -211,6 +212,7 @@ def cut_towers(
     """
     image_depth, text_depth = (tower_depth(backbone.model, kind) for kind in KINDS)
     _check_range(backbone, "image", freeze_layers, image_depth)
+    train_text = train_text and backbone.has_text
     wanted = min(freeze_layers, text_depth) if freeze_text_layers is None else freeze_text_layers
     _check_range(backbone, "text", wanted, text_depth)
     all_frozen = wanted == text_depth if text_depth else freeze_text_layers is None and freeze_layers > 0

@@ -16,18 +16,20 @@ import socket
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from deltaclip.base.errors import UserError, did_you_mean, nearest
 from deltaclip.base.files import sha256_file, user_cache, whole_file
+from deltaclip.features.backbone.hf_tokens import require_tokens
 from deltaclip.features.backbone.library import first_line, read_json
+from deltaclip.features.backbone.transformers_layout import BESIDE, is_transformers_folder, read_foreign
 
 # ---- Where a backbone's weights lie, what they are, and their fingerprint; never a pickle
 
 
 TINY = Path(__file__).parent / "tiny"
-LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+LOCAL_DIR, HF_HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
 CONFIG_NAME = "open_clip_config.json"
 HUB_TIMEOUT_S = 1.5
 INDEX = ".index.json"
@@ -40,7 +42,8 @@ class WeightsSource:
 
     `name` is how a user names it on any machine; `model` and `pretrained` are open_clip's arguments; `weights` the
     file they stand for, of several shards their index or the first; `config` the configuration of a `local-dir:` or
-    `hf-hub:` model, None for a built-in one; `notes` say what was chosen among several files.
+    `hf-hub:` model, None for a built-in one; `notes` say what was chosen among several files; `layout` is whose files
+    these are.
     """
 
     name: str
@@ -50,6 +53,7 @@ class WeightsSource:
     config: Path | None
     shards: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    layout: Literal["open_clip", "transformers", "timm"] = "open_clip"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -73,18 +77,28 @@ class WeightsSource:
         return {
             "model": None if self.config else self.model,
             "weights_sha256": self.sha256,
-            "config_sha256": sha256_file(self.config) if self.config else None,
+            "config_sha256": self._config_sha256(),
             # A tag brings its own preprocessing and a bare file takes the defaults, for the same weights.
             "tag": None if self.config or self.is_bare_file else self.pretrained,
         }
+
+    def _config_sha256(self) -> str | None:
+        """Return the fingerprint of the configuration, and of all else in a transformers folder that decides."""
+        if self.config is None:
+            return None
+        if self.layout == "open_clip":
+            return sha256_file(self.config)
+        found = [path for name in BESIDE if (path := self.config.parent / name).is_file()]
+        parts = [f"{path.name} {sha256_file(path)}" for path in (self.config, *found)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
     """Resolve what the user named.
 
     Args:
-        backbone: `tiny`, a model name of open_clip, `local-dir:PATH` or `hf-hub:ORG/NAME`.
-        pretrained: for a model name: a tag of open_clip or a checkpoint file.
+        backbone: `tiny`, a model name of open_clip, `local-dir:PATH`, `hf-hub:ORG/NAME` or `timm:NAME`.
+        pretrained: for a model name: a tag of open_clip or a checkpoint file; for `timm:NAME` a file or its folder.
 
     Raises:
         UserError: unknown name or tag (with the nearest), missing file, no weights named, no network.
@@ -99,6 +113,8 @@ def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
             remedy = f"leave --pretrained out: {backbone.partition(':')[0]}: names the weights already"
             raise UserError(f"{pretrained!r} would be ignored", place="--pretrained", remedy=remedy)
         return _in_folder(backbone) if backbone.startswith(LOCAL_DIR) else _on_hub(backbone)
+    if backbone.startswith(TIMM):
+        return _of_timm(backbone, pretrained)
     if pretrained and Path(pretrained).is_file():
         _check_model_name(backbone)
         path = Path(pretrained).resolve()
@@ -108,11 +124,33 @@ def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
         )
     if pretrained and Path(pretrained).is_dir():
         _check_model_name(backbone)
-        remedy = (
-            "give --backbone local-dir:FOLDER" if (Path(pretrained) / CONFIG_NAME).is_file() else "name a file in it"
-        )
+        folder = Path(pretrained)
+        is_model = (folder / CONFIG_NAME).is_file() or is_transformers_folder(folder)
+        remedy = "give --backbone local-dir:FOLDER" if is_model else "name a file in it"
         raise UserError(f"{pretrained!r} is a folder", place="--pretrained", remedy=remedy)
     return _by_tag(backbone, pretrained)
+
+
+def _of_timm(backbone: str, pretrained: str | None) -> WeightsSource:
+    """Return an image tower of timm's with the weights of a file, or of a folder that has some."""
+    if not pretrained:
+        remedy = "give the file of its weights (model.safetensors of the model's repository)"
+        raise UserError(f"{backbone} without weights would be random", place="--pretrained", remedy=remedy)
+    path = Path(pretrained).resolve()
+    weights, notes = _weights_in(path) if path.is_dir() else (path, ())
+    if weights is None or not weights.is_file():
+        what = "has no weights" if path.is_dir() else "no such file"
+        raise UserError(what, place=path, remedy=f"give the file of the weights of {backbone}")
+    return WeightsSource(
+        name=backbone,
+        model=backbone,
+        pretrained=str(weights),
+        weights=weights,
+        config=None,
+        shards=_shards_of(weights),
+        notes=notes,
+        layout="timm",
+    )
 
 
 def _in_folder(backbone: str) -> WeightsSource:
@@ -120,17 +158,32 @@ def _in_folder(backbone: str) -> WeightsSource:
     config = folder / CONFIG_NAME
     if not folder.is_dir():
         raise UserError("no such folder", place=folder, remedy=f"give {LOCAL_DIR}PATH of a folder with {CONFIG_NAME}")
+    layout: Literal["open_clip", "transformers"] = "open_clip"
+    usual = "open_clip_model.safetensors"
+    if not config.is_file() and is_transformers_folder(folder):
+        layout, config, usual = "transformers", folder / "config.json", "model.safetensors"
     if not config.is_file():
-        raise UserError(f"has no {CONFIG_NAME}", place=folder, remedy="write one with model_cfg and preprocess_cfg")
+        remedy = "write one with model_cfg and preprocess_cfg"
+        raise UserError(f"has no {CONFIG_NAME}, and no config.json of transformers", place=folder, remedy=remedy)
     content = read_json(config)
-    if not isinstance(content, dict) or "model_cfg" not in content:
+    if layout == "open_clip" and (not isinstance(content, dict) or "model_cfg" not in content):
         raise UserError("has no 'model_cfg'", place=config, remedy="see open_clip's local-dir: layout")
     weights, notes = _weights_in(folder)
     if weights is None:
-        raise UserError("has no weights", place=folder, remedy="put open_clip_model.safetensors into it")
+        raise UserError("has no weights", place=folder, remedy=f"put {usual} into it")
+    if layout == "transformers":  # what is wrong is said before a library is loaded
+        read_foreign(config)
+        require_tokens(folder)
     model, shards = f"{LOCAL_DIR}{folder.resolve()}", _shards_of(weights)
     return WeightsSource(
-        name=model, model=model, pretrained=None, weights=weights, config=config, shards=shards, notes=notes
+        name=model,
+        model=model,
+        pretrained=None,
+        weights=weights,
+        config=config,
+        shards=shards,
+        notes=notes,
+        layout=layout,
     )
 
 
@@ -189,9 +242,28 @@ def _on_hub(backbone: str) -> WeightsSource:
         config = Path(download_pretrained_from_hf(repo, filename=CONFIG_NAME))
         weights = Path(download_pretrained_from_hf(repo))
     except _hub_errors() as error:
+        if (folder := _transformers_on_hub(repo)) is not None:
+            return replace(_in_folder(f"{LOCAL_DIR}{folder}"), name=backbone)
         files = f"{CONFIG_NAME} and open_clip_model.safetensors of {repo}"
         raise _not_fetched(error, backbone, files, "--backbone local-dir:FOLDER") from error
     return WeightsSource(name=backbone, model=backbone, pretrained=None, weights=weights, config=config)
+
+
+def _transformers_on_hub(repo: str) -> Path | None:
+    """Return the folder of a model of transformers on the hub, or in the hub's cache; None where there is none."""
+    from huggingface_hub import snapshot_download
+
+    safe = ["model*.safetensors", f"model.safetensors{INDEX}"]
+    unsafe = ["pytorch_model*.bin", f"pytorch_model.bin{INDEX}"]
+    with contextlib.suppress(*_hub_errors()):
+        folder = Path(snapshot_download(repo, allow_patterns=["config.json", *BESIDE]))
+        if not is_transformers_folder(folder):
+            return None
+        for patterns in (safe, unsafe):
+            snapshot_download(repo, allow_patterns=patterns)
+            if _weights_in(folder)[0] is not None:
+                return folder
+    return None
 
 
 def _by_tag(model: str, tag: str | None) -> WeightsSource:
@@ -278,6 +350,8 @@ def _check_model_name(model: str) -> None:
     if model.replace("/", "-") not in names:
         known = [*names, "tiny"]
         hint = did_you_mean(model, known) if nearest(model, known) else "see open_clip.list_models()"
+        if Path(model).is_dir():
+            hint = f"give a folder as {LOCAL_DIR}{model}"
         raise UserError(f"unknown model {model!r}", place="--backbone", remedy=hint)
 
 

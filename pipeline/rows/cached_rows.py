@@ -76,6 +76,11 @@ class CacheRows:
     store: FeatureStore | None = None
     targets: tuple[Target, ...] = (QUALITY, CONSISTENCY)
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the backbone has a text tower: without one, what sees prompts has no labels here."""
+        return has_text_tower(self.facts)
+
     @cached_property
     def keys(self) -> RowKeys:
         """Return what the rows are, whatever they are called."""
@@ -123,7 +128,10 @@ class CacheRows:
         for name in self.views:
             found[name] = RowVectors(self, functools.partial(self._images, view=name))
         for number, other in enumerate(self.others, start=2):
-            found |= {f"{number}:{name}": RowVectors(self, other.reader(v)) for name, v in other.rows.inputs().items()}
+            seen = other.rows.inputs()
+            if not other.rows.has_text:
+                seen = {name: vectors for name, vectors in seen.items() if name not in OF_TEXT}
+            found |= {f"{number}:{name}": RowVectors(self, other.reader(v)) for name, v in seen.items()}
         return found
 
     def _images(self, rows: NDArray[np.int64], *, view: str = CENTER) -> Tensor:
@@ -243,6 +251,23 @@ class RowVectors:
         return self._read(rows.cpu().numpy())
 
 
+OF_TEXT = ("prompt", "cosine")  # inputs that a backbone without a text tower does not give
+
+
+def has_text_tower(facts: Mapping[str, Any]) -> bool:
+    """Tell whether a backbone with these facts has a text tower."""
+    return bool(facts.get("text_tower", True))
+
+
+def _seen(rows: Rows, store: FeatureStore) -> Rows:
+    """Return rows without labels of what their backbone does not see: of prompts, where it has no text tower."""
+    if has_text_tower(store.facts):
+        return rows
+    unseen = {target.name for target in store.targets if target.sees == "pair"}
+    numbers = {n: np.full_like(values, np.nan) if n in unseen else values for n, values in rows.numbers.items()}
+    return replace(rows, numbers=numbers)
+
+
 def views_there(path: Path) -> list[str]:
     """Return the names of the views besides `center` that all images of a cache have.
 
@@ -317,7 +342,7 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
             header=store.header,
             facts=store.facts,
             dataset=store.dataset,
-            rows=store.rows(),
+            rows=_seen(store.rows(), store),
             dim=store.dim,
             device=torch.empty(0, device=device).device,
             image_key_I=image_keys(store),

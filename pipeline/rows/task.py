@@ -139,6 +139,10 @@ def loss_weights(config: LearningSettings, rows: CacheRows) -> LossWeights:
         UserError: no labels at all, every weight is 0, or a target that the cache does not have.
     """
     present = present_labels(rows)
+    if not present and not rows.has_text:
+        remedy = "extract the data with a CLIP too: its cache first, this one beside it"
+        what = f"has labels of image and prompt alone, and {rows.facts['backbone']} has no text tower"
+        raise UserError(what, place=config.cache, remedy=remedy)
     if not present:
         remedy = "give the manifest a quality or consistency column and extract again"
         raise UserError("has no labels", place=config.cache, remedy=remedy)

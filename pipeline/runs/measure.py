@@ -149,7 +149,7 @@ def _intervals(
 
 def _cosine(rows: CacheRows, test: NDArray[np.int64]) -> NDArray[np.floating]:
     """Return the cosine of image and prompt of the test rows, (M,), NaN without a prompt."""
-    has_prompt_M = rows.rows.prompt[test] >= 0
+    has_prompt_M = (rows.rows.prompt[test] >= 0) & rows.has_text
     cosine_M = np.full(test.size, np.nan)
     cosine_M[has_prompt_M] = rows.cosine(test[has_prompt_M])
     return cosine_M

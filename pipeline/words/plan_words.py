@@ -185,8 +185,15 @@ def settings_warnings(task: Task[Any]) -> list[str]:
         f"the cache has no target {name}: what is given for it is not used" for name in sorted(asked - set(names))
     ]
     missing = [name for name in names if name not in present_labels(rows)]
+    if not rows.has_text:
+        unseen = [target.name for target in rows.targets if target.sees == "pair"]
+        missing = [name for name in missing if name not in unseen]
+        found += [
+            f"{' and '.join(unseen)} sees the prompt and {rows.facts['backbone']} has no text tower, so it is not "
+            f"trained: extract the data with a CLIP too and give both, `deltaclip train CLIP.h5 {rows.path}`"
+        ] * bool(unseen)
     found += [f"the cache has no {name} labels: that head is not trained and has no scores" for name in missing]
-    idle = [name for name in names if name not in (*missing, *task.trained)]
+    idle = [name for name in present_labels(rows) if name not in task.trained]
     return found + [f"no training row weighs for {name}: that head is not trained and has no scores" for name in idle]
 
 

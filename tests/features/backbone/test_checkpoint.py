@@ -107,7 +107,10 @@ def test_refusals_of_folders(folder):
     assert refused(f"local-dir:{folder}") == f"{config}: has no 'model_cfg'; see open_clip's local-dir: layout"
     config.unlink()
     remedy = "write one with model_cfg and preprocess_cfg"
-    assert refused(f"local-dir:{folder}") == f"{folder}: has no open_clip_config.json; {remedy}"
+    assert (
+        refused(f"local-dir:{folder}")
+        == f"{folder}: has no open_clip_config.json, and no config.json of transformers; {remedy}"
+    )
     remedy = "give local-dir:PATH of a folder with open_clip_config.json"
     assert refused(f"local-dir:{folder}/none") == f"{folder}/none: no such folder; {remedy}"
     ignored = "--pretrained: 'openai' would be ignored; leave --pretrained out: local-dir: names the weights already"

@@ -297,8 +297,8 @@ def test_the_layout_of_transformers_is_named(tmp_path):
     names = ("vision_model.embeddings.class_embedding", "text_model.final_layer_norm.weight", "logit_scale")
     save_file({name: torch.zeros(()) for name in names}, tmp_path / "model.safetensors")
     assert refused(find_weights(SMALL, str(tmp_path / "model.safetensors"))) == (
-        f"{tmp_path}/model.safetensors: is in the layout of transformers, which open_clip does not read; "
-        "pass the same model's open_clip weights (local-dir: or hf-hub: with open_clip_config.json)"
+        f"{tmp_path}/model.safetensors: is in the layout of transformers; "
+        "give --backbone local-dir:FOLDER of it, with its config.json and tokenizer.json"
     )
 
 
