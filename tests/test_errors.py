@@ -468,6 +468,18 @@ TABLE = [
         "--only: 'beauty' is no target of {at}/run; known: quality, consistency",
     ),
     (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --prompts {at}/good.csv",
+        "--prompts: would not be used; leave it out: no DATA is a folder",
+    ),
+    (
+        "rank {at}/run a={at}/empty b={at}/empty --image-root {at}",
+        "--image-root: would not be used; leave it out: every DATA is a folder",
+    ),
+    (
+        "rank {at}/run a={at}/good.csv b={at}/good.csv --no-labels --label-range 1,5",
+        "--label-range: would not be used; leave it out: --no-labels reads no scores",
+    ),
+    (
         "rank {at}/run {at}/good.csv",
         "{at}/good.csv: has no column source with generators; fill in the column, or give NAME=DATA of each generator",
     ),

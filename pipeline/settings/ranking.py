@@ -104,6 +104,7 @@ class RankConfig:
             if not (is_named or path.exists() or any(above.is_file() for above in path.parents)):
                 remedy = "give a folder, a manifest, demo or ADAPTER:DIR"
                 raise UserError("no such file or folder", place=data, remedy=remedy)
+        self._refuse_unused()
         learned = _learned(self.run)
         for target in self.only or ():
             if learned and target not in learned:
@@ -113,6 +114,18 @@ class RankConfig:
         for out in (self.markdown, self.junit, self.page):
             if out and out.resolve() in inputs:
                 raise UserError("is an input", place=out, remedy="give another file to write")
+
+    def _refuse_unused(self) -> None:
+        """Refuse options that would change nothing for these data, rather than ignore them."""
+        folders = [Path(data).is_dir() for _, data in self.named]
+        unused = [
+            ("--prompts", self.prompts is not None and not any(folders), "no DATA is a folder"),
+            ("--image-root", self.image_root is not None and all(folders), "every DATA is a folder"),
+            ("--label-range", self.label_range is not None and not self.labels, "--no-labels reads no scores"),
+        ]
+        for option, is_unused, why in unused:
+            if is_unused:
+                raise UserError("would not be used", place=option, remedy=f"leave it out: {why}")
 
 
 def no_such_generator(baseline: str, names: list[str]) -> UserError:

@@ -150,7 +150,8 @@ def test_means_and_differences_are_those_of_the_scores_that_predict_gives(run, b
 
 
 def test_a_table_with_sources_is_ranked_by_people_where_they_rated(run, builds):
-    found = rank(RankConfig(run=run, data=[str(builds / "all.csv")], label_range=["0,1"], only=["quality"]))
+    data, gate = [str(builds / "all.csv")], {"baseline": "old", "max_drop": 0.45}
+    found = rank(RankConfig(run=run, data=data, label_range=["0,1"], only=["quality"], **gate))
     table = found.ranking["targets"]["quality"]
     assert table["ordered_by"] == "people"
     rated = {row["image"]: float(row["quality"]) for row in read_csv(builds / "all.csv")}
@@ -161,8 +162,11 @@ def test_a_table_with_sources_is_ranked_by_people_where_they_rated(run, builds):
     worse = next(pair for pair in table["differences"] if (pair["first"], pair["second"]) == ("old", "worse"))
     assert worse["people"]["value"] == pytest.approx(0.5, abs=1e-3)
     assert worse["judged_by"] == "people"
+    checks = {check["generator"]: check for check in found.ranking["gate"]["checks"]}
+    assert (checks["worse"]["judged_by"], checks["worse"]["verdict"]) == ("people", "dropped")
+    assert checks["worse"]["drop"] == pytest.approx(0.5, abs=1e-3)
     assert "quality: human scores of 0 to 1 (given)" in found.ranking["notes"]
-    without = rank(RankConfig(run=run, data=[str(builds / "all.csv")], labels=False, only=["quality"]))
+    without = rank(RankConfig(run=run, data=data, labels=False, only=["quality"]))
     assert {one["people"] for one in without.ranking["targets"]["quality"]["means"]} == {None}
     assert {pair["judged_by"] for pair in without.ranking["targets"]["quality"]["differences"]} == {"scores"}
     assert "by scores alone" in without.summary()
