@@ -70,7 +70,8 @@ def _difference_lines(found: Mapping[str, Any], percent: str) -> Iterator[str]:
         judged, count = pair[pair["judged_by"]], f"{pair['scores']['units']:,}" if pair["paired"] else "-"
         figures = f"{count:>7} {_signed(judged['value']):>7}  {_signed_interval(judged):16} {_p_words(pair):>8}"
         yield f"{name:{width}} {figures}{' *' if pair['judged_by'] == 'people' else ''}"
-    yield from _difference_notes(pairs)
+    for words in _difference_notes(pairs):
+        yield from _wrapped(words)
 
 
 def _difference_notes(pairs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -101,9 +102,10 @@ def _the_higher_first(pair: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _turned(figures: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if figures is None or figures["value"] is None or figures["lo"] is None:
-        return figures
-    return {**figures, "value": -figures["value"], "lo": -figures["hi"], "hi": -figures["lo"]}
+    if figures is None:
+        return None
+    ends = {"value": figures["value"], "lo": figures["hi"], "hi": figures["lo"]}
+    return {**figures, **{name: None if end is None else -end for name, end in ends.items()}}
 
 
 def _sign(pair: Mapping[str, Any]) -> str:
@@ -124,7 +126,7 @@ def _fell_lines(ranking: Mapping[str, Any]) -> Iterator[str]:
         rows = [row for row in ranking["fell"] if row["target"] == target]
         if not rows:
             continue
-        yield f"{target}: fell most below {rows[0]['reference']}"
+        yield f"{target}: fell most below {_cut(rows[0]['reference'])}"
         for row in rows[:SHOWN]:
             prompt = _one_line(row["prompt"]) or _one_line(row["image"])
             yield f"  -{row['drop']:.3f}  {_cut(row['generator'], 16)}: {_cut(prompt, 48)}"
@@ -182,10 +184,9 @@ def check_words(check: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
         return f"{what}: {drop}, surely more than {allowed}"
     if check["verdict"] == "passed":
         return f"{what}: {drop}, surely at most {allowed}"
-    times = check["times_more"]
-    more = f"; about {max(2, round(times)):,} times as many would" if times and times < MOST_TIMES else ""
-    noun = "ratings" if check["judged_by"] == "people" else "prompts"
-    return f"{what}: {drop}, the data cannot tell whether it is more than {allowed}{more and more + ', of ' + noun}"
+    times, noun = check["times_more"], "ratings" if check["judged_by"] == "people" else "prompts"
+    more = f"; about {max(2, round(times)):,} times as many {noun} would" if times and times < MOST_TIMES else ""
+    return f"{what}: {drop}, the data cannot tell whether it is more than {allowed}{more}"
 
 
 # ---- Markdown
