@@ -2,13 +2,14 @@
 
 Knows features and labels. Must not know what features are made of or where rows come from.
 
-Shapes: M rows that are fitted to, L features, G rows of a group, S rows that are left out, U other rows.
+Shapes: M rows that are fitted to, L features, G rows of a group or that refits are asked about, S rows that are left
+out, U other rows.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    # How much the label of each fitted row in the second list moves what is said of each row in the first, places among
+    # the rows that refits are asked about: a part of the hat matrix.
+    Hat = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 
 
 class Solved(NamedTuple):
@@ -48,10 +53,79 @@ class Solved(NamedTuple):
         said_U: Tensor = self.mean + (phi_UL - self.mean_L) @ self.w_L
         return said_U
 
-    def psi(self, phi_UL: Tensor) -> Tensor:
-        """Return the features of the hat matrix, of rows."""
-        psi_LU: Tensor = torch.linalg.solve_triangular(self.root_LL, (phi_UL - self.mean_L).T, upper=False)
-        return psi_LU.T
+    def hat(self, place_G: NDArray[np.int64], phi_UL: Tensor) -> Hat:
+        """Return the hat matrix of rows by their places among the fitted, -1 of others, whose features are given."""
+        psi_GL = self.psi_ML[place_G]
+        if len(phi_UL):
+            psi_LU = torch.linalg.solve_triangular(self.root_LL, (phi_UL - self.mean_L).T, upper=False)
+            psi_GL[place_G < 0] = psi_LU.T
+        return lambda row, column: psi_GL[row] @ psi_GL[column].T + 1 / len(self.psi_ML)
+
+
+class DualSolved(NamedTuple):
+    """A fit f = intercept + k beta_M of a strength, of the kernel with all fitted rows; float64.
+
+    The bordered system of fit and intercept has the inverse C of `inverse_MM`, beta = C y, in its corner, and in its
+    border `mean_M`, the weights of the intercept; y - f = strength beta, so the hat matrix is I - strength C. The rest
+    is as in `Solved`.
+    """
+
+    strength: float
+    beta_M: Tensor
+    intercept: Tensor
+    inverse_MM: Tensor
+    mean_M: Tensor
+    left_out_M: Tensor
+    own_M: Tensor
+    residual_M: Tensor
+
+    def say(self, k_UM: Tensor) -> Tensor:
+        """Return f of rows."""
+        said_U: Tensor = self.intercept + k_UM @ self.beta_M
+        return said_U
+
+    def hat(self, place_G: NDArray[np.int64], k_UM: Tensor) -> Hat:
+        """Return the hat matrix of rows by their places among the fitted, -1 of others, whose kernel is given."""
+        hat_GM = self.inverse_MM[place_G] * -self.strength
+        fitted = np.flatnonzero(place_G >= 0)
+        hat_GM[fitted, place_G[fitted]] += 1
+        if len(k_UM):
+            hat_GM[place_G < 0] = k_UM @ self.inverse_MM + self.mean_M
+        return lambda row, column: hat_GM[row][:, place_G[column]]
+
+
+class DualRidge:
+    """Ridge in a kernel of the rows with themselves, for one strength after another: (K + strength I) beta = y - b.
+
+    A fifth of the work of ridge on as many features as rows, and the same fit: an inverse is all that it needs.
+    """
+
+    def __init__(self, k_MM: Tensor, y_M: Tensor, groups_M: NDArray[Any]) -> None:
+        """Take the kernel and labels, float64, and the groups, at least two."""
+        self.y_M, self._k_MM, self._blocks = y_M, k_MM, _blocks(groups_M, width=1)
+
+    def solve(self, strength: float) -> DualSolved:
+        """Return the fit of a strength above 0."""
+        system_MM = self._k_MM.clone()
+        system_MM.diagonal().add_(strength)
+        inverse_MM = torch.cholesky_inverse(torch.linalg.cholesky(system_MM))
+        ones_M = inverse_MM.sum(dim=1)
+        inverse_MM -= torch.outer(ones_M, mean_M := ones_M / ones_M.sum())
+        beta_M = inverse_MM @ self.y_M
+        left_out_M = torch.empty_like(beta_M)
+        for rows_nG in self._blocks:
+            # Leaving out a group: e_g = C_gg^-1 beta_g (Cook and Weisberg 1982, as below).
+            inverse_nGG = inverse_MM[rows_nG[:, :, None], rows_nG[:, None, :]]
+            error_nG = torch.linalg.solve(inverse_nGG, beta_M[rows_nG][..., None])[..., 0]
+            left_out_M[rows_nG] = self.y_M[rows_nG] - error_nG
+        residual_M = strength * beta_M
+        intercept = mean_M @ self.y_M
+        own_M = self.y_M - residual_M
+        return DualSolved(strength, beta_M, intercept, inverse_MM, mean_M, left_out_M, own_M, residual_M)
+
+    def best(self, strengths: Sequence[float], *, first: float) -> DualSolved:
+        """Return the fit whose left-out rows have the least squared error, found by `walk`."""
+        return _best(self.solve, self.y_M, strengths, first=first)
 
 
 class GroupRidge:
@@ -69,7 +143,7 @@ class GroupRidge:
         self._centred_ML = phi_ML - self._mean_L
         self._gram_LL = self._centred_ML.T @ self._centred_ML
         self._right_L = self._centred_ML.T @ (y_M - self._mean)
-        self._blocks = _blocks(groups_M)
+        self._blocks = _blocks(groups_M, width=len(groups_M))
 
     def solve(self, strength: float) -> Solved:
         """Return the fit of a strength above 0."""
@@ -92,18 +166,25 @@ class GroupRidge:
 
     def best(self, strengths: Sequence[float], *, first: float) -> Solved:
         """Return the fit whose left-out rows have the least squared error, found by `walk`."""
-        least: list[tuple[float, Solved]] = []  # the best so far: each holds features of all rows
+        return _best(self.solve, self.y_M, strengths, first=first)
 
-        def squared_error(strength: float) -> float:
-            solved = self.solve(strength)
-            error = float((solved.left_out_M - self.y_M).square().mean())
-            if not least or error <= least[0][0]:
-                least[:] = [(error, solved)]
-            return error
 
-        strength = walk(squared_error, strengths, first=first)
-        best = least[0][1]
-        return best if best.strength == strength else self.solve(strength)
+AnySolved = TypeVar("AnySolved", Solved, DualSolved)
+
+
+def _best(solve: Callable[[float], AnySolved], y_M: Tensor, strengths: Sequence[float], *, first: float) -> AnySolved:
+    least: list[tuple[float, AnySolved]] = []  # the best so far: each holds numbers of all rows
+
+    def squared_error(strength: float) -> float:
+        solved = solve(strength)
+        error = float((solved.left_out_M - y_M).square().mean())
+        if not least or error <= least[0][0]:
+            least[:] = [(error, solved)]
+        return error
+
+    strength = walk(squared_error, strengths, first=first)
+    best = least[0][1]
+    return best if best.strength == strength else solve(strength)
 
 
 def walk(error: Callable[[float], float], strengths: Sequence[float], *, first: float) -> float:
@@ -125,26 +206,28 @@ def walk(error: Callable[[float], float], strengths: Sequence[float], *, first: 
 _BLOCK_ENTRIES = 4_000_000
 
 
-def _blocks(groups_M: NDArray[Any]) -> list[Tensor]:
-    """Return the places of the rows of groups of equal size, (n, G) each, in blocks of bounded size."""
+def _blocks(groups_M: NDArray[Any], *, width: int) -> list[Tensor]:
+    """Return the places of the rows of groups of equal size, (n, G) each, in blocks of bounded size of such a width."""
     _, code_M, size_G = np.unique(groups_M, return_inverse=True, return_counts=True)
     order = np.lexsort((code_M, size_G[code_M]))
     blocks, start = [], 0
     for size, count in zip(*np.unique(size_G, return_counts=True), strict=True):
         rows_nG = torch.from_numpy(order[start : start + size * count].reshape(count, size))
         start += size * count
-        blocks += rows_nG.split(max(1, _BLOCK_ENTRIES // (int(size) * len(groups_M))))
+        blocks += rows_nG.split(max(1, _BLOCK_ENTRIES // (int(size) * max(width, int(size)))))
     return blocks
 
 
 class Refits:
     """Fits without some rows, in closed form from the fit to all: the strength stays, the intercept does not."""
 
-    def __init__(self, phi: Callable[[NDArray[np.int64]], Tensor], rows_M: NDArray[np.int64], solved: Solved) -> None:
+    def __init__(
+        self, phi: Callable[[NDArray[np.int64]], Tensor], rows_M: NDArray[np.int64], solved: Solved | DualSolved
+    ) -> None:
         """Keep what refits need.
 
         Args:
-            phi: features of some of N rows, float64.
+            phi: features of some of N rows, or their kernel with the fitted ones, float64.
             rows_M: the rows that were fitted to.
             solved: the fit.
         """
@@ -161,24 +244,24 @@ class Refits:
         found_G = np.minimum(np.searchsorted(self.rows_M, rows_G, sorter=order_M), len(order_M) - 1)
         place_G = np.where(self.rows_M[order_M[found_G]] == rows_G, order_M[found_G], -1)
         # Of the rows that the fit saw all is known already.
-        said_G, psi_GL = solved.own_M[place_G], solved.psi_ML[place_G]
-        others = np.flatnonzero(place_G < 0)
+        said_G, others = solved.own_M[place_G], np.flatnonzero(place_G < 0)
+        phi_UL = self._phi(rows_G[others]) if len(others) else said_G[:0, None]
         if len(others):
-            phi_UL = self._phi(rows_G[others])
-            said_G[others], psi_GL[others] = solved.say(phi_UL), solved.psi(phi_UL)
+            said_G[others] = solved.say(phi_UL)
+        hat = solved.hat(place_G, phi_UL)
         num_rows = len(self.rows_M)
         residual_M = solved.residual_M
 
         def without(out: NDArray[np.int64]) -> Tensor:
-            fitted = out[place_G[out] >= 0]
+            is_fitted = place_G[out] >= 0
+            fitted = out[is_fitted]
             if len(fitted) == num_rows:
                 return torch.zeros_like(said_G[out])
-            psi_SL = psi_GL[fitted]
             # Leaving out rows S: e_S = (I - H_SS)^-1 r_S, and what is said of any row u changes by -H_uS e_S.
-            system_SS = -psi_SL @ psi_SL.T - 1 / num_rows
+            hat_GS = hat(out, fitted)
+            system_SS = -hat_GS[torch.from_numpy(is_fitted)]
             system_SS.diagonal().add_(1.0)
-            error_S = torch.linalg.solve(system_SS, residual_M[place_G[fitted]])
-            moved_G: Tensor = error_S.sum() / num_rows + psi_GL[out] @ (psi_SL.T @ error_S)
+            moved_G: Tensor = hat_GS @ torch.linalg.solve(system_SS, residual_M[place_G[fitted]])
             return said_G[out] - moved_G
 
         return without

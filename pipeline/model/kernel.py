@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaclip.base.errors import UserError
-from deltaclip.pipeline.model.group_ridge import GroupRidge, Refits
+from deltaclip.pipeline.model.group_ridge import DualRidge, DualSolved, GroupRidge, Refits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -209,12 +209,23 @@ def fit_member(
         raise UserError("a base needs two groups with labels", place="--base", remedy="give calibrated")
     marks_L = chosen_marks(len(rows_M), generator)
     space = Space.of(kind, parts, rows_M, marks_L)
-    ridge = GroupRidge(space.phi(space.scaled_MP), label_N[rows_M].double(), groups_N[rows_M])
+    y_M, groups_M = label_N[rows_M].double(), groups_N[rows_M]
+
+    def features(scaled_NP: Tensor) -> Tensor:
+        return products(kind, scaled_NP, space.scaled_MP) if is_dual else space.phi(scaled_NP)
+
+    # Where every row is a landmark the kernel itself is less work than features of it.
+    is_dual = kind == "kernel" and len(marks_L) == len(rows_M)
+    ridge = (DualRidge if is_dual else GroupRidge)(features(space.scaled_MP), y_M, groups_M)
     solved = ridge.best(STRENGTHS[kind], first=FIRST_STRENGTH[kind]) if strength is None else ridge.solve(strength)
-    rmse = float((solved.left_out_M - ridge.y_M).square().mean().sqrt())
+    rmse = float((solved.left_out_M - y_M).square().mean().sqrt())
     fit = MemberFit(len(rows_M), space.num_points, solved.strength, rmse)
-    refits = Refits(lambda rows: space.phi(space.scaled(points(parts, rows))), rows_M, solved)
-    return Fitted(space.member(solved.w_L, solved.intercept), fit, rows_M, solved.left_out_M, refits)
+    refits = Refits(lambda rows: features(space.scaled(points(parts, rows))), rows_M, solved)
+    if isinstance(solved, DualSolved):
+        member = space.of_marks(solved.beta_M, solved.intercept)
+    else:
+        member = space.member(solved.w_L, solved.intercept)
+    return Fitted(member, fit, rows_M, solved.left_out_M, refits)
 
 
 def points(parts: Sequence[Part], rows: NDArray[np.int64]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from deltaclip.pipeline.model import group_ridge
-from deltaclip.pipeline.model.group_ridge import GroupRidge, Refits, walk
+from deltaclip.pipeline.model.group_ridge import DualRidge, GroupRidge, Refits, walk
 
 STRENGTHS = tuple(4.0**k for k in range(-5, 4))
 # Float64 systems of at most 60 unknowns, whose smallest eigenvalue is the strength, 1e-3 at least.
@@ -104,14 +104,32 @@ def test_a_walk_ends_where_no_neighbour_is_better_and_asks_no_place_twice(errors
     assert sorted(seen) == asked
 
 
-@pytest.fixture
-def refits():
+def dual_of(phi, y, groups):
+    """The same ridge, in the kernel of the rows."""
+    return DualRidge(torch.from_numpy(phi @ phi.T), torch.from_numpy(y), groups)
+
+
+@pytest.mark.parametrize("strength", [2.0**-9, 0.3, 8.0])
+def test_ridge_in_the_kernel_of_all_rows_is_ridge_on_their_features(strength):
+    phi, y, groups = problem()
+    one, other = (make(phi, y, groups).solve(strength) for make in (ridge_of, dual_of))
+    for name in ("left_out_M", "own_M", "residual_M"):
+        assert getattr(other, name).numpy() == pytest.approx(getattr(one, name).numpy(), abs=CLOSE)
+    new = np.random.default_rng(9).normal(size=(7, phi.shape[1]))
+    assert other.say(torch.from_numpy(new @ phi.T)).numpy() == pytest.approx(
+        one.say(torch.from_numpy(new)).numpy(), abs=CLOSE
+    )
+
+
+@pytest.fixture(params=["features", "kernel"])
+def refits(request):
     """Fits of 60 of 80 rows, these in no order, and a function that fits without some rows anew."""
     phi, y, _ = problem(num_rows=80, seed=3)
     rows = np.random.default_rng(3).permutation(80)[:60]
     groups = rows % 11
-    solved = ridge_of(phi[rows], y[rows], groups).solve(0.2)
-    found = Refits(lambda some: torch.from_numpy(phi[some]), rows, solved)
+    is_dual = request.param == "kernel"
+    solved = (dual_of if is_dual else ridge_of)(phi[rows], y[rows], groups).solve(0.2)
+    found = Refits(lambda some: torch.from_numpy(phi[some] @ phi[rows].T if is_dual else phi[some]), rows, solved)
 
     def anew(out, asked):
         seen = np.setdiff1d(rows, out)
