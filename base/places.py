@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,15 @@ from deltaclip.base.options import option_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+# Schemes of addresses that files are fetched from; `memory` is a place in this process, of fsspec.
+SCHEMES = ("https", "http", "s3", "gs", "gcs", "hf", "memory")
+ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(?=[^/])", re.IGNORECASE)
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+
+def is_address(text: str | os.PathLike[str]) -> bool:
+    """Tell whether a text, or a path that was made of one, is an address that files are fetched from."""
+    return ADDRESS.match(os.fspath(text)) is not None
 
 
 def no_such_cache(path: Path) -> UserError:
@@ -86,7 +95,7 @@ def _check_input(path: Path, option: str) -> None:
 
 
 def _check_folder(path: Path, option: str) -> None:
-    if not path.is_dir():
+    if not path.is_dir() and not is_address(path):
         raise UserError("no such folder", place=path, remedy=f"give the folder of the images as {option}")
 
 

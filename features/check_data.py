@@ -18,9 +18,11 @@ from deltaclip.features.checking.columns import (
 from deltaclip.features.checking.findings import Finding, Findings, Rows
 from deltaclip.features.checking.images import check_images, check_pairs
 from deltaclip.features.data.adapters import open_data
+from deltaclip.features.data.addresses import shown
 from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.preferences import holds_pairs, read_pair_table
+from deltaclip.features.data.remote import announced, begin, tally
 from deltaclip.features.data.targets import parse_targets
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def check_data(config: CheckConfig) -> CheckResult:
     Raises:
         UserError: there is nothing to look at: no such file, a table that cannot be read at all.
     """
-    started = time.monotonic()
+    started, earlier = time.monotonic(), begin()
     asked = parse_targets(config.target)
     given = parse_label_ranges(config.label_range, asked)
     data = open_data(config.data, image_root=config.image_root, targets=asked)
@@ -121,6 +123,7 @@ def check_data(config: CheckConfig) -> CheckResult:
         findings.error("preference", f"{wrong.place}: {wrong.message}", remedy=str(wrong.remedy))
     cells = findings.rows.cells
     cells["image"], read_so = understood_all(cells["image"], data.image_root, allow_outside=config.allow_outside)
+    read_so += announced(cells["image"], data.image_root, place=data.tables[0].path)
     unused = check_columns(findings, data.tables, of_set=data.label_range is not None)
     check_cells(findings, root)
     labels = check_labels(findings, data.ranges(given), needed=pairs is None)
@@ -141,7 +144,7 @@ def check_data(config: CheckConfig) -> CheckResult:
         }
     left = findings.rows.left_out
     return CheckResult(
-        data=config.data,
+        data=shown(config.data),
         rows=len(findings.rows),
         groups=check_groups(findings),
         sources=check_sources(findings),
@@ -154,6 +157,7 @@ def check_data(config: CheckConfig) -> CheckResult:
             *read_so,
             *(pairs.said() if pairs else ()),
             *(note for table in data.tables for note in table.notes),
+            *tally().since(earlier),
             *([f"{left:,} rows have no score and are left out"] if left else []),
         ],
         findings=findings.found,

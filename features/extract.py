@@ -14,6 +14,8 @@ from deltaclip.base.options import option_name
 from deltaclip.base.progress import say
 from deltaclip.features.backbone.weights import LOCAL_DIR, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
+from deltaclip.features.data.addresses import as_place
+from deltaclip.features.data.remote import begin, tally
 from deltaclip.features.data.sharding import Shard, local_rank, read_shard
 from deltaclip.features.data.views import ANCHORS, choose_views, left_out_lines
 from deltaclip.features.extraction.cache_job import Extraction, Work
@@ -140,7 +142,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         UserError: anything wrong with manifest, backbone, cache or disk; nothing half-written is left under the
             cache's name, and what was computed is kept for the next run.
     """
-    started = time.monotonic()
+    started, earlier = time.monotonic(), begin()
     out = config.out or default_cache(config.data, config.backbone, config.pretrained)
     if out.is_dir():
         raise UserError("is a folder", place=out, remedy="give --out the name of a file in it")
@@ -156,9 +158,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     _refuse_pairs_in_shards(extraction, config)
     done, path = extraction.run(shard)
     with FeatureStore.open(path) as store:
-        return _result(
-            store, done, path, notes=(*extraction.manifest.notes, *done.notes), seconds=time.monotonic() - started
-        )
+        notes = (*extraction.manifest.notes, *done.notes, *tally().since(earlier))
+        return _result(store, done, path, notes=notes, seconds=time.monotonic() - started)
 
 
 def _check_ray(config: ExtractConfig) -> None:
@@ -235,7 +236,7 @@ def _extract_on_ray(config: ExtractConfig, out: Path, *, started: float) -> Extr
 
 def _everywhere(config: ExtractConfig) -> ExtractConfig:
     """Return the settings with paths that mean the same in every folder."""
-    root, tag = config.image_root.resolve() if config.image_root else None, config.pretrained
+    root, tag = as_place(config.image_root).resolve() if config.image_root else None, config.pretrained
     return replace(
         config,
         data=config.data if config.data == "demo" else _resolved(config.data),

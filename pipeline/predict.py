@@ -12,12 +12,16 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result
 from deltaclip.base.options import option_name
+from deltaclip.base.places import is_address
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.finding import manifest_of
+from deltaclip.features.data.addresses import RemotePath
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained, understood
+from deltaclip.features.data.pillow import lacking
+from deltaclip.features.data.remote import begin, require, tally
 from deltaclip.features.data.sources import container_of, is_there
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
@@ -27,6 +31,8 @@ from deltaclip.pipeline.runs.prediction_table import write_table
 from deltaclip.pipeline.runs.trust import together_words, unlike_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deltaclip.pipeline.api.scorer import ScoredPairs
     from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import PredictConfig
@@ -130,7 +136,7 @@ def predict(config: PredictConfig) -> PredictResult:
     """
     if config.out:
         _refuse_overwriting_input(config)
-    run = open_run(config.run)
+    earlier, run = begin(), open_run(config.run)
     pairs = _pairs(config, needs_prompts=run.needs_prompts)
     prompts = pairs.prompts if run.needs_prompts else None
     wanted = replace(pair(pairs.paths, None), prompts=prompts, made_by=pairs.made_by)
@@ -146,7 +152,7 @@ def predict(config: PredictConfig) -> PredictResult:
         columns=columns,
         failed=len(found.failed),
         truncated_prompts=found.truncated_prompts,
-        note=_joined_notes(pairs, run),
+        note=_joined_notes(pairs, run, fetched=tally().since(earlier)),
         labels=run.labels,
         left_out=pairs.left_out,
         coverage=config.coverage if scorer.trust else None,
@@ -166,9 +172,9 @@ def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, p
     return [*lines, unlike_words(columns, num_scored, what)] if scorer.trust.parts else lines
 
 
-def _joined_notes(pairs: _Pairs, run: RunFolder) -> str:
+def _joined_notes(pairs: _Pairs, run: RunFolder, *, fetched: Sequence[str]) -> str:
     """Return what is to be said of the rows: which were left out, and whether prompts are not used."""
-    notes = [pairs.note] if pairs.note else []
+    notes = [*filter(None, [pairs.note]), *fetched]
     if not run.needs_prompts and any(pairs.prompts):
         notes.append(f"the prompts are not used: the run scores {' and '.join(run.labels)} alone")
     return "; ".join(notes)
@@ -203,21 +209,23 @@ def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:
 
 
 def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
-    path = Path(understood(config.target, Path(), allow_outside=True)[0])
+    path = _target(config.target)
     if path.is_dir():
         _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
         return _folder_pairs(config, path, needs_prompts=needs_prompts)
     is_inside = not path.exists() and container_of(path) is not None  # a picture in a table or an archive
-    kind = "image" if is_inside or is_image_name(path.name) else kind_of(path) if path.is_file() else ""
+    name = path.file_name if isinstance(path, RemotePath) else path.name
+    kind = "image" if is_inside or is_image_name(name) else kind_of(path) if path.is_file() else ""
     if kind == "image":
         _refuse_unused(config, "one image", "prompts", "image_root", "allow_outside")
         if needs_prompts and not config.prompt:
             raise UserError("has no prompt to be scored against", place=path, remedy="give --prompt 'TEXT'")
         if not is_there(path):  # before the backbone is loaded
             raise UserError("no such file", place=path, remedy="give an image that can be read")
-        return _Pairs([_written(path.name)], [path], [config.prompt or ""], None)
+        return _Pairs([_written(name)], [path], [config.prompt or ""], None)
     if kind.endswith(" image"):
-        raise UserError(f"{kind}s are not read", place=path, remedy="save it as PNG or JPEG")
+        remedy = f"{lacking(kind)}, or save it as PNG or JPEG" if lacking(kind) else "save it as PNG or JPEG"
+        raise UserError(f"{kind}s are not read", place=path, remedy=remedy)
     _refuse_unused(config, "a manifest, which has its own prompts", "prompt", "prompts")
     manifest = read_manifest(
         config.target, image_root=config.image_root, allow_outside=config.allow_outside, read_labels=False
@@ -230,6 +238,15 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
     made_by = manifest.sources if any(manifest.sources) else None
     notes = "; ".join(manifest.notes)
     return _Pairs(manifest.images, paths, manifest.prompts, root, notes, folder=manifest.image_root, made_by=made_by)
+
+
+def _target(text: str) -> Path:
+    """Return what is to be scored: a file or folder, or an address."""
+    if is_address(text):
+        path = RemotePath.of(text)
+        require([path], place=path)
+        return path
+    return Path(understood(text, Path(), allow_outside=True)[0])
 
 
 def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -> _Pairs:

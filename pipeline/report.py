@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_file
 from deltaclip.base.places import check_file
+from deltaclip.features.data.addresses import as_place
 from deltaclip.pipeline.compare import compare
 from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.page import make_section, render
@@ -109,7 +110,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _recorded_root(run: RunFolder) -> Path | None:
     root = run.config["cache"]["dataset"].get("image_root")
-    return Path(root) if root else None
+    return as_place(Path(root)) if root else None
 
 
 def _subtitle(runs: Sequence[RunFolder]) -> str:

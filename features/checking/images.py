@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.progress import Progress
+from deltaclip.features.data.addresses import address
 from deltaclip.features.data.images import has_more_frames, hash_images, open_image, read_header
 from deltaclip.features.data.manifest import rows_outside
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, why_gone
@@ -70,7 +71,7 @@ def check_images(findings: Findings, folder: Path, root: Path | None, *, full: b
     with Progress(len(paths), "checking images", unit="files") as progress, ThreadPoolExecutor(WORKERS) as pool:
         for start in range(0, len(paths), CHUNK):
             part = paths[start : start + CHUNK]
-            found |= zip(part, pool.map(lambda image: look(folder / image, root), part), strict=True)
+            found |= zip(part, pool.map(lambda image: look(address(folder, image), root), part), strict=True)
             progress.advance(len(part))
     keys = {path: looked.key for path, looked in found.items()} if full else _hashed(found, folder, root)
     _report_unreadable(findings, found, folder)
@@ -129,7 +130,7 @@ def _hashed(found: dict[str, Looked], folder: Path, root: Path | None) -> dict[s
     suspects = [path for paths in alike.values() if len(paths) > 1 for path in paths]
     if not suspects:
         return {}
-    contents = hash_images([folder / path for path in suspects], root)
+    contents = hash_images([address(folder, path) for path in suspects], root)
     return {path: content.sha256 for path, content in zip(suspects, contents, strict=True)}
 
 

@@ -147,9 +147,9 @@ def _holds_pictures(file: _File, column: _Column) -> bool:
 
 
 def _has_format(head: bytes) -> bool:
-    from deltaclip.features.data.pillow import format_of
+    from deltaclip.features.data.pillow import format_of, plugin_format
 
-    return format_of(head) is not None
+    return format_of(head) is not None or plugin_format(head) is not None
 
 
 def _addresses(path: Path, file: _File, column: _Column) -> Cells:

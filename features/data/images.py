@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from deltaclip.base.progress import Progress
+from deltaclip.features.data.jxl import size_of
 from deltaclip.features.data.png import SIGNATURE, picture_only
 from deltaclip.features.data.sources import UnreadableFile, UnreadableImage, open_source, read_image_bytes
 
@@ -59,6 +60,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Of AVIF those that move; of HEIC any may have further pictures.
+FTYP_WITH_FRAMES = {b"ftyp" + brand for brand in (b"avis", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")} | {
+    b"ftypmif1",
+    b"ftypmsf1",
+}
 LYING = {5, 6, 7, 8}  # width and height change places
 
 
@@ -76,13 +82,13 @@ def open_image(content: bytes, *, short_side: int | None = None, max_pixels: int
         UnreadableImage: not an image, truncated, over `max_pixels`, a strip longer than 100:1, pixels
             without a known range (float, 32 bits), or a transparent colour that cannot be told from others.
     """
-    from deltaclip.features.data.pillow import as_public
+    from deltaclip.features.data.pillow import as_public, decode
 
     with _refusing():
         image = _look(io.BytesIO(content), header=False, max_pixels=max_pixels).image
-        if short_side is not None:
+        if short_side is not None and image.format in {"JPEG", "MPO"}:  # HEIC would give the preview of a camera
             image.draft(None, (short_side, short_side))
-        image.load()
+        decode(image)
         return as_public(_to_rgb(_upright(image)))
 
 
@@ -120,9 +126,15 @@ def _look(file: IO[bytes], *, header: bool, max_pixels: int = MAX_PIXELS) -> _Lo
     if (start := file.read(len(SIGNATURE) + 17)).startswith(SIGNATURE):
         file, more_frames = picture_only(file, header=header)
         depth = start[-1]
+    elif pillow.plugin_format(start) == pillow.JPEG_XL:
+        size = size_of(file)
+        if size is None:
+            raise SyntaxError("no size in its header")
+        _check_size(*size, max_pixels=max_pixels)
     image = pillow.opened(file)
     if image is None:
-        raise UnreadableImage("not an image in a known format")
+        file.seek(0)
+        raise UnreadableImage(pillow.unread_words(file.read(pillow.MARK_BYTES)))
     if image.format == "ICO":  # an icon's entry says 16 x 16 of whatever lies in it
         _check_size(*image.ico.getimage(image.size).size, max_pixels=max_pixels)
     _check_size(*image.size, max_pixels=max_pixels)
@@ -222,7 +234,7 @@ def _may_have_frames(content: bytes) -> bool:
         return b"acTL" in content[: max(0, content.find(b"IDAT"))]  # where an APNG must have it
     if content.startswith(b"RIFF"):
         return content[12:16] == b"VP8X" and len(content) > 20 and bool(content[20] & 2)
-    return content.startswith((b"GIF8", b"II", b"MM")) or content[4:12] == b"ftypavis"
+    return content.startswith((b"GIF8", b"II", b"MM")) or content[4:12] in FTYP_WITH_FRAMES
 
 
 def _check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -262,6 +274,10 @@ def _orientation(image: Image.Image) -> int:
     The camera's notes may be damaged where the picture is not: then as it lies, which is what viewers show.
     """
     if image.format == "TIFF":  # Pillow turns these itself while it decodes them
+        return 1
+    if image.format == "JXL" and not getattr(
+        image, "jpeg", False
+    ):  # its own header says how it lies, and the decoder turns it
         return 1
     # Not a PNG's own method, which decodes the picture to look for notes behind it.
     notes: Any = super(type(image), image) if image.format == "PNG" else image

@@ -31,15 +31,11 @@ SYSTEM_NAMES = frozenset(
 UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".!ut", ".aria2")
 SNIFFED = 512  # bytes; a tar archive says what it is at 257
 PLAIN_PPM = re.compile(rb"P[1-6]\s+(#|\d)")  # the one image that starts like a text
-# Of one family with HEIC and videos: each file names the members of it that it is.
-AVIF = re.compile(rb"....ftyp.{0,48}avi[fs]", re.DOTALL)
 # Kinds of `base.kinds` that are no image, by the words that count them; then further beginnings of files, at a place.
 KINDS = {"pdf": "page of PDF or PostScript"} | dict.fromkeys(
     ("zip", "gzip", "bzip2", "xz", "zstd", "7z", "rar", "tar"), "archive"
 )
 MARKS = (
-    (4, re.compile(rb"ftyp(hei|hev|mif1|msf1)"), "HEIC image"),
-    (0, re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL image"),
     (0, re.compile(rb"8BPS"), "Photoshop image"),
     (0, re.compile(rb"v/1\x01|#\?RADIANCE"), "HDR image"),
     (0, re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", re.DOTALL), "SVG image"),
@@ -89,9 +85,13 @@ def list_folder(folder: Path) -> Listing:
 
 
 def count_words(counts: dict[str, int]) -> str:
-    """Return `3 text files, 1 hidden file`."""
+    """Return `3 text files, 1 hidden file`, and what to install for pictures that could be read."""
+    from deltaclip.features.data.pillow import lacking
+
     return ", ".join(
-        f"{count:,} {kind if count == 1 else PLURALS.get(kind, f'{kind}s')}" for kind, count in counts.items()
+        f"{count:,} {kind if count == 1 else PLURALS.get(kind, f'{kind}s')}"
+        + (f" ({remedy})" if (remedy := lacking(kind)) else "")
+        for kind, count in counts.items()
     )
 
 
@@ -182,10 +182,12 @@ def _start(path: Path) -> bytes:
 
 def kind_of_start(start: bytes) -> str:
     """Return what a file is, `image` or other words, by its first `SNIFFED` bytes."""
-    from deltaclip.features.data.pillow import format_of
+    from deltaclip.features.data.pillow import AVIF, format_of, lacking, plugin_format
 
     if AVIF.match(start):
         return IMAGE
+    if words := plugin_format(start):
+        return words if lacking(words) else IMAGE
     for place, mark, kind in MARKS:
         if mark.match(start, place):
             return kind

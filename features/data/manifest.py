@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean, nearest
+from deltaclip.base.places import is_address
 from deltaclip.base.vocabulary import KNOWN_TARGETS
+from deltaclip.features.data.addresses import address
 from deltaclip.features.data.cells import SHARED_TEXTS
 from deltaclip.features.data.numbers import LONGEST_WORD, PROBED, is_missing_word, is_numeric, read_numbers
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.ratings import average_ratings
+from deltaclip.features.data.remote import announced
 from deltaclip.features.data.targets import targets_of
 
 if TYPE_CHECKING:
@@ -93,7 +96,7 @@ class Manifest:
     name: str
     path: Path
     image_root: Path
-    images: list[str]  # relative to image_root, as `paths.understood` gives them
+    images: list[str]  # relative to image_root or addresses, as `paths.understood` gives them
     prompts: list[str]
     targets: tuple[Target, ...]  # those with a column of labels
     labels: dict[str, NDArray[np.float64]]  # of each target (mapped to [0, 1]) and its _std, each (N,)
@@ -112,7 +115,7 @@ class Manifest:
 
     def image_path(self, row: int) -> Path:
         """Return the file of a row's image."""
-        return self.image_root / self.images[row]
+        return address(self.image_root, self.images[row])
 
     def selected(self, rows: NDArray[np.int64]) -> Manifest:
         """Return the manifest of some rows, in their order."""
@@ -169,6 +172,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     labelled = targets_of(found, targets) if read_labels else ()
     written = _images(table, found)
     images, read_so = understood_all(written, image_root, allow_outside=allow_outside)
+    read_so += announced(images, image_root, place=table.path)
     prompts = _prompts(table, found)
     if not allow_outside:
         _refuse_outside(table, found["image"], images, image_root)
@@ -393,6 +397,8 @@ def rows_outside(images: Sequence[str], root: Path) -> Iterator[int]:
     """
     base = os.path.join(os.path.normpath(root.absolute()), "")  # noqa: PTH118 - ends in one separator, also for /
     for row, image in enumerate(images):
+        if is_address(image):
+            continue
         joined = os.path.join(base, image)  # noqa: PTH118 - Path objects cost five times as much, on every row
         if not os.path.normpath(joined).startswith(base):
             yield row

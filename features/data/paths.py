@@ -17,6 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from deltaclip.base.places import is_address
+from deltaclip.features.data.addresses import RemotePath
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -65,12 +68,17 @@ def understood(written: str, root: Path, *, allow_outside: bool = False) -> tupl
 
 
 def understood_all(images: Sequence[str], root: Path, *, allow_outside: bool) -> tuple[list[str], list[str]]:
-    """Return the paths that texts name, and notes on how many had to be read in another way; see `understood`."""
+    """Return the paths that texts name, and notes on how many had to be read in another way; see `understood`.
+
+    What was at an address and lies in the root is that file; other addresses stay, without their secrets.
+    """
     found, counts = list(images), Counter[str]()
     for row, image in enumerate(images):
         found[row], how = understood(image, root, allow_outside=allow_outside)
         if how:
             counts[how] += 1
+        elif "://" in image and is_address(image) and found[row] == image:
+            found[row] = str(RemotePath.of(image))
     return found, [f"{count:,} {UNDERSTOOD} {how}" for how, count in counts.items()]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,7 +37,16 @@ FORMATS = {
     "ICO": "IcoImagePlugin",
     "TGA": "TgaImagePlugin",
 }
-MARK_BYTES = 16  # that Pillow gives to the functions which know a format by its start
+# Formats that plug-ins of Pillow read, by words: where their mark stands, the mark, module, class, name to install.
+JPEG_XL = "JPEG XL image"
+PLUGINS = {
+    "HEIC image": (4, re.compile(rb"ftyp(hei|hev|mif1|msf1)"), "pillow_heif", "HeifImageFile", "pillow-heif"),
+    JPEG_XL: (0, re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow_jxl", "JXLImageFile", "pillow-jxl-plugin"),
+}
+# Of one family with HEIC and videos: each file names the members of it that it is.
+AVIF = re.compile(rb"....ftyp.{0,48}avi[fs]", re.DOTALL)
+MARK_BYTES = 64  # that tell all formats apart
+OF_PILLOW_BYTES = 16  # that Pillow gives to the functions which know a format by its start
 
 
 class _Quiet:
@@ -96,6 +106,27 @@ def format_of(start: bytes) -> str | None:
     return None
 
 
+def plugin_format(start: bytes) -> str | None:
+    """Return the words for a format that a plug-in reads, which a file's first 64 bytes are the mark of, or None."""
+    if AVIF.match(start):
+        return None
+    return next((words for words, (place, mark, *_) in PLUGINS.items() if mark.match(start, place)), None)
+
+
+def lacking(words: str) -> str:
+    """Return what to install to read a format of `PLUGINS`, '' where it is there, and of every other."""
+    _, _, module, _, name = PLUGINS.get(words, (0, None, "PIL", "", ""))
+    return f"read with {name}: pip install 'deltaclip[formats]'" if importlib.util.find_spec(module) is None else ""
+
+
+def unread_words(start: bytes) -> str:
+    """Say why no format knows a picture, by the first 64 bytes of its file."""
+    if AVIF.match(start):
+        return "an AVIF image, which this Pillow does not read: pip install -U pillow"
+    words = plugin_format(start)
+    return f"a {words}, {lacking(words)}" if words and lacking(words) else "not an image in a known format"
+
+
 def opened(file: IO[bytes]) -> Any:
     """Return the picture of a file, not decoded yet, or None where no format knows it.
 
@@ -103,14 +134,35 @@ def opened(file: IO[bytes]) -> Any:
         Exception: what Pillow's readers raise on broken files; `images.BROKEN` lists it.
     """
     file.seek(0)
-    name = format_of(file.read(MARK_BYTES))
+    start = file.read(MARK_BYTES)
     file.seek(0)
+    name = format_of(start[:OF_PILLOW_BYTES])
     if name is not None:
         return _READERS[name][0](file, "")
+    if (words := plugin_format(start)) is not None:
+        return None if lacking(words) else _of_plugin(words, file)
     try:
         return _READERS["TGA"][0](file, "")
     except (SyntaxError, ValueError):  # not one either: anything may have been given
         return None
+
+
+def _of_plugin(words: str, file: IO[bytes]) -> Any:
+    # Imported when the first such picture is met. That of JPEG XL enters itself into everybody's Pillow.
+    _, _, module, kind, _ = PLUGINS[words]
+    found = importlib.import_module(module)
+    found = found if hasattr(found, kind) else importlib.import_module(f"{module}.JpegXLImagePlugin")
+    try:
+        return getattr(found, kind)(file, "")
+    except (Warning, Image.DecompressionBombError) as error:  # of a process whose filters make errors of warnings
+        raise SyntaxError(str(error)) from error
+
+
+def decode(image: Any) -> None:
+    """Decode a picture; one that is cut is refused, whatever switch of Pillow a plug-in looks at."""
+    if (heic := getattr(image, "_heif_file", None)) is not None:
+        assert heic[image.tell()].data, "raises where the data is cut, which its `load` may pass over"
+    image.load()
 
 
 def as_public(image: Any) -> Image.Image:

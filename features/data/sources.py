@@ -1,8 +1,9 @@
 """Where the bytes of a row's picture come from: a file, or a place inside a file that holds many pictures.
 
 A picture has one address, a path. Where the path goes on inside a file (`00000.tar/cat.jpg`, `train.parquet/image/17`)
-the picture is a member of that archive or a cell of that table; nobody else needs to know. Knows paths, and which
-reader a file with pictures has. Must not know what a picture is, manifests or caches.
+the picture is a member of that archive or a cell of that table; where it is a `RemotePath`, the file is fetched first.
+Nobody else needs to know. Knows paths, and which reader a file with pictures has. Must not know what a picture is,
+manifests or caches.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
@@ -17,7 +19,9 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.kinds import ARROW, PARQUET, TAR, kind_of
+from deltaclip.features.data.addresses import RemotePath
 from deltaclip.features.data.paths import GONE
+from deltaclip.features.data.remote import MAX_IMAGE_BYTES, NotFetched, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +34,8 @@ NOT_FILES = {
     stat.S_IFCHR: "a device, not a file",
     stat.S_IFBLK: "a device, not a file",
 }
+# What a part of an address must end in to be a file that the rest leads into: nobody can look.
+HOLDS_PICTURES = re.compile(r"\.(tar|parquet|arrow|feather)(\?|$)", re.IGNORECASE)
 KEPT_BYTES = 256 << 20  # of lists of members and windows of cells, of all files together
 
 
@@ -79,7 +85,7 @@ def open_source(path: Path, root: Path | None) -> Iterator[IO[bytes]]:
     """Open a picture at its address for reading, at its first byte; see `read_image_bytes`."""
     with _refusing_files():
         try:
-            opened = _open_file(path, root)
+            opened = _open_remote(path) if isinstance(path, RemotePath) else _open_file(path, root)
         except (NotADirectoryError, FileNotFoundError):  # Windows has one error for both
             if (holder := container_of(path)) is None:
                 raise
@@ -92,6 +98,8 @@ def open_source(path: Path, root: Path | None) -> Iterator[IO[bytes]]:
 def _refusing_files() -> Iterator[None]:
     try:
         yield
+    except NotFetched as reason:
+        raise UnreadableFile(str(reason)) from None
     except FileNotFoundError:
         raise UnreadableFile(GONE) from None
     except OSError as error:
@@ -100,6 +108,17 @@ def _refusing_files() -> Iterator[None]:
         raise UnreadableFile("not the name of a file") from None
     except MemoryError:
         raise UnreadableFile("not enough memory to read it") from None
+
+
+def _open_remote(path: RemotePath) -> IO[bytes]:
+    holder = container_of(path)
+    if holder is not None:
+        return io.BytesIO(_read_inside(path, holder, None))
+    with held(path, most_bytes=MAX_IMAGE_BYTES) as local:
+        content = local.read_bytes()
+    if not content:
+        raise UnreadableFile("empty file")
+    return io.BytesIO(content)
 
 
 def _open_file(path: Path, root: Path | None) -> IO[bytes]:
@@ -129,6 +148,8 @@ def refuse_outside_links(path: Path, root: Path | None) -> None:
 
 def container_of(path: Path) -> Path | None:
     """Return the file that a path goes on inside of, None where it leads through folders alone."""
+    if isinstance(path, RemotePath):
+        return next((above for above in path.parents if HOLDS_PICTURES.search(above.name)), None)
     try:
         return next((above for above in path.parents if above.is_file()), None)
     except (OSError, ValueError):
@@ -136,8 +157,8 @@ def container_of(path: Path) -> Path | None:
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether there is a file at an address, or a picture inside one."""
-    if path.is_file():
+    """Tell whether there is a file at an address, or a picture inside one; what has to be fetched may be there."""
+    if isinstance(path, RemotePath) or path.is_file():
         return True
     holder = container_of(path)
     if holder is None:
@@ -151,7 +172,8 @@ def is_there(path: Path) -> bool:
 def _read_inside(path: Path, holder: Path, root: Path | None) -> bytes:
     refuse_outside_links(holder, root)
     try:
-        content = _OPENED.get(holder).read(path.relative_to(holder).as_posix())
+        with held(holder) if isinstance(holder, RemotePath) else contextlib.nullcontext(holder) as local:
+            content = _OPENED.get(local).read(path.relative_to(holder).as_posix())
     except KeyError as missing:
         raise UnreadableFile(f"{missing.args[0]} in {holder.name}") from None
     except UserError as error:

@@ -21,6 +21,7 @@ from deltaclip.base.files import one_writer
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, default_workers, spread
+from deltaclip.features.data.addresses import address
 from deltaclip.features.data.anchors import ANCHOR_TEXTS
 from deltaclip.features.data.images import ImageContent, hash_images, is_image
 from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained
@@ -505,7 +506,7 @@ class Encoder:
 
         def file(place: int) -> ImageFile:
             entry = int(entries[place])
-            return ImageFile(entry, self.image_root / files[entry], keys[entry].tobytes())
+            return ImageFile(entry, address(self.image_root, files[entry]), keys[entry].tobytes())
 
         return LazySequence(len(entries), file)
 
@@ -514,7 +515,7 @@ class Encoder:
 
     def _probe_files(self) -> Sequence[ImageFile]:
         if self.probe:
-            paths = [self.image_root / self.probe[place] for place in spread(len(self.probe))]
+            paths = [address(self.image_root, self.probe[place]) for place in spread(len(self.probe))]
             contents = hash_images(paths, self.root)
             return [ImageFile(n, paths[n], c.sha256) for n, c in enumerate(contents) if c.sha256]
         reasons = self.plan.image_reasons

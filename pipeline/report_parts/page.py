@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
+from deltaclip.features.data.addresses import address
 from deltaclip.features.data.images import thumbnail
 from deltaclip.features.data.ratings import agreement_words
 from deltaclip.features.data.sources import UnreadableImage, read_image_bytes
@@ -394,7 +395,7 @@ def pictures(images: Sequence[str], root: Path | None, *, allow_outside: bool) -
 
     def one(image: str) -> Picture:
         try:
-            small = thumbnail(read_image_bytes(root / image, bound), SIDE_PIXELS)
+            small = thumbnail(read_image_bytes(address(root, image), bound), SIDE_PIXELS)
         except UnreadableImage as error:
             return Picture(reason=str(error))
         except ValueError:  # a name with a zero byte

@@ -15,6 +15,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.backbone.load import check_same, load_backbone, request_facts
 from deltaclip.features.backbone.weights import find_weights
+from deltaclip.features.data.addresses import address, as_place
 from deltaclip.features.data.sources import is_there
 from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import differences
@@ -117,13 +118,13 @@ def image_files(rows: CacheRows, image_root: Path | None, *, allow_outside: bool
     """
     with open_cache(rows.path) as store:
         keys, recorded = store.keys("images"), store.dataset.get("image_root")
-    folder = image_root or (Path(str(recorded)) if recorded else None)
+    folder = as_place(image_root or Path(str(recorded))) if image_root or recorded else None
     if folder is None:
         raise UserError("does not say where its images lie", place=rows.path, remedy="give --image-root FOLDER")
     entries, first_row = np.unique(rows.rows.image, return_index=True)
     names = rows.rows.text["file"][first_row]
     files = {
-        int(entry): ImageFile(int(entry), folder / str(name), keys[entry].tobytes())
+        int(entry): ImageFile(int(entry), address(folder, str(name)), keys[entry].tobytes())
         for entry, name in zip(entries, names, strict=True)
     }
     missing = [file.path for file in files.values() if not is_there(file.path)]

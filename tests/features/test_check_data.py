@@ -114,7 +114,7 @@ def test_every_error_at_once(pictures):
 def test_paths_of_windows_are_understood_and_each_cause_is_told_by_itself(pictures):
     (pictures / "sub").mkdir()
     (pictures / "a0.png").rename(pictures / "sub" / "a0.png")
-    rows = ["sub\\a0.png,x", "C:\\data\\sub\\a0.png,y", "http://host/a.png,z", "http://host/b.png,z", "sub/A0.PNG,v"]
+    rows = ["sub\\a0.png,x", "C:\\data\\sub\\a0.png,y", "ftp://host/a.png,z", "ftp://host/b.png,z", "sub/A0.PNG,v"]
     result = check(write(pictures, ["image,prompt", *rows]))
     assert "1 image paths were understood by taking backslashes for slashes" in result.notes
     found = [(f.message, f.remedy) for f in result.findings if f.check == "unreadable_image"]

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.places import is_address
 from deltaclip.features.data.adapters.agiqa_1k import read_agiqa_1k
 from deltaclip.features.data.adapters.agiqa_3k import read_agiqa_3k
 from deltaclip.features.data.adapters.aigciqa2023 import read_aigciqa2023
 from deltaclip.features.data.adapters.aigiqa_20k import read_aigiqa_20k
-from deltaclip.features.data.adapters.any_files import is_pattern, open_files, open_pattern
+from deltaclip.features.data.adapters.any_files import is_pattern, open_addresses, open_files, open_pattern
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.demo import read_demo
 from deltaclip.features.data.adapters.evalmuse_40k import read_evalmuse_40k
 from deltaclip.features.data.adapters.finding import LOOKED_AT, DataTables, manifest_of
 from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
+from deltaclip.features.data.addresses import RemotePath, as_place
 from deltaclip.features.data.manifest import parse_label_ranges
 from deltaclip.features.data.preferences import OPTION, holds_pairs, moved_images, read_pair_table, with_preferences
 from deltaclip.features.data.sources import is_there
@@ -131,7 +133,7 @@ def open_data(data: str, *, image_root: Path | None = None, targets: Sequence[As
         UserError: unknown adapter, missing folder, no such file, or a table that cannot be read.
     """
     found = replace(_open(data), targets=tuple(targets))
-    return _with_root(found, image_root) if image_root else found
+    return _with_root(found, as_place(image_root)) if image_root else found
 
 
 def _with_root(found: DataTables, image_root: Path) -> DataTables:
@@ -152,6 +154,8 @@ def _with_root(found: DataTables, image_root: Path) -> DataTables:
 def _open(data: str) -> DataTables:
     if data == "demo":
         return read_demo()
+    if is_address(data):
+        return open_addresses(data)
     name, colon, folder = data.partition(":")
     if colon and name in FOLDER_ADAPTERS:
         if not folder or not Path(folder).is_dir():
@@ -186,6 +190,7 @@ def data_name(data: str) -> str:
         return data
     adapter, colon, folder = data.partition(":")
     named = bool(colon) and adapter in FOLDER_ADAPTERS
-    path = Path(folder if named else data).resolve()
-    stem = f"{adapter}-{path.name}" if named else path.stem if path.suffix.lower() in {*SUFFIXES, ".tar"} else path.name
+    path = RemotePath.of(data) if is_address(data) else Path(folder if named else data).resolve()
+    name = Path(path.file_name if isinstance(path, RemotePath) else path.name)
+    stem = f"{adapter}-{name}" if named else name.stem if name.suffix.lower() in {*SUFFIXES, ".tar"} else str(name)
     return re.sub(r"\W+", "-", f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}")

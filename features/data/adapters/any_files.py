@@ -24,10 +24,13 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.kinds import HEAD_BYTES, TAR, kind_of
 from deltaclip.base.vocabulary import side_of
 from deltaclip.features.data.adapters.finding import DataTables, with_columns
+from deltaclip.features.data.addresses import RemotePath
 from deltaclip.features.data.archives import Archive
 from deltaclip.features.data.listing import IMAGE, count_words, is_image_name, is_system_name, kind_of_start
 from deltaclip.features.data.manifest import find_columns
+from deltaclip.features.data.remote import matching, table_at
 from deltaclip.features.data.sidecars import find_known, picture_table
+from deltaclip.features.data.sources import HOLDS_PICTURES
 from deltaclip.features.data.table import Table, joined_tables, read_table
 
 if TYPE_CHECKING:
@@ -98,6 +101,21 @@ def open_pattern(pattern: str) -> DataTables:
     return open_files(paths, folder=folder, name=folder.resolve().name or "data")
 
 
+def open_addresses(data: str) -> DataTables:
+    """Open the table or tar archive at an address, or those that a pattern names; their images are relative to it.
+
+    Raises:
+        UserError: one is not there, or cannot be read.
+    """
+    paths = [RemotePath.of(text) for text in _without_braces(data)]
+    if any(glob.has_magic(path.file_name) for path in paths):
+        paths = [found for path in paths for found in matching(path)]
+    own = paths[0].folder
+    above = os.path.commonpath([path.folder for path in paths])
+    folder = own if os.path.normpath(own) == above else RemotePath.of(above)
+    return open_files(paths, folder=folder, name=folder.name if len(paths) > 1 else Path(paths[0].file_name).stem)
+
+
 def open_files(
     paths: Sequence[Path], *, folder: Path, name: str, notes: Sequence[str] = (), left_out: Mapping[str, int] = NOTHING
 ) -> DataTables:
@@ -126,6 +144,13 @@ def open_files(
 
 
 def _table_of(path: Path, left_out: Counter[str]) -> Table:
+    if isinstance(path, RemotePath):
+        with table_at(path) as local:
+            table = _table_of(local, left_out)
+        if table.pictures and not HOLDS_PICTURES.search(path.name):
+            remedy = "give an address that ends in .tar, .parquet or .arrow, or download it"
+            raise UserError("has pictures inside, which are not found again at this address", place=path, remedy=remedy)
+        return replace(table, path=path)
     kind, name = kind_of(path), path.name.lower()
     if kind is TAR:
         return _archive_table(path, left_out)

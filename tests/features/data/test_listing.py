@@ -7,6 +7,7 @@ import os
 import pytest
 from PIL import Image
 
+from deltaclip.features.data import pillow
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.listing import count_words, kind_of, list_folder
 from deltaclip.tests.features.data.odd_images import animated, encoded, picture, usable_files
@@ -48,7 +49,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("content", KINDS)
-def test_what_is_no_image_is_counted_as_what_it_is(tmp_path, content):
+def test_what_is_no_image_is_counted_as_what_it_is(tmp_path, content, monkeypatch):
+    for words, (place, mark, _, *rest) in list(pillow.PLUGINS.items()):  # as where they are not installed
+        monkeypatch.setitem(pillow.PLUGINS, words, (place, mark, "no_such_module", *rest))
     (tmp_path / "file").write_bytes(content)
     assert list_folder(tmp_path).counts() == {KINDS[content]: 1}
 
