@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import open_clip
 import pytest
 from PIL import Image
 
-from benchmarks import heads, run, trust
+from benchmarks import heads, ranking, run, trust
 from benchmarks.caches import random_cache
 from benchmarks.measuring import Row, at_least, at_most, not_measured, peak_bytes
 from benchmarks.models import drawn_jpegs, drawn_prompts
@@ -141,3 +142,22 @@ def test_trust_counts_labels_inside_and_leaves_every_source_out(demo_cache, caps
     rows = load_rows(demo_cache, "cpu")
     for source in set(rows.rows.text["source"]):
         assert f"without {source}: flagged 0." in printed
+
+
+@pytest.mark.slow
+def test_ranking_draws_prompts_of_a_run_and_counts_what_holds(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    lines = ["split,group,source,quality,quality_label,consistency,consistency_label"]
+    for prompt, (source, level) in itertools.product(range(30), {"a_x": 0.7, "a_y": 0.6, "b": 0.4, "c": 0.2}.items()):
+        label, score = level + rng.normal(0, 0.1, 2)
+        lines.append(f"test,{prompt},{source},{score},{label},{score},{label}")
+    (tmp_path / "predictions.csv").write_text("\n".join([*lines, "train,x,a_x,0,1,0,1"]) + "\n")
+    monkeypatch.setattr(ranking, "LABELLED", (40,))
+    ranking.main([str(tmp_path), "--draws", "30", "--label-draws", "30"])
+    printed = capsys.readouterr().out
+    assert "quality: 120 test rows, 30 prompts" in printed
+    assert printed.count("4 generators") == printed.count("3 generators") == 2
+    assert printed.count("Spearman 1.000, Kendall 1.000") == 4
+    found = [float(line.split()[2]) for line in printed.splitlines() if line.startswith(f"    {40:8} ")]
+    assert len(found) == 6  # three scorers of two targets
+    assert all(share > 0.8 for share in found)  # 90 intervals each
