@@ -78,7 +78,7 @@ class CacheRows:
 
     @property
     def has_text(self) -> bool:
-        """Whether the backbone has a text tower: without one, what sees prompts has no labels here."""
+        """Whether the backbone has a text tower: without one, `targets` are those that see no prompt."""
         return has_text_tower(self.facts)
 
     @cached_property
@@ -259,13 +259,9 @@ def has_text_tower(facts: Mapping[str, Any]) -> bool:
     return bool(facts.get("text_tower", True))
 
 
-def _seen(rows: Rows, store: FeatureStore) -> Rows:
-    """Return rows without labels of what their backbone does not see: of prompts, where it has no text tower."""
-    if has_text_tower(store.facts):
-        return rows
-    unseen = {target.name for target in store.targets if target.sees == "pair"}
-    numbers = {n: np.full_like(values, np.nan) if n in unseen else values for n, values in rows.numbers.items()}
-    return replace(rows, numbers=numbers)
+def _seen_targets(store: FeatureStore) -> tuple[Target, ...]:
+    """Return the targets that can be learned of a cache: without a text tower, those that see no prompt."""
+    return tuple(each for each in store.targets if each.sees == "image" or has_text_tower(store.facts))
 
 
 def views_there(path: Path) -> list[str]:
@@ -342,12 +338,12 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
             header=store.header,
             facts=store.facts,
             dataset=store.dataset,
-            rows=_seen(store.rows(), store),
+            rows=store.rows(),
             dim=store.dim,
             device=torch.empty(0, device=device).device,
             image_key_I=image_keys(store),
             tokens_T=store.tokens(),
-            targets=store.targets,
+            targets=_seen_targets(store),
             views=held,
             store=store if keeps_open else None,
             v_ID=vectors.get("v_ID"),

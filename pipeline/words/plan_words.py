@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaclip.base.options import option_name
+from deltaclip.features.data.targets import recorded_targets
 from deltaclip.pipeline.model.heads import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
 from deltaclip.pipeline.rows.task import labels_with_std, num_explained, present_labels, rankable_labels
@@ -177,6 +178,7 @@ def settings_warnings(task: Task[Any]) -> list[str]:
         found.append(f"--view {view} is not used: it belongs to --base kernel")
     if rows.others and (config.base != "auto" or not config.residual_learning):
         found.append(f"{rows.others[0].rows.path} is not used: caches beside the first belong to --base auto")
+    found += _about_unseen(rows)
     found += _about_loss(config, rows)
     found += _about_explanations(config, rows)
     found += _about_split(config, rows, task.split)
@@ -185,16 +187,21 @@ def settings_warnings(task: Task[Any]) -> list[str]:
         f"the cache has no target {name}: what is given for it is not used" for name in sorted(asked - set(names))
     ]
     missing = [name for name in names if name not in present_labels(rows)]
-    if not rows.has_text:
-        unseen = [target.name for target in rows.targets if target.sees == "pair"]
-        missing = [name for name in missing if name not in unseen]
-        found += [
-            f"{' and '.join(unseen)} sees the prompt and {rows.facts['backbone']} has no text tower, so it is not "
-            f"trained: extract the data with a CLIP too and give both, `deltaclip train CLIP.h5 {rows.path}`"
-        ] * bool(unseen)
     found += [f"the cache has no {name} labels: that head is not trained and has no scores" for name in missing]
-    idle = [name for name in present_labels(rows) if name not in task.trained]
+    idle = [name for name in names if name not in (*missing, *task.trained)]
     return found + [f"no training row weighs for {name}: that head is not trained and has no scores" for name in idle]
+
+
+def _about_unseen(rows: CacheRows) -> list[str]:
+    """Say what is not trained of a cache whose backbone has no text tower, and what would be needed."""
+    unseen = [target.name for target in recorded_targets(rows.dataset) if target not in rows.targets]
+    if not unseen:
+        return []
+    verb = "see" if len(unseen) > 1 else "sees"
+    return [
+        f"{' and '.join(unseen)} {verb} the prompt and {rows.facts['backbone']} has no text tower, so it is not "
+        f"trained: extract the data with a CLIP too and give both, `deltaclip train CLIP.h5 {rows.path}`"
+    ]
 
 
 def _about_loss(config: LearningSettings, rows: CacheRows) -> list[str]:

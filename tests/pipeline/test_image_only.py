@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from deltaclip.features.store.reader import FeatureStore
 from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.finetune import finetune
 from deltaclip.pipeline.predict import predict
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.task import loss_weights
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import FinetuneConfig, PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
@@ -158,6 +161,13 @@ def test_image_targets_train_and_the_pair_target_says_what_it_needs(made, run, c
     with pytest.raises(UserError) as caught:
         train(TrainConfig(cache=made / "both.h5", weight="quality=0", out=made / "never"))
     assert str(caught.value) == "--weight: is 0 for every target that the cache has labels of; give one above 0"
+    pairs_alone = replace(load_rows(made / "both.h5", "cpu"), targets=())
+    with pytest.raises(UserError) as caught:
+        loss_weights(TrainConfig(cache=made / "both.h5"), pairs_alone)
+    assert str(caught.value) == (
+        f"{made}/both.h5: has labels of image and prompt alone, and timm:{VIT} has no text tower; "
+        "extract the data with a CLIP too: its cache first, this one beside it"
+    )
 
 
 def test_a_table_without_prompts_trains_too(made, tmp_path):
