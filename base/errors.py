@@ -38,6 +38,12 @@ class UserError(Exception):
         super().__init__(f"{line}; {remedy}" if remedy else line)
 
 
+def moved(error: UserError, copy: Path, path: Path) -> UserError:
+    """Return an error about a copy of a file as one about the file."""
+    place = None if error.place is None else str(error.place).replace(str(copy), str(path))
+    return type(error)(error.message.replace(str(copy), str(path)), place=place, remedy=error.remedy)
+
+
 class MachineError(UserError):
     """The disk, the memory or the rights on them failed, whatever the input says; the command line exits with 1."""
 

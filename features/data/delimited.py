@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from itertools import islice
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # how Excel is told of a separator
 PROBED_LINES, PROBED_CHARACTERS = 60, 1 << 18
+MOST_ABOVE = 20  # rows above a header
+DATA = re.compile(r"^[-+]?[\d.,]+%?$|\.\w{2,5}$|[/\\]")  # a number, a name of a file, a path
 FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
 
 
@@ -131,9 +134,30 @@ def _best(lines: Sequence[str], usual: str) -> tuple[str, int]:
     return (best, header) if header > 1 else (usual, header)
 
 
+def rows_above(rows: Sequence[Sequence[object]]) -> int:
+    """Return how many rows stand above the header: titles and remarks, which have fewer fields than most that follow.
+
+    A row of names is the header: what holds numbers or names of files is data, below a header that lacks fields.
+    """
+    widths = [_width(row) for row in rows[: MOST_ABOVE + PROBED_LINES]]
+    usual = max(Counter(widths).items(), key=lambda each: (each[1], each[0]))[0] if widths else 0
+    first = next((place for place, width in enumerate(widths[: MOST_ABOVE + 1]) if width >= usual), 0)
+    if not first or widths[first] != usual or len(widths) < first + 2:
+        return 0
+    return 0 if any(DATA.search(str(cell)) for cell in rows[first]) else first
+
+
+def _width(row: Sequence[object]) -> int:
+    width = len(row)
+    while width and (row[width - 1] is None or not str(row[width - 1]).strip()):
+        width -= 1
+    return width
+
+
 def _field_counts(lines: Sequence[str], delimiter: str) -> list[int]:
     """Return the number of fields of each row but the last, which may be cut; without empty ones at its end."""
     rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(row)]
+    rows = rows[rows_above(rows) :]
     rows = rows[:-1] if len(rows) > 2 and len(lines) >= PROBED_LINES else rows
     if not rows:
         return []

@@ -5,8 +5,12 @@ Knows these layouts. Must not know files, or what a column means.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from deltaclip.base.vocabulary import side_of
+
+FILE_NAME = re.compile(r".*\.\w{2,5}")
 RESULTS = ("rating", "number", "text", "choices", "taxonomy", "labels")  # in a value of Label Studio
 
 
@@ -16,6 +20,40 @@ def rows_of(found: Any) -> tuple[list[dict[str, Any]], str] | None:
         return [row for task in found for row in _rows_of_task(task)], "an export of Label Studio"
     if isinstance(found, dict) and _are_objects(found.get("images")) and _are_objects(found.get("annotations")):
         return _captions(found["images"], found["annotations"]), "captions as COCO has them"
+    return _rows_of_object(found) if isinstance(found, dict) else None
+
+
+def _rows_of_object(found: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
+    """Return the rows of one object that holds a table in any of the ways in which programs write one."""
+    lists = {name: value for name, value in found.items() if _are_objects(value)}
+    if len(lists) == 1 and sum(isinstance(value, list) for value in found.values()) == 1:
+        name = next(iter(lists))
+        return lists[name], f"one object with its rows under {name!r}"
+    if lists and len(lists) == len(found) and all(map(side_of, lists)):
+        rows = [{"split": name, **row} for name, part in lists.items() for row in part]
+        return rows, "one object with the rows of each side of a split"
+    names, data = found.get("columns"), found.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data], "one object with columns and data"
+    values = list(found.values())
+    if values and all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
+        return [
+            dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)
+        ], "one object with a list a column"
+    if values and all(isinstance(value, dict) and value for value in values):
+        return _rows_of_objects(found)
+    return None
+
+
+def _rows_of_objects(found: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], str] | None:
+    if all(name.isdecimal() for value in found.values() for name in value):  # as pandas writes a table
+        numbers = dict.fromkeys(name for value in found.values() for name in value)
+        rows = [{name: cells.get(number) for name, cells in found.items()} for number in numbers]
+        return rows, "one object with an object a column"
+    if all(name.isdecimal() for name in found):
+        return list(found.values()), "one object with its rows by number"
+    if all(FILE_NAME.fullmatch(name) for name in found):
+        return [{"image": name} | row for name, row in found.items()], "one object with its rows by image"
     return None
 
 

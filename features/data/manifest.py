@@ -305,7 +305,11 @@ def missing_image(table: Table) -> tuple[str, str]:
         return f"has no header: its first line is {', '.join(names)[:60]!r}", "put one above it: image,prompt,quality"
     holds = next((name for name in names if _are_files(table.columns[name])), None)
     close = holds or next((name for name in names if field_like(name, table.columns[name]) == "image"), None)
-    return "missing column 'image'", f"rename {close!r} to 'image'" if close else f"found: {', '.join(names)}"
+    other_sheets = [note for note in table.notes if ": the sheet " in note]
+    return (
+        "missing column 'image'",
+        f"rename {close!r} to 'image'" if close else f"found: {', '.join([*names, *other_sheets])}",
+    )
 
 
 def _are_files(cells: Sequence[str]) -> bool:
@@ -552,5 +556,6 @@ def read_label_std(table: Table, column: str, label_range: LabelRange) -> NDArra
 def _numbers(table: Table, column: str) -> Numbers:
     numbers = read_numbers(table.columns[column])
     for row, why in numbers.wrong.items():
-        raise UserError(why, place=table.place(row, column), remedy="leave a missing label empty")
+        remedy = "write all of them on one scale" if " scale " in why else "leave a missing label empty"
+        raise UserError(why, place=table.place(row, column), remedy=remedy)
     return numbers

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltaclip.base.errors import MachineError, UserError
+from deltaclip.base.errors import MachineError, UserError, moved
 from deltaclip.base.progress import say
 from deltaclip.features.data.addresses import WEB, RemotePath, address, forget_secrets, full_address
 
@@ -285,9 +285,7 @@ def table_at(path: RemotePath) -> Iterator[Path]:
             try:
                 yield local
             except UserError as error:
-                place = None if error.place is None else str(error.place).replace(str(local), str(path))
-                message = error.message.replace(str(local), str(path))
-                raise type(error)(message, place=place, remedy=error.remedy) from error
+                raise moved(error, local, path) from error
     except NotFetched as reason:
         raise UserError(str(reason), place=path, remedy="check the address and the network") from None
 

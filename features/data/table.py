@@ -1,7 +1,6 @@
 """Read a CSV, TSV, JSONL, JSON, Parquet, Arrow or Excel table as named columns of text, with the line of every row.
 
-Knows file formats, and what a broken or hostile workbook does: what a file holds decides, not what it is called. Must
-not know what a column means.
+Knows file formats: what a file holds decides, not what it is called. Must not know what a column means.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ import bisect
 import itertools
 import json
 import re
-import struct
-import zipfile
-import zlib
+import tempfile
 from array import array
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, moved
 from deltaclip.base.kinds import (
     ARROW,
     EMPTY,
@@ -36,12 +34,12 @@ from deltaclip.base.kinds import (
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.progress import Progress
 from deltaclip.features.data.cells import Column, as_column
-from deltaclip.features.data.delimited import WORDS, read_delimited, watched
-from deltaclip.features.data.text import DAMAGED, open_bytes, open_text
+from deltaclip.features.data.delimited import WORDS, read_delimited, rows_above, watched
+from deltaclip.features.data.sheets import read_rows
+from deltaclip.features.data.text import DAMAGED, open_bytes, open_text, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -271,11 +269,14 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
     suffix = table_suffix(path)
     if suffix not in {*SUFFIXES, *CALLED} and not delimiter:
         raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(SUFFIXES)}")
+    if kind_of(path) is GZIP and suffix in CALLED:
+        return _read_packed(path, names=names)
     kind = _kind(path)
     if kind in (PARQUET, ARROW):
         table = _read_columnar(path)
     elif kind is XLSX:
-        table = _from_rows(path, *read_rows(path), without_header=names, line_word="row")
+        sheet = read_rows(path)
+        table = _from_rows(path, sheet.rows, sheet.numbers, without_header=names, line_word="row", notes=sheet.notes)
     elif kind is JSON or (suffix in JSON_SUFFIXES and not delimiter):
         table = _read_json(path)
     else:
@@ -290,6 +291,21 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
         return table
     words = kind.words if kind else "text between separators"
     return replace(table, notes=(f"{path.name} is {words} and is read as that", *table.notes))
+
+
+def _read_packed(path: Path, *, names: Sequence[str]) -> Table:
+    """Read a Parquet, Arrow or Excel file inside a gzip file."""
+    with tempfile.TemporaryDirectory(prefix="deltaclip-") as folder:
+        copy = Path(folder) / path.with_suffix("").name
+        unpack(path, copy)
+        try:
+            table = read_table(copy, names=names)
+        except UserError as error:
+            raise moved(error, copy, path) from error
+    if table.pictures:
+        message = "has pictures inside, which have no place of their own in a compressed file"
+        raise UserError(message, place=path, remedy="unpack it first")
+    return replace(table, path=path)
 
 
 def _kind(path: Path) -> Kind | None:
@@ -326,10 +342,14 @@ def _head(path: Path) -> bytes:
 
 def _begins_as_json(path: Path) -> bool:
     head = _head(path).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return _is_json(head.splitlines()[0]) or ROWS_OF_JSON.match(head) is not None
+
+
+def _is_json(text: bytes) -> bool:
     try:
-        json.loads(head.splitlines()[0])
+        json.loads(text)
     except (ValueError, RecursionError):
-        return ROWS_OF_JSON.match(head) is not None
+        return False
     return True
 
 
@@ -351,6 +371,9 @@ def _from_rows(
     line_word: str,
     notes: Sequence[str] = (),
 ) -> Table:
+    if not without_header and (above := rows_above(rows)):
+        rows, lines = rows[above:], lines[above:]
+        notes = [*notes, f"{path.name}: {above:,} {line_word}{'s' * (above > 1)} above the header left out"]
     header = as_column(rows[0]).cells if rows else []
     known = {name.lower() for name in without_header}
     if without_header and sum(cell.lower() in known for cell in header) < min(2, len(known)):
@@ -405,8 +428,11 @@ def _exported(path: Path) -> tuple[list[dict[str, Any]], str] | None:
     """Return the rows of a file of a known layout of another program, with its name; None of any other."""
     from deltaclip.features.data.exports import rows_of
 
-    head = _head(path)
-    if table_suffix(path) != ".json" or not any(mark in head for mark in EXPORTS):
+    head = _head(path).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if table_suffix(path) != ".json" or not (head.startswith(b"{") or any(mark in head for mark in EXPORTS)):
+        return None
+    first, _, rest = head.partition(b"\n")
+    if rest.strip() and _is_json(first):  # one object a line
         return None
     try:
         with open_text(path)[0] as file:
@@ -502,83 +528,3 @@ def _read_columnar(path: Path) -> Table:
     num_rows = len(next(iter(columns.values())).cells) if columns else 0
     pictures = {name: cells.embedded for name, cells in found.items() if cells.embedded is not None}
     return replace(_table(path, columns, list(range(1, num_rows + 1)), line_word="row"), pictures=pictures)
-
-
-# ---- Rows of an Excel sheet as text, from files that nobody vouches for
-
-
-MAX_ROWS = 1_048_576  # Excel's own limit; a row number beyond it would have openpyxl count up to it
-MAX_COLUMNS = 256  # what stands further right is not read
-MAX_BYTES = 2**30  # unpacked: a full sheet of ratings has half of that, a bomb more
-# What openpyxl and the standard library raise on broken archives and broken XML, found by flipping bytes.
-BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    SyntaxError,  # ElementTree's ParseError is one
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,  # encrypted archives
-)
-
-
-def read_rows(path: Path) -> tuple[list[list[object]], list[int]]:
-    """Read the first sheet.
-
-    Returns:
-        the cells of every row that has any, without empty ones at its end, and the number of each row in the sheet.
-
-    Raises:
-        UserError: no workbook, damaged, or larger than a sheet can be.
-    """
-    import openpyxl
-
-    try:
-        _refuse_bombs(path)
-        with path.open("rb") as file:  # by its name, openpyxl would refuse one that is called otherwise
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            try:
-                return _rows(path, book)
-            finally:
-                book.close()
-    except BROKEN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"is no readable Excel workbook ({reason})", place=path, remedy="save it again, as .xlsx or .csv"
-        ) from error
-
-
-def _refuse_bombs(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        size_bytes = sum(entry.file_size for entry in archive.infolist())
-    if size_bytes > MAX_BYTES:
-        raise UserError(
-            f"unpacks to {size_bytes / 1e6:,.0f} MB, more than a table of ratings has",
-            place=path,
-            remedy="save as .csv",
-        )
-
-
-def _rows(path: Path, book: Any) -> tuple[list[list[object]], list[int]]:
-    rows: list[list[object]] = []
-    numbers: list[int] = []
-    if not book.worksheets:
-        return rows, numbers
-    sheet = book.worksheets[0]
-    sheet.reset_dimensions()  # what the file says of its size may be wrong
-    for number, cells in enumerate(sheet.iter_rows(values_only=True, max_col=MAX_COLUMNS), start=1):
-        if number > MAX_ROWS:
-            raise UserError(f"has more than {MAX_ROWS:,} rows", place=path, remedy="save it as .csv or .parquet")
-        row = list(cells)
-        while row and (row[-1] is None or not str(row[-1]).strip()):
-            row.pop()
-        if row:
-            rows.append(row)
-            numbers.append(number)
-    return rows, numbers

@@ -47,6 +47,23 @@ def open_bytes(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path)) if kind_of(path) is GZIP else path.open("rb")
 
 
+def unpack(path: Path, target: Path) -> None:
+    """Write what a gzip file holds.
+
+    Raises:
+        UserError: it is damaged, or holds more than any table.
+    """
+    size_bytes = 0
+    try:
+        with open_bytes(path) as source, target.open("wb") as copy:
+            while block := source.read(BLOCK_BYTES):
+                size_bytes += copy.write(block)
+                if size_bytes > MAX_BYTES:
+                    raise UserError(f"unpacks to more than {MAX_BYTES >> 30} GB", place=path, remedy="unpack it first")
+    except DAMAGED as error:
+        raise UserError(f"is a damaged gzip file ({error})", place=path, remedy="compress it again") from error
+
+
 def open_text(path: Path) -> tuple[IO[str], str]:
     """Open a text file, line ends as they are; returns what is to be said of its encoding too.
 

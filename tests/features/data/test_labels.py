@@ -64,13 +64,13 @@ def test_a_given_range_wins():
             ["4/5", "7/10", "3/5"],
             None,
             "line 3, column mos: '7/10' is of another scale than the rest of the column, 5; "
-            "leave a missing label empty",
+            "write all of them on one scale",
         ),
         (
             ["80%", "3"],
             None,
             "line 3, column mos: '3' does not say of what scale it is, as other cells of the column do; "
-            "leave a missing label empty",
+            "write all of them on one scale",
         ),
         (["inf", "1"], None, "line 2, column mos: 'inf' is not finite; leave a missing label empty"),
         (["1", "-Infinity"], "1,5", "line 3, column mos: '-Infinity' is not finite; leave a missing label empty"),

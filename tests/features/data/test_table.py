@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.kinds import AGAIN, LFS, PICKLE
-from deltaclip.features.data import table as xlsx
+from deltaclip.features.data import sheets as xlsx
 from deltaclip.features.data.manifest import manifest_from_table
 from deltaclip.features.data.table import read_table
 
