@@ -171,6 +171,7 @@ def _epoch(scene: _Scene, *, boundary_cache: bool) -> Callable[[], object]:
         prompt_N=rows.rows.prompt,
         image=model.image,
         text=model.text,
+        device=torch.device(scene.device),
         parts=1,
         processes=Processes(),
         by_row=True,

@@ -146,12 +146,13 @@ class _TowerLearner:
         self.model.heads.train()
 
     def step(self, batch: Sequence[Part], lr_factor: float) -> Tensor:
-        num_rows = sum(len(part) for part in batch)
-        total = torch.zeros((), device=self.parameters[0].device)
+        num_rows, losses = sum(len(part) for part in batch), []
         for part in batch:
-            loss = self.model.loss(part) * (len(part) / num_rows)
+            loss = self.model.loss(part)
+            if len(batch) > 1:
+                loss = loss * (len(part) / num_rows)
             torch.autograd.backward(self.scaler.scale(loss))
-            total = total + loss.detach()
+            losses.append(loss.detach())
         self.model.share_gradients()
         self.scaler.unscale_(self.optimizer)
         if self.plan.max_grad_norm:
@@ -161,7 +162,7 @@ class _TowerLearner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return sum(losses[1:], losses[0])
 
     def diverged(self, wrong: NotFinite, epoch: int) -> None:
         message = f"the training loss is {wrong.loss} at epoch {epoch}, step {wrong.step}"

@@ -1,7 +1,7 @@
 """Heads and towers of CLIP as one model that trains: rows to embeddings to scores to a loss.
 
-Steps draw rows as everywhere, with the towers' inputs read ahead. Knows towers, their inputs and heads. Must not know
-settings, files or run directories.
+Steps draw rows as everywhere, with the towers' inputs read ahead and brought to the device in one copy. Knows towers,
+their inputs and heads. Must not know settings, files or run directories.
 
 Shapes: B rows of a part, E distinct entries among them, D width, I distinct images, T distinct texts.
 """
@@ -12,16 +12,17 @@ import collections
 import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from deltaclip.base.transfers import Sender
 from deltaclip.pipeline.model.scores import run_heads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -44,17 +45,26 @@ EVAL_BATCH = 64  # entries a forward pass without gradients
 
 
 class Entries(NamedTuple):
-    """The distinct entries of some rows, what goes into the tower for each, and which of them a row has, -1 none."""
+    """The distinct entries of some rows, what goes into the tower for each, and which of them a row has.
+
+    That is -1 where it has none; `all_have` says that none is so.
+    """
 
     x: Tensor
     index_B: Tensor
-    token_ids: Tensor | None = None
+    token_ids: Tensor | None
+    all_have: bool
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Entries:
+        """Return the entries with every tensor changed by a function."""
+        ids = None if self.token_ids is None else change(self.token_ids)
+        return self._replace(x=change(self.x), index_B=change(self.index_B), token_ids=ids)
 
 
 class TunePart(NamedTuple):
     """Rows of a step: all of them as `batch`, and of those that this process embeds (`mine`) the towers' inputs.
 
-    Embeddings of the batch are those of the cache, and stay for a tower that is frozen (`texts` None).
+    The batch has no embeddings, (B, 0), where a tower makes them; of one that is frozen (`texts` None) the cache's.
     """
 
     batch: Batch
@@ -64,6 +74,33 @@ class TunePart(NamedTuple):
 
     def __len__(self) -> int:
         return self.batch.num_rows
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TunePart:
+        """Return the part with every tensor changed by a function."""
+        texts = None if self.texts is None else self.texts.map(change)
+        return TunePart(self.batch.map(change), self.images.map(change), texts, self.mine)
+
+
+Mapped = TypeVar("Mapped", Entries, TunePart)
+
+
+def sent(sender: Sender, things: Sequence[Mapped]) -> Callable[[], list[Mapped]]:
+    """Send all tensors of some things to a device together; what is returned gives them there."""
+    tensors: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    for thing in things:
+        thing.map(note)
+    arriving = sender.send(tensors)
+
+    def here() -> list[Mapped]:
+        found = iter(arriving.here())
+        return [thing.map(lambda _: next(found)) for thing in things]
+
+    return here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +118,11 @@ class TowerSide:
             distinct = np.zeros(1, dtype=np.int64)
         index_B = np.where(entry_B < 0, -1, np.searchsorted(distinct, entry_B))
         tokens = None if self.tokens_TL is None else self.tokens_TL[torch.from_numpy(distinct)].long()
-        return Entries(self.inputs.read(distinct, epoch), torch.from_numpy(index_B), tokens)
+        all_have = bool((index_B >= 0).all())
+        return Entries(self.inputs.read(distinct, epoch), torch.from_numpy(index_B), tokens, all_have)
 
     def features(self, entries: Entries) -> Tensor:
-        """Return features (E, D) of distinct entries, not normalised."""
+        """Return features (E, D) of distinct entries, which are on the tower's device, not normalised."""
         x = entries.x if self.inputs.at_boundary else self.tower.to_boundary(entries.x)
         return self.tower.from_boundary(x, entries.token_ids)
 
@@ -105,6 +143,7 @@ class TunedModel:
         self.heads, self.image, self.text = heads, image, text
         self.objective, self.processes, self.autocast = objective, processes, autocast
         self.device = next(heads.parameters()).device
+        self._sender = Sender(self.device)
 
     @property
     def towers(self) -> list[CutTower]:
@@ -112,12 +151,12 @@ class TunedModel:
         return [self.image.tower, *([self.text.tower] if self.text else [])]
 
     def loss(self, part: TunePart) -> Tensor:
-        """Return the loss over all rows of a part; gradients reach the towers through the rows of this process."""
-        batch, device = part.batch, self.device
+        """Return the loss over all rows of a part on the device; gradients reach the towers through this process's."""
+        batch = part.batch
         v_BD = self._embedded(self.image, part.images, part.mine, len(part))
         t_BD = batch.t_BD if self.text is None else self._embedded(self.text, part.texts, part.mine, len(part))
-        moved = batch._replace(v_BD=v_BD, t_BD=t_BD).map(lambda column: column.to(device))
-        return self.objective(run_heads(self.heads, moved), moved)
+        embedded = batch._replace(v_BD=v_BD, t_BD=t_BD)
+        return self.objective(run_heads(self.heads, embedded), embedded)
 
     def share_gradients(self) -> None:
         """Sum the towers' gradients over processes, each of which has those of its own rows; heads have all already."""
@@ -144,7 +183,7 @@ class TunedModel:
         mine = self.processes.share(len(distinct))
         for start in range(mine.start, mine.stop, EVAL_BATCH):
             block = slice(start, min(start + EVAL_BATCH, mine.stop))
-            entries = side.entries(distinct[block], None)
+            (entries,) = sent(self._sender, [side.entries(distinct[block], None)])()
             with torch.no_grad(), self._in_precision():
                 found[block] = unit(side.features(entries))
         vectors = cached.to(self.device, torch.float32, copy=True)
@@ -155,8 +194,11 @@ class TunedModel:
         assert entries is not None
         with self._in_precision():
             features_ED = side.features(entries)
-        index_B = entries.index_B.to(features_ED.device)
-        unit_BD = unit(features_ED)[index_B.clamp(min=0)].masked_fill((index_B < 0).unsqueeze(-1), 0.0)
+        index_B = entries.index_B
+        if entries.all_have:
+            unit_BD = unit(features_ED)[index_B]
+        else:
+            unit_BD = unit(features_ED)[index_B.clamp(min=0)].masked_fill((index_B < 0).unsqueeze(-1), 0.0)
         return self.processes.whole(unit_BD, mine, num_rows)
 
     def _in_precision(self) -> AbstractContextManager[Any]:
@@ -192,6 +234,7 @@ class SideBatches:
     prompt_N: NDArray[np.int64]
     image: TowerSide
     text: TowerSide | None
+    device: torch.device
     parts: int
     processes: Processes
     by_row: bool
@@ -202,22 +245,25 @@ class SideBatches:
         return self.memory.steps_per_epoch
 
     def __call__(self, epoch: int, *, first: int = 0) -> Iterator[list[TunePart]]:
-        """Return the steps of an epoch from `first` on; a thread reads the next ones meanwhile."""
-        steps = self.memory.order(epoch)[first:]
-        pending: collections.deque[Future[list[TunePart]]] = collections.deque()
+        """Return the steps of an epoch from `first` on, on the device; a thread reads and sends the next meanwhile.
+
+        A step is for the stream that is current where it is drawn.
+        """
+        steps, sender = self.memory.order(epoch)[first:], Sender(self.device)
+        pending: collections.deque[Future[Callable[[], list[TunePart]]]] = collections.deque()
         ahead = iter(steps)
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
             try:
                 for _ in steps:
                     while len(pending) <= STEPS_AHEAD and (rows_B := next(ahead, None)) is not None:
-                        pending.append(pool.submit(self._step, rows_B, epoch))
-                    yield pending.popleft().result()
+                        pending.append(pool.submit(self._step, rows_B, epoch, sender))
+                    yield pending.popleft().result()()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _step(self, rows_B: Tensor, epoch: int) -> list[TunePart]:
+    def _step(self, rows_B: Tensor, epoch: int, sender: Sender) -> Callable[[], list[TunePart]]:
         parts = rows_B.tensor_split(min(self.parts, len(rows_B)))
-        return [self._part(part, epoch, step_S=rows_B) for part in parts]
+        return sent(sender, [self._part(part, epoch, step_S=rows_B) for part in parts])
 
     def _part(self, rows_B: Tensor, epoch: int, *, step_S: Tensor) -> TunePart:
         mine = self.processes.share(len(rows_B))
@@ -232,6 +278,8 @@ class SideBatches:
     def _batch(self, rows_B: Tensor, step_S: Tensor) -> Batch:
         """Return rows, their weights such that the mean over parts, by rows, is that over the step's labelled rows."""
         batch = self.memory.take(rows_B)
+        nothing = batch.v_BD.new_empty((len(rows_B), 0))
+        batch = batch._replace(v_BD=nothing, t_BD=batch.t_BD if self.text is None else nothing)
         if not self.by_row:
             return batch
         weights = dict(batch.weight_B)

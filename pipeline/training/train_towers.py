@@ -75,6 +75,7 @@ def tune_towers(
         prompt_N=rows.rows.prompt[split.train],
         image=stage.image,
         text=stage.text,
+        device=device,
         parts=config.accumulate,
         processes=stage.processes,
         by_row=config.loss not in BATCH_LOSSES,

@@ -17,10 +17,10 @@ ROWS, DIM = 41, 8
 
 
 class NoTower:
-    """A side whose tower is given nothing: the heads are asked for the cached embeddings."""
+    """A side whose tower is given nothing: entry e has the embedding that is cached of row e."""
 
     def entries(self, entry_B, _epoch):
-        return Entries(torch.empty(0), torch.from_numpy(entry_B))
+        return Entries(torch.empty(0), torch.from_numpy(entry_B), None, all_have=True)
 
 
 def steps_in(parts, *, loss, weighted):
@@ -41,6 +41,7 @@ def steps_in(parts, *, loss, weighted):
         prompt_N=entries,
         image=NoTower(),
         text=None,
+        device=torch.device("cpu"),
         parts=parts,
         processes=Processes(),
         by_row=True,
@@ -49,7 +50,9 @@ def steps_in(parts, *, loss, weighted):
     for step in batches(1):
         assert len(step) == parts
         num_rows = sum(len(part) for part in step)
-        found = [objective(run_heads(heads, part.batch), part.batch) * len(part) / num_rows for part in step]
+        assert all(part.batch.v_BD.shape == (len(part), 0) for part in step)  # the tower makes them
+        batches_of = [part.batch._replace(v_BD=v[part.images.index_B]) for part in step]
+        found = [objective(run_heads(heads, batch), batch) * batch.num_rows / num_rows for batch in batches_of]
         losses.append(sum(found).item())
     return losses
 
