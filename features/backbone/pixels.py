@@ -97,8 +97,20 @@ def normalise(backbone: Backbone, pixels_K3HW: torch.Tensor) -> torch.Tensor:
     if pixels.dtype != torch.uint8:
         return pixels
     cfg = backbone.facts["preprocessing"]
-    mean, std = (torch.tensor(cfg[name], device=backbone.device)[:, None, None] for name in ("mean", "std"))
-    return pixels.float().div_(torch.tensor(MAX_LEVELS, device=backbone.device)).sub_(mean).div_(std)
+    most, mean, std = _constants(backbone.device, tuple(cfg["mean"]), tuple(cfg["std"]))
+    return pixels.float().div_(most).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=32)
+def _constants(
+    device: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the largest level (), mean and SD (3, 1, 1), made once: to make a tensor on a GPU is to wait for it."""
+    import torch
+
+    with torch.inference_mode(mode=False):  # whoever is first, others may want gradients
+        levels = torch.tensor(MAX_LEVELS, device=device)
+        return levels, *(torch.tensor(each, device=device)[:, None, None] for each in (mean, std))  # type: ignore[return-value]
 
 
 def as_batch(backbone: Backbone, crops: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -120,7 +120,9 @@ def taken(t_MD: Tensor, entry_B: Tensor, *, missing: float) -> Tensor:
     if not len(t_MD):
         return torch.full((len(entry_B), t_MD.shape[1]), missing, device=t_MD.device)
     t_BD = t_MD.index_select(0, entry_B.clamp(min=0)).float()
-    return t_BD.masked_fill(none_B.unsqueeze(-1), missing) if none_B.any() else t_BD
+    # Elsewhere than on a CPU the answer to whether there is one costs more than to fill nothing.
+    is_needed = none_B.device.type != "cpu" or none_B.any()
+    return t_BD.masked_fill(none_B.unsqueeze(-1), missing) if is_needed else t_BD
 
 
 def memory_batches(  # noqa: PLR0913 - three columns and what places them

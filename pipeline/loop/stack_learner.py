@@ -17,7 +17,7 @@ import torch
 
 from deltaclip.pipeline.loop.epochs import BestEpoch, Validation, run_epochs
 from deltaclip.pipeline.loop.optimizer import Moments, adamw_step, decays
-from deltaclip.pipeline.model.stack import DropoutMasks, HeadStack, stacked_loss
+from deltaclip.pipeline.model.stack import DropoutMasks, HeadStack, heads_by_loss, stacked_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,6 +110,7 @@ class _StackLearner:
         ]
         self.masks = [DropoutMasks(generators, job.own.seed, job.own.dropout) for job in jobs]
         self.weights = [torch.tensor(list(job.own.weight), device=job.stack.scales().device) for job in jobs]
+        self.losses = [heads_by_loss(job.own.loss, job.stack.scales().device) for job in jobs]
         self.seconds = 0.0
         for job in jobs:
             job.choice = [BestEpoch(plan.patience, plan.margin) for _ in range(len(job.stack))]
@@ -139,11 +140,11 @@ class _StackLearner:
         return drawn
 
     def _step(self, index: int, batch: Batch, uniform: dict[int, Tensor], lr_factor: float) -> Tensor:
-        job, stack = self.jobs[index], self.jobs[index].stack
+        stack = self.jobs[index].stack
         mask_KHB = self.masks[index].of(uniform, (stack.width, batch.num_rows))
         scores, tape = stack.forward(batch, mask_KHB)
         loss_K = stacked_loss(
-            scores.sum_N, batch, target=stack.target, names=job.own.loss, weight_K=self.weights[index]
+            scores.sum_N, batch, target=stack.target, heads=self.losses[index], weight_K=self.weights[index]
         )
         torch.autograd.backward(loss_K.sum())
         self.optimizers[index].step(tape, lr_factor)
@@ -187,7 +188,8 @@ class _StackLearner:
 
 
 # Heads whose wide gradients are made and used before the next ones (1.6 MB each for consistency at D = 768): product,
-# norm and update then find them in the processor's cache.
+# norm and update then find them in the processor's cache. A GPU has no use for that, and each part costs it launches:
+# there a part has as many as have one rate and decay, 200 MB of gradients for 128.
 CHUNK = 4
 
 
@@ -206,10 +208,11 @@ class StackAdamW:
         self, stack: HeadStack, lr: Sequence[float], weight_decay: Sequence[float], *, max_grad_norm: float
     ) -> None:
         self.stack, self.max_grad_norm = stack, max_grad_norm
-        self.parts = list(_parts(list(zip(lr, weight_decay, strict=True))))
-        self._moments = {name: Moments.of(stacked.detach()) for name, stacked in stack.parameters.items()}
-        self._num_steps = torch.zeros((), device=stack.parameters[stack.wide_weight].device)
         weight_KHF = stack.parameters[stack.wide_weight]
+        most = CHUNK if weight_KHF.device.type == "cpu" else len(stack)
+        self.parts = list(_parts(list(zip(lr, weight_decay, strict=True)), most))
+        self._moments = {name: Moments.of(stacked.detach()) for name, stacked in stack.parameters.items()}
+        self._num_steps = torch.zeros((), device=weight_KHF.device)
         most = max(part.heads.stop - part.heads.start for part in self.parts)
         self._grad = torch.empty_like(weight_KHF[:most])
         self._product = self._grad.bfloat16() if stack.half else self._grad
@@ -266,11 +269,11 @@ class StackAdamW:
             )
 
 
-def _parts(kinds: Sequence[tuple[float, float]]) -> Iterator[_Part]:
-    """Cut heads into neighbours of one (lr, weight decay), at most CHUNK of them."""
+def _parts(kinds: Sequence[tuple[float, float]], most: int) -> Iterator[_Part]:
+    """Cut heads into neighbours of one (lr, weight decay), at most so many of them."""
     start = 0
     for (lr, weight_decay), same in groupby(kinds):
         end = start + sum(1 for _ in same)
-        for first in range(start, end, CHUNK):
-            yield _Part(slice(first, min(first + CHUNK, end)), lr, weight_decay)
+        for first in range(start, end, most):
+            yield _Part(slice(first, min(first + most, end)), lr, weight_decay)
         start = end

@@ -158,13 +158,26 @@ class DropoutMasks:
         return factors[0][None] if len(factors) == 1 else torch.stack(factors)[self.kind_K]
 
 
-def stacked_loss(sum_KB: Tensor, batch: Batch, *, target: str, names: Sequence[str], weight_K: Tensor) -> Tensor:
-    """Return the loss of each head, (K,): its weight times its loss by name, as `weighted_loss` gives it alone."""
+def heads_by_loss(names: Sequence[str], device: torch.device) -> dict[str, Tensor | None]:
+    """Return by the name of a loss which heads have it, (L,) int64 on the device; None where all have the same."""
+    kinds = list(dict.fromkeys(names))
+    if len(kinds) == 1:
+        return {kinds[0]: None}
+    return {kind: torch.tensor([k for k, name in enumerate(names) if name == kind], device=device) for kind in kinds}
+
+
+def stacked_loss(
+    sum_KB: Tensor, batch: Batch, *, target: str, heads: Mapping[str, Tensor | None], weight_K: Tensor
+) -> Tensor:
+    """Return the loss of each head, (K,): its weight times its loss by name, as `weighted_loss` gives it alone.
+
+    `heads` is what `heads_by_loss` gives.
+    """
     label_B, weight_B, std_B = batch.label_B[target], batch.weight_B.get(target), batch.std_B.get(target)
     total_K = torch.zeros_like(weight_K)
-    for name in dict.fromkeys(names):
-        heads_L = torch.tensor([k for k, each in enumerate(names) if each == name], device=sum_KB.device)
-        loss_L = LOSSES[name](sum_KB.index_select(0, heads_L), label_B, weight_B=weight_B, std_B=std_B)
-        total_K = total_K.index_add(0, heads_L, loss_L)
+    for name, heads_L in heads.items():
+        sum_LB = sum_KB if heads_L is None else sum_KB.index_select(0, heads_L)
+        loss_L = LOSSES[name](sum_LB, label_B, weight_B=weight_B, std_B=std_B)
+        total_K = loss_L if heads_L is None else total_K.index_add(0, heads_L, loss_L)
     # A weight of 0 leaves its part out, whatever it is.
     return torch.where(weight_K > 0, weight_K * total_K, 0.0)
