@@ -118,9 +118,9 @@ def place():
 
 
 class Memory:
-    """The largest tensor that the device has room for, None for any."""
+    """What is free, and the largest tensor that the device has room for, None for any."""
 
-    largest_bytes = None
+    free_bytes, largest_bytes = 1 << 40, None
 
     def check(self, tensors):
         for tensor in tensors:
@@ -452,7 +452,7 @@ def install():
     torch.cuda.stream = lambda _stream: contextlib.nullcontext()
     torch.cuda.current_stream = Stream
     torch.cuda.synchronize = lambda _device=None: waited("synchronize()")
-    torch.cuda.mem_get_info = lambda _device=None: (1 << 40, 1 << 40)
+    torch.cuda.mem_get_info = lambda _device=None: (MEMORY.free_bytes, 1 << 40)
     torch.Generator = Generator
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data =` would leave `inner` as it was
     torch.inference_mode = lambda mode=True: torch.no_grad()  # a wrapper cannot be a tensor of inference

@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.transfers import overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,21 @@ def single_pixels(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
         return whole
     crops = center_crops(backbone)
     return lambda image: normalise(backbone, crops(image))[0]
+
+
+def pixels_ahead(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
+    """Return what threads make of one RGB image ahead of the model, (3, H, W), whose batches `normalise` takes.
+
+    For a GPU 8 bits: it normalises faster than processors, and a quarter goes over the bus. For a CPU all that is to be
+    done, float32.
+
+    Raises:
+        UserError: see `center_crops`.
+    """
+    if not overlaps(backbone.device):
+        return single_pixels(backbone)
+    crops = center_crops(backbone)
+    return lambda image: crops(image)[0]
 
 
 def normalise(backbone: Backbone, pixels_K3HW: torch.Tensor) -> torch.Tensor:

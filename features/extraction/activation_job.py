@@ -1,12 +1,14 @@
 """Fill a boundary file: run the frozen blocks of a tower once over all images or texts.
 
-Knows cut towers, the decoding of images and a writer's methods. Must not know settings, heads or rows.
+Decoding, the blocks and the file go on at the same time, each in threads of its own. Knows cut towers, the decoding of
+images and a writer's methods. Must not know settings, heads or rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer
 from deltaclip.base.progress import Progress
-from deltaclip.features.backbone.decode_ahead import ImageFile, default_workers, image_batches
-from deltaclip.features.backbone.pixels import input_size, single_pixels
+from deltaclip.base.transfers import Leaving, Sender
+from deltaclip.features.backbone.decode_ahead import ImageFile, dealt, default_workers, image_batches
+from deltaclip.features.backbone.pixels import input_size, normalise, pixels_ahead
 from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.views import CENTER, boundary_recipe, view_pixels
 from deltaclip.features.store.activation_file import BoundaryReader, BoundaryWriter, boundary_path
@@ -93,7 +96,7 @@ def fill_boundary(
         UserError: an image cannot be read (the others are stored), another process writes the file, the disk is too
             small, or what is there is damaged or for something else.
     """
-    size, preprocess = input_size(backbone), single_pixels(backbone)
+    size, preprocess = input_size(backbone), pixels_ahead(backbone)
 
     def prepare(file: ImageFile, image: Image.Image) -> torch.Tensor:
         assert file.sha256 is not None
@@ -127,7 +130,7 @@ def fill_boundary(
 
     path = boundary_path(cache, tower.kind, tower.frozen_blocks, view=view, precision=precision)
     identity = boundary_identity(backbone, tower, view=view, precision=precision)
-    return _fill(path, tower, images.keys, batches, identity=identity)
+    return _fill(path, tower, images.keys, batches, identity=identity, prepare=partial(normalise, backbone))
 
 
 def fill_text_boundary(
@@ -162,9 +165,8 @@ def _fill(
     batches: Callable[[NDArray[np.int64]], Iterator[tuple[list[int], torch.Tensor]]],
     *,
     identity: dict[str, Any],
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> BoundaryFill:
-    import torch
-
     if not tower.frozen_blocks or tower.all_frozen:
         raise ValueError("only a tower that is frozen in part has a boundary to keep")
     if not len(keys):
@@ -180,13 +182,49 @@ def _fill(
         ):
             todo = writer.todo()
             progress.advance(len(keys) - len(todo))
-            for entries, inputs in batches(todo):
-                with _products_in(identity["precision"], tower):
-                    x_B = tower.to_boundary(inputs)
-                writer.put(entries, x_B.to(torch.float32).cpu().numpy())
-                progress.advance(len(entries))
+            boundaries = _Boundaries(tower, identity["precision"], prepare)
+            with contextlib.closing(dealt(boundaries.of(batches(todo)), [partial(_store, writer)])) as stored:
+                for count in stored:
+                    progress.advance(count)
+            if boundaries.failure:  # told once the others are stored
+                raise boundaries.failure
             writer.finish(path)
     return BoundaryFill(path=path, computed=len(todo), reused=len(keys) - len(todo))
+
+
+class _Boundaries:
+    """What a tower gives at its cut, batch by batch, on its way to the host as it is stored."""
+
+    def __init__(
+        self, tower: CutTower, precision: Precision, prepare: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> None:
+        self._tower, self._precision, self._prepare = tower, precision, prepare
+        self.failure: UserError | None = None
+
+    def of(self, batches: Iterator[tuple[list[int], torch.Tensor]]) -> Iterator[tuple[list[int], Leaving]]:
+        """Yield the entries of each batch with (B, *shape), fp16 or fp32, and whether all of it is finite.
+
+        Ends where an image cannot be read, which `failure` then tells.
+        """
+        import torch
+
+        sender, stored = Sender(self._tower.device), torch.float32 if self._precision == "fp32" else torch.float16
+        try:
+            for entries, inputs in batches:
+                (here,) = sender.send([inputs]).here()
+                with _products_in(self._precision, self._tower):
+                    x_B = self._tower.to_boundary(here if self._prepare is None else self._prepare(here))
+                x_B = x_B.to(stored)
+                yield entries, Leaving([x_B, x_B.isfinite().all()])
+        except UserError as failure:
+            self.failure = failure
+
+
+def _store(writer: BoundaryWriter, computed: tuple[list[int], Leaving]) -> int:
+    entries, leaving = computed
+    x_B, is_finite = leaving.there()
+    writer.put(entries, x_B.numpy(), is_finite=bool(is_finite))
+    return len(entries)
 
 
 def _products_in(precision: Precision, tower: CutTower) -> contextlib.AbstractContextManager[object]:

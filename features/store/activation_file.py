@@ -93,8 +93,16 @@ class BoundaryWriter:
         """Return the entries that are not there, rising."""
         return np.flatnonzero(self._file["status"][:] == PENDING)
 
-    def put(self, entries: Sequence[int] | NDArray[np.int64], x_B: NDArray[np.floating]) -> None:
+    def put(
+        self,
+        entries: Sequence[int] | NDArray[np.int64],
+        x_B: NDArray[np.floating],
+        *,
+        is_finite: bool | None = None,
+    ) -> None:
         """Store a batch, (B, *shape), at rising `entries`; durable when this returns.
+
+        Whether all of it `is_finite` as it is stored, a device tells sooner; None looks.
 
         Raises:
             UserError: a value is not finite, or too large for the numbers that are stored.
@@ -102,7 +110,7 @@ class BoundaryWriter:
         where = selection(np.asarray(entries))
         with np.errstate(over="ignore"):  # becomes infinite, and is refused
             stored = np.asarray(x_B, dtype=self._file["x"].dtype)
-        if not np.isfinite(stored).all():
+        if not (np.isfinite(stored).all() if is_finite is None else is_finite):
             what = f"the tower gives values at the cut that {stored.dtype} does not hold"
             raise UserError(what, place=self._part, remedy="give --precision fp32")
         self._file["x"][where], self._file["crc32"][where] = stored, _checksums(stored)
@@ -185,6 +193,11 @@ class BoundaryReader:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all entries."""
+        return int(self._x.nbytes)
 
     @property
     def shape(self) -> tuple[int, ...]:

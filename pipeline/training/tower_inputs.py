@@ -17,8 +17,9 @@ import torch
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import require_space
 from deltaclip.base.progress import say
+from deltaclip.base.transfers import Sender, overlaps
 from deltaclip.features.backbone.decode_ahead import ImageFile, image_batches
-from deltaclip.features.backbone.pixels import input_size, single_pixels
+from deltaclip.features.backbone.pixels import input_size, normalise, pixels_ahead
 from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.views import CENTER, FLIP, crop_box, view_pixels
 from deltaclip.features.extraction.activation_job import (
@@ -63,7 +64,10 @@ class TowerInputs(Protocol):
         """Whether `read` gives activations at the cut."""
 
     def read(self, entries: NDArray[np.int64], epoch: int | None) -> Tensor:
-        """Return the inputs of these entries, (E, ...)."""
+        """Return of these entries what is to be brought to the device, (E, ...)."""
+
+    def look_up(self, read: Tensor) -> Tensor:
+        """Return the inputs themselves, (E, ...), once what `read` gave is on the device."""
 
 
 class ActivationReader(Protocol):
@@ -96,6 +100,58 @@ class BoundaryInputs:
         back = np.argsort(np.concatenate(places), kind="stable")
         return torch.cat(parts)[torch.from_numpy(back)]
 
+    def look_up(self, read: Tensor) -> Tensor:
+        """Return what was read: it is all there."""
+        return read
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidentInputs:
+    """Cached activations at the cut, all on the device; those of view n begin at row n * len(entries)."""
+
+    x: Tensor
+    entries: NDArray[np.int64]
+    num_views: int
+    seed: int = 0
+    at_boundary: bool = True
+
+    def read(self, entries: NDArray[np.int64], epoch: int | None) -> Tensor:
+        """Return the rows of `x`, (E,) int64."""
+        rows = np.searchsorted(self.entries, entries)
+        if epoch is not None and self.num_views > 1:
+            rows = rows + len(self.entries) * drawn_views(entries, self.num_views, seed=self.seed, epoch=epoch)
+        return torch.from_numpy(rows)
+
+    def look_up(self, read: Tensor) -> Tensor:
+        """Return activations (E, ...) as stored."""
+        return self.x.index_select(0, read)
+
+
+# Of what is free on a device with the model on it: the rest is for gradients, moments and what the blocks keep.
+RESIDENT_SHARE = 0.4
+LOADED_BYTES = 64 << 20  # at a time
+
+
+def resident(inputs: BoundaryInputs, device: torch.device) -> BoundaryInputs | ResidentInputs:
+    """Bring cached activations to a GPU where they fit, for good; else leave them in their files."""
+    readers = [reader for reader in inputs.readers.values() if isinstance(reader, BoundaryReader)]
+    size_bytes = sum(reader.size_bytes for reader in readers)
+    if not overlaps(device) or size_bytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return inputs
+    say(f"boundary      {size_bytes / 1e6:,.1f} MB of it stay on {device}")
+    num_rows, sender = len(inputs.entries), Sender(device)
+    at_once = max(1, LOADED_BYTES * len(readers) * num_rows // size_bytes)
+    x: Tensor | None = None
+    for number, reader in enumerate(readers):
+        for start in range(0, num_rows, at_once):
+            rows = np.arange(start, min(start + at_once, num_rows))
+            (read,) = sender.send([reader.read(rows)]).here()
+            if x is None:
+                x = torch.empty((len(readers) * num_rows, *read.shape[1:]), dtype=read.dtype, device=device)
+            x[number * num_rows + start :][: len(rows)].copy_(read)
+    assert x is not None, "a boundary file of nothing"
+    return ResidentInputs(x=x, entries=inputs.entries, num_views=len(readers), seed=inputs.seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelInputs:
@@ -104,6 +160,7 @@ class PixelInputs:
     files: Mapping[int, ImageFile]
     open_file: Callable[[bytes], Any]
     preprocess: Callable[[Any], Tensor]
+    normalise: Callable[[Tensor], Tensor]
     input_size: tuple[int, int]
     augment: Augment
     views: Sequence[str]
@@ -113,7 +170,7 @@ class PixelInputs:
     at_boundary: bool = False
 
     def read(self, entries: NDArray[np.int64], epoch: int | None) -> Tensor:
-        """Return pixels (E, 3, H, W) float32.
+        """Return pixels (E, 3, H, W), float32 or what a device is to normalise.
 
         Raises:
             UserError: an image cannot be read, or is another than when it was extracted.
@@ -143,6 +200,10 @@ class PixelInputs:
             )
         return torch.stack(batch.prepared)
 
+    def look_up(self, read: Tensor) -> Tensor:
+        """Return normalised pixels, float32."""
+        return self.normalise(read)
+
     def _crop(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         """Return the pixels of a box as those of the fixed crops, at a place of its own, mirrored half of the time."""
         pixels = self.preprocess(
@@ -161,6 +222,10 @@ class TokenInputs:
     def read(self, entries: NDArray[np.int64], epoch: int | None) -> Tensor:
         """Return token ids (E, L) int64."""
         return self.tokens_TL[torch.from_numpy(entries)].long()
+
+    def look_up(self, read: Tensor) -> Tensor:
+        """Return what was read: it is all there."""
+        return read
 
 
 def drawn_views(entries: NDArray[np.int64], num_views: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -210,7 +275,8 @@ class SideMaker:
         inputs = PixelInputs(
             files=self.files.files,
             open_file=file_opener(self.backbone),
-            preprocess=single_pixels(self.backbone),
+            preprocess=pixels_ahead(self.backbone),
+            normalise=partial(normalise, self.backbone),
             input_size=input_size(self.backbone),
             augment=self.augment,
             views=self.views,
@@ -233,7 +299,7 @@ class SideMaker:
             inputs = self._text_boundary(tower, texts)
         return TowerSide(tower=tower, inputs=inputs, tokens_TL=tokens_TL)
 
-    def _image_boundaries(self, tower: CutTower) -> BoundaryInputs:
+    def _image_boundaries(self, tower: CutTower) -> BoundaryInputs | ResidentInputs:
         entries = np.array(sorted(self.files.files), dtype=np.int64)
         files = [self.files.files[entry] for entry in entries.tolist()]
         images = Images(
@@ -255,9 +321,9 @@ class SideMaker:
             )
 
         readers = {view: self._filled(tower, view, partial(fill, view), images.keys) for view in self.views}
-        return BoundaryInputs(readers=readers, entries=entries, seed=self.seed)
+        return resident(BoundaryInputs(readers=readers, entries=entries, seed=self.seed), tower.device)
 
-    def _text_boundary(self, tower: CutTower, texts: list[str]) -> BoundaryInputs:
+    def _text_boundary(self, tower: CutTower, texts: list[str]) -> BoundaryInputs | ResidentInputs:
         entries = np.unique(self.rows.rows.prompt)  # explanations do not go through the tower
         entries = entries[entries >= 0]
         self._announce(tower, len(entries), (CENTER,))
@@ -267,7 +333,7 @@ class SideMaker:
             return fill_text_boundary(self.rows.path, self.backbone, tower, prompts, precision=self.precision)
 
         reader = self._filled(tower, CENTER, fill, text_keys(prompts))
-        return BoundaryInputs(readers={CENTER: reader}, entries=entries)
+        return resident(BoundaryInputs(readers={CENTER: reader}, entries=entries), tower.device)
 
     def _filled(
         self, tower: CutTower, view: str, fill: Callable[[], BoundaryFill], keys: NDArray[np.uint8]

@@ -123,7 +123,9 @@ class TowerSide:
 
     def features(self, entries: Entries) -> Tensor:
         """Return features (E, D) of distinct entries, which are on the tower's device, not normalised."""
-        x = entries.x if self.inputs.at_boundary else self.tower.to_boundary(entries.x)
+        x = self.inputs.look_up(entries.x)
+        if not self.inputs.at_boundary:
+            x = self.tower.to_boundary(x)
         return self.tower.from_boundary(x, entries.token_ids)
 
 
