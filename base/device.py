@@ -10,7 +10,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deltaclip.base.errors import UserError
 
@@ -156,6 +156,24 @@ def choose_devices(requested: str, *, local_rank: int | None = None) -> list[str
         message = f"{requested!r} mixes kinds of devices, whose embeddings differ"
         raise UserError(message, place="--device", remedy="give cpu, cuda:all or GPUs alone")
     return devices
+
+
+def arithmetic(device: str) -> dict[str, Any] | None:
+    """Return how a CUDA GPU computes, as JSON values: what makes its fp32 another than a CPU's; None elsewhere.
+
+    `tf32_products` and `tf32_convolutions` say whether fp32 is rounded to 10 bits where it is multiplied (torch's
+    default for convolutions), `deterministic` whether the same input gives the same bits.
+    """
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "tf32_products": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def cpu_has_bf16_units() -> bool:

@@ -451,6 +451,7 @@ def install():
     torch.cuda.Stream, torch.cuda.Event = Stream, Event
     torch.cuda.stream = lambda _stream: contextlib.nullcontext()
     torch.cuda.current_stream = Stream
+    torch.cuda.get_device_name = lambda _device=None: "pretended"
     torch.cuda.synchronize = lambda _device=None: waited("synchronize()")
     torch.cuda.mem_get_info = lambda _device=None: (MEMORY.free_bytes, 1 << 40)
     torch.Generator = Generator

@@ -145,6 +145,26 @@ class Bench:
         assert not differ, f"{len(differ)} of {len(first)} tensors differ"
         return self._learned(resumed), []
 
+    def out_of_memory(self, largest_bytes, **settings):
+        """What a fine-tuning says whose passes meet the end of the memory, once it has begun."""
+        from deltaclip.base.errors import MachineError
+        from deltaclip.pipeline.loop.epochs import _Loop
+        from deltaclip.tests.pretended_gpu import DEVICE, MEMORY
+
+        real = _Loop.run_epoch
+
+        def run_epoch(loop):
+            MEMORY.largest_bytes = largest_bytes
+            real(loop)
+
+        _Loop.run_epoch = run_epoch
+        try:
+            self._tuned(self._out("full", DEVICE), DEVICE, **settings)
+        except MachineError as error:
+            return str(error)
+        finally:
+            _Loop.run_epoch, MEMORY.largest_bytes = real, None
+
     def _predict(self, _stage, device):
         from deltaclip.pipeline.api.scorer import Scorer
         from deltaclip.tests.pipeline.conftest import read_csv

@@ -86,6 +86,20 @@ print(json.dumps([losses(gpu.DEVICE), losses("cpu"), max(steps)]))
 """
 
 
+FULL = """
+import json, tempfile
+from pathlib import Path
+from deltaclip.tests import pretended_gpu as gpu
+gpu.install()
+from deltaclip.tests.pretended_stages import Bench
+with tempfile.TemporaryDirectory() as folder:
+    bench = Bench("vit", Path(folder))
+    # Of 10 tokens a row the widest layer makes 10 kB, so 14 rows do not fit; weights of up to 66 kB do.
+    found = [bench.out_of_memory(80_000, batch_size=14), bench.out_of_memory(80_000, batch_size=14, checkpointing=True)]
+    print(json.dumps(found))
+"""
+
+
 def run(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,6 +116,13 @@ def test_it_refuses_and_counts_what_cuda_does():
     assert said["reuse"] == "pinned memory changed under a copy"
     assert said["waits"] == ["device to host", "host to device, pageable", "item()", "torch.tensor(device=)"]
     assert said["launches"] == [1, 3]
+
+
+@pytest.mark.slow
+def test_a_full_gpu_is_one_line_with_the_number_that_fits():
+    line = "--batch-size: the memory of cudaish:0 does not hold a pass of 14 rows; "
+    line += "give --batch-size 7 --accumulate 2: a pass fits, a step sees as many rows"
+    assert run(FULL) == [f"{line}, or add --checkpointing", line]
 
 
 def test_heads_train_there_as_on_the_cpu():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -126,8 +127,9 @@ class _Timed(NamedTuple, Generic[Prepared]):
 
 
 def default_workers() -> int:
-    """Return the number of decoding threads: one per processor this process may use."""
-    return usable_processors()
+    """Return the number of decoding threads: one per processor this process may use, its share under torchrun."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, usable_processors() // max(1, int(processes) if processes.isdecimal() else 1))
 
 
 def spread(num_items: int) -> list[int]:

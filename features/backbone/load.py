@@ -15,7 +15,9 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deltaclip.base.device import arithmetic
 from deltaclip.base.errors import UserError
+from deltaclip.base.transfers import overlaps
 from deltaclip.features.backbone.configuration import (
     activation_note,
     check_activation,
@@ -204,6 +206,8 @@ def load_backbone(
         "context_length": context_length,
         "notes": notes,
     }
+    if computes := arithmetic(device):
+        facts["arithmetic"] = computes
     return Backbone(
         model=made.model,
         preprocess=made.preprocess,
@@ -371,8 +375,14 @@ def check_same(there: dict[str, Any], backbone: Backbone, *, place: Path | str, 
 
 
 def replicate(backbone: Backbone, device: str) -> Backbone:
-    """Return the same model on another device, or once more on its own."""
-    return dataclasses.replace(backbone, model=copy.deepcopy(backbone.model).to(device), device=device)
+    """Return the same model on another device, or once more on its own, whole when this returns."""
+    import torch
+
+    copied = copy.deepcopy(backbone.model).to(device)
+    if overlaps(device):  # lanes compute on streams of their own, which do not wait for those that have copied it
+        for each in (backbone.device, device):
+            torch.cuda.synchronize(each)
+    return dataclasses.replace(backbone, model=copied, device=device)
 
 
 def _preprocessing(model: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from deltaclip.base.errors import MachineError
 from deltaclip.features.backbone.block_means import StageTower, chunks_of_shape
 from deltaclip.features.backbone.decode_ahead import dealt, image_batches
 from deltaclip.features.backbone.encode import (
@@ -190,10 +191,31 @@ def _encode_batch(
     crops_of = dict(zip(batch.entries, batch.prepared, strict=True))
     wanted_by = {view.name: [entry for entry in batch.entries if wanted[view.name][entry]] for view in views}
     with torch.cuda.stream(stream):  # does nothing without one
-        vectors = encode_views(views, crops_of, wanted_by)
+        vectors = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            vectors = encode_views(views, crops_of, wanted_by)
+        if vectors is None:  # here nothing of that pass is held any more
+            raise _too_many(views, crops_of, wanted_by)
     found = {name: ViewBatch(wanted_by[name], *vectors[name]) for name in vectors}
     busy_s = batch.busy_s | {"forward": time.perf_counter() - started}
     return EncodedBatch(len(batch.entries), found, batch.failed, batch.passing, busy_s)
+
+
+def _too_many(
+    views: Sequence[View], crops_of: Mapping[int, Mapping[str, torch.Tensor]], wanted_by: Mapping[str, Sequence[int]]
+) -> MachineError:
+    """Find by trying how many images the memory of a GPU holds, with all that others have there now."""
+    import torch
+
+    size = len(crops_of)
+    words = f"the memory of {views[0].device} does not hold the views of {size} images at a time"
+    while size := size // 2:
+        torch.cuda.empty_cache()
+        some = set(list(crops_of)[:size])
+        with contextlib.suppress(torch.OutOfMemoryError):
+            encode_views(views, crops_of, {name: [e for e in each if e in some] for name, each in wanted_by.items()})
+            return MachineError(words, place="--batch-size", remedy=f"give --batch-size {size}, which fits")
+    return MachineError(words, place="--batch-size", remedy="not one fits: give --device cpu, or free the GPU")
 
 
 def encode_views(

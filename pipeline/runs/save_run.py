@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltaclip.base.device import arithmetic
 from deltaclip.base.options import settings_to_json
 from deltaclip.features.data.views import CENTER, RECIPES, STATISTICS
 from deltaclip.features.store.texts import TextColumn, Texts
@@ -181,6 +182,7 @@ def save_run(
             "scales": learned.heads.scales(),
             "targets": [target.to_json() for target in rows.targets],
             "best_epoch": learned.fitted.best_epoch,
+            "arithmetic": arithmetic(str(rows.device)),
             **(_about_repeats((done, *others)) if others else {}),
             **about,
             **surroundings(),

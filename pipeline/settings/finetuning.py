@@ -79,7 +79,9 @@ class FinetuneConfig(LearningSettings):
         None, help="Folder of the images; default the one that the cache recorded.", names="folder"
     )
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")
-    workers: int | None = setting(None, help="Decoding threads; default one per processor.", ge=1)
+    workers: int | None = setting(
+        None, help="Decoding threads; default one per processor, shared by the processes of torchrun.", ge=1
+    )
 
     def heads(self, **changes: Any) -> TrainConfig:
         """Return what `train` would be told to train the same heads, at their own learning rate."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from deltaclip.base.device import arithmetic
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import one_writer, sha256_file
 from deltaclip.base.options import option_name, settings_to_json
@@ -286,6 +287,7 @@ class TuningJob:
             precision=self.precision,
             precision_reason=self.precision_reason,
             scored_in="fp32",
+            arithmetic=arithmetic(str(self.device)),
             **about,
         )
         self.forget()

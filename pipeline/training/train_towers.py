@@ -5,11 +5,14 @@ Knows the settings of `finetune`, rows, heads and towers. Must not know run dire
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+import math
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from deltaclip.base.errors import MachineError
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.loop.batches import MemoryBatches
 from deltaclip.pipeline.loop.epochs import Validation, seeded
@@ -64,6 +67,7 @@ def tune_towers(
 
     Raises:
         UserError: a training loss that is not finite.
+        MachineError: the memory of a GPU does not hold a pass; names how many rows it does hold.
     """
     config, rows, split, device = task.config, task.rows, task.split, stage.device
     batches = task.train_batches(batch_size=config.batch_size * config.accumulate)
@@ -93,16 +97,51 @@ def tune_towers(
             processes=stage.processes,
             autocast=stage.autocast,
         )
-        fitted = tune(
-            model,
-            steps,
-            plan=tune_plan(config, scale_loss=stage.autocast == torch.float16),
-            validate=_validator(task, model) if task.ranked else None,
-            on_epoch=lambda row: notes.append(epoch_note(row)),
-            on_steps=lambda count: progress.advance(count, note=notes[-1]),
-            state=state,
-        )
+        fitted = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            fitted = tune(
+                model,
+                steps,
+                plan=tune_plan(config, scale_loss=stage.autocast == torch.float16),
+                validate=_validator(task, model) if task.ranked else None,
+                on_epoch=lambda row: notes.append(epoch_note(row)),
+                on_steps=lambda count: progress.advance(count, note=notes[-1]),
+                state=state,
+            )
+        if fitted is None:  # here nothing of that training is held any more
+            raise _too_many_rows(config, model, steps)
     return Learned(spec=start.spec, heads=model.heads, calibration=start.calibration, fitted=fitted), model
+
+
+def _too_many_rows(config: FinetuneConfig, model: TunedModel, steps: SideBatches) -> MachineError:
+    """Find by trying how many rows a pass may have; several processes, which would have to try together, do not."""
+    words, rows = f"the memory of {model.device} does not hold a pass of {config.batch_size} rows", config.batch_size
+    otherwise = "" if config.checkpointing else ", or add --checkpointing"
+    if steps.processes.size > 1:
+        return MachineError(words, place="--batch-size", remedy=f"give a smaller one{otherwise}")
+    while rows := rows // 2:
+        if _fits(model, replace(steps, memory=replace(steps.memory, batch_size=rows), parts=1)):
+            accumulate = config.accumulate * math.ceil(config.batch_size / rows)
+            fitting = f"give --batch-size {rows} --accumulate {accumulate}: a pass fits, a step sees as many rows"
+            return MachineError(words, place="--batch-size", remedy=fitting + otherwise)
+    remedy = f"not one row fits: freeze more with --freeze-layers, or give --device cpu{otherwise}"
+    return MachineError(words, place="--batch-size", remedy=remedy)
+
+
+def _fits(model: TunedModel, steps: SideBatches) -> bool:
+    """Tell whether the first step goes through, with the memory set aside that moments and best weights take."""
+    trained = [*model.heads.parameters(), *(p for tower in model.towers for p in tower.named_trainable().values())]
+    torch.cuda.empty_cache()
+    fits = False
+    with contextlib.suppress(torch.OutOfMemoryError):
+        _set_aside = [torch.empty_like(parameter) for parameter in trained for _ in range(3)]
+        for (part,) in steps(1):
+            torch.autograd.backward(model.loss(part))
+            fits = True
+            break
+    for parameter in trained:
+        parameter.grad = None
+    return fits
 
 
 def tune_plan(config: FinetuneConfig, *, scale_loss: bool) -> TunePlan:
