@@ -352,8 +352,10 @@ def test_a_row_number_beyond_every_sheet(tmp_path, monkeypatch):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_hostile_bytes_are_a_table_or_one_line(tmp_path, name, data):
     path = tmp_path / name
-    next(write for known, write in FORMATS.items() if known.endswith(path.suffix))(path, ROWS)
-    content = bytearray(path.read_bytes())
+    whole = tmp_path / f"whole_{name}"
+    if not whole.exists():  # once, as a workbook holds the time and is then of another length
+        next(write for known, write in FORMATS.items() if known.endswith(path.suffix))(whole, ROWS)
+    content = bytearray(whole.read_bytes())
     if data.draw(st.booleans()):
         content = bytearray(data.draw(st.binary(max_size=200)))
     for _ in range(data.draw(st.integers(0, 6))):
