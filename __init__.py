@@ -10,16 +10,18 @@ if TYPE_CHECKING:
     from deltaclip.base.errors import UserError
     from deltaclip.pipeline.api.estimator import DeltaclipRegressor
     from deltaclip.pipeline.api.metric import DeltaclipMetric as DeltaclipMetric
+    from deltaclip.pipeline.api.reward import Reward
     from deltaclip.pipeline.api.scorer import Scorer
 
 __version__ = "0.1.0"
 # Without DeltaclipMetric, which needs an extra: `from deltaclip import *` takes all that stands here.
-__all__ = ["DeltaclipRegressor", "Scorer", "UserError", "__version__"]
+__all__ = ["DeltaclipRegressor", "Reward", "Scorer", "UserError", "__version__"]
 
 # Where the public names live. They are imported when first asked for: torch alone takes a second.
 _HOMES = {
     "DeltaclipMetric": "deltaclip.pipeline.api.metric",
     "DeltaclipRegressor": "deltaclip.pipeline.api.estimator",
+    "Reward": "deltaclip.pipeline.api.reward",
     "Scorer": "deltaclip.pipeline.api.scorer",
     "UserError": "deltaclip.base.errors",
 }

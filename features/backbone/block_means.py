@@ -79,13 +79,21 @@ class StageTower:
             self.widths = self._widths(size if isinstance(size, list) else (size, size))
             self.takes_any_size = False
 
-    def __call__(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the means of all blocks' outputs over space or tokens, one block after the other, (B, W) float32."""
+    @property
+    def twin(self) -> torch.nn.Module:
+        """The tower that is run: modules of its own over the model's weights."""
+        return self._twin
+
+    def __call__(self, pixels_B3HW: torch.Tensor, *, differentiable: bool = False) -> torch.Tensor:
+        """Return the means of all blocks' outputs over space or tokens, one block after the other, (B, W) float32.
+
+        `differentiable` keeps what gradients need, where the encoder has plain weights.
+        """
         import torch
 
-        return torch.cat(self._means(pixels_B3HW), dim=1)
+        return torch.cat(self._means(pixels_B3HW, differentiable=differentiable), dim=1)
 
-    def with_features(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+    def with_features(self, pixels_B3HW: torch.Tensor, *, differentiable: bool = False) -> torch.Tensor:
         """Return the image features of the model, bit for bit, and behind them what a call gives, (B, D + W) float32.
 
         One forward pass for both.
@@ -94,7 +102,7 @@ class StageTower:
 
         model = around(self._encoder, "visual", self._twin)
         self._begin(is_all=True)
-        with torch.inference_mode():
+        with torch.inference_mode(not differentiable):
             features_BD = model.encode_image(pixels_B3HW.to(self._device, self._dtype))
         return torch.cat([features_BD.float(), *self._pass.means], dim=1)
 
@@ -103,11 +111,11 @@ class StageTower:
 
         return [mean.shape[1] for mean in self._means(torch.zeros(1, 3, *size))]
 
-    def _means(self, pixels_B3HW: torch.Tensor) -> list[torch.Tensor]:
+    def _means(self, pixels_B3HW: torch.Tensor, *, differentiable: bool = False) -> list[torch.Tensor]:
         import torch
 
         self._begin(is_all=False)
-        with torch.inference_mode(), contextlib.suppress(Enough):
+        with torch.inference_mode(not differentiable), contextlib.suppress(Enough):
             # An attention pool after the last block takes one size only: the pass ends before it.
             self._twin(pixels_B3HW.to(self._device, self._dtype))
         means: list[torch.Tensor] = self._pass.means

@@ -171,13 +171,18 @@ def fit_whole(image: Image.Image, short_side: int, *, resample: Image.Resampling
     Returns:
         (1, 3, H, W) uint8, the shorter of H and W `short_side`, the longer at most `WHOLE_ASPECT` times that.
     """
-    shortest, longest = min(image.size), WHOLE_ASPECT * short_side
-    width, height = (min(round(length * short_side / shortest), longest) for length in image.size)
+    height, width = fitted_size(image.height, image.width, short_side)
     if image.height > WHOLE_ASPECT * image.width:
         # Pillow does the width first: a strip of 10 x 30,000 would become 384 x 30,000 on its way.
         image = image.resize((image.width, height), resample)
     pixels_HW3 = np.asarray(image.resize((width, height), resample))
     return np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1)[None])
+
+
+def fitted_size(height: int, width: int, short_side: int) -> list[int]:
+    """Return the height and width that a whole image is given by `fit_whole`."""
+    shortest, longest = min(height, width), WHOLE_ASPECT * short_side
+    return [min(round(length * short_side / shortest), longest) for length in (height, width)]
 
 
 def cut_tiles(image: Image.Image, height: int, width: int, *, resample: Image.Resampling) -> NDArray[np.uint8]:

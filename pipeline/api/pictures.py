@@ -157,13 +157,16 @@ def _levels(pixels: NDArray[Any], place: str) -> NDArray[np.uint8]:
         row, column, _ = (int(axis[0]) for axis in np.nonzero(~np.isfinite(pixels)))
         raise ValueError(f"{place} has pixels that are NaN or infinite, the first in row {row}, column {column}")
     if low < -ROUNDING or high > 1 + ROUNDING:
-        message = f"{place} has float pixels from {low:.4g} to {high:.4g}, outside 0 to 1: {_remedy(low, high)}"
+        message = (
+            f"{place} has float pixels from {low:.4g} to {high:.4g}, outside 0 to 1: {remedy_for_range(low, high)}"
+        )
         raise ValueError(message)
     levels: NDArray[np.uint8] = (pixels.astype(np.float64) * 255).round().clip(0, 255).astype(np.uint8)
     return levels
 
 
-def _remedy(low: float, high: float) -> str:
+def remedy_for_range(low: float, high: float) -> str:
+    """Say what to do about float pixels from `low` to `high`, beyond 0 or 1."""
     if low > -OVERSHOOT and high < 1 + OVERSHOOT:
         return "clip what resizing has overshot"
     if low >= -1 - ROUNDING and high <= 1 + ROUNDING:

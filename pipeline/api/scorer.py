@@ -126,16 +126,26 @@ class Scorer:
     def _backbones(self) -> tuple[Backbone, ...]:
         return (self.backbone, *self.others)
 
-    def _make_views(self) -> list[list[View]]:
-        """Return the views of each backbone that the heads see, `center` first."""
-        names: list[dict[str, None]] = [{CENTER: None} for _ in self._backbones]
+    @property
+    def seen_views(self) -> list[list[str]]:
+        """The views of each backbone that the heads see, `center` first."""
         bases = self.heads.bases
-        for name in (*(bases.views if bases else ()), *(self.trust.views if self.trust else ())):
+        return self._by_backbone(bases.views if bases else ())
+
+    def _by_backbone(self, views: Iterable[str]) -> list[list[str]]:
+        names: list[dict[str, None]] = [{CENTER: None} for _ in self._backbones]
+        for name in views:
             number, _, view = name.rpartition(":")
             if view in RECIPES:
                 names[int(number or 1) - 1][view] = None
+        return [list(found) for found in names]
+
+    def _make_views(self) -> list[list[View]]:
+        """Return the views of each backbone that heads or trust see."""
+        bases = self.heads.bases
+        names = self._by_backbone((*(bases.views if bases else ()), *(self.trust.views if self.trust else ())))
         return [
-            make_views(backbone, list(found), batch_size=VIEW_BATCH)
+            make_views(backbone, found, batch_size=VIEW_BATCH)
             for backbone, found in zip(self._backbones, names, strict=True)
         ]
 

@@ -186,11 +186,10 @@ class ResidualHeads(nn.Module):
             return {}
         s_N = cosine(v_ND, t_ND)
         inputs = {**views, "center": v_ND, "prompt": t_ND, "cosine": (s_N[:, None] + 1) / 2}
-        with torch.no_grad():
-            said = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "image"}
-            inputs["score"] = next(iter(said.values()), torch.zeros_like(s_N))[:, None]
-            pairs = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "pair"}
-            return said | pairs
+        said = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "image"}
+        inputs["score"] = next(iter(said.values()), torch.zeros_like(s_N))[:, None]
+        pairs = {each.name: self._fitted(each.name)(inputs, s_N) for each in self.targets if each.sees == "pair"}
+        return said | pairs
 
     def _fitted(self, target: str) -> FittedBase:
         fitted = self.head(target).fitted

@@ -113,6 +113,8 @@ def as_folder(name, folder):
     """Write a model that tells pictures apart, as a user has it, and return its name for `--backbone`."""
     folder.mkdir(parents=True)
     config = {"model_cfg": {"embed_dim": WIDTH, **(MODELS | PUBLISHED)[name]}, "preprocess_cfg": {}}
+    if "multimodal_cfg" in config["model_cfg"]:
+        config["model_cfg"]["custom_text"] = True  # how open_clip knows a CoCa
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     model = make_model(name, noise=0.02)
     _settle(model, config["model_cfg"]["vision_cfg"]["image_size"])
