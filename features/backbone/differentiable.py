@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.block_means import StageTower
-from deltaclip.features.backbone.pixels import MAX_LEVELS, input_size
+from deltaclip.features.backbone.pixels import MAX_LEVELS, cut_corner, input_size
 from deltaclip.features.backbone.twins import around, fold_attention, twin_of
 from deltaclip.features.data.views import CENTER, STAGES, STATISTICS, fitted_size, tile_corners, whole_short_side
 
@@ -116,7 +116,7 @@ class FloatCrop:
 
         steps = list(getattr(backbone.preprocess, "transforms", []))
         cfg = backbone.facts["preprocessing"]
-        resize, cuts = steps[0] if steps else None, [step.size for step in steps[1:] if isinstance(step, tv.CenterCrop)]
+        resize, cuts = steps[0] if steps else None, [step for step in steps[1:] if isinstance(step, tv.CenterCrop)]
         if not isinstance(resize, tv.Resize) or any("Pad" in type(step).__name__ for step in steps):
             message = f"resizes in a way that has no gradient here ({cfg['resize_mode']})"
             raise UserError(message, place=backbone.facts["backbone"], remedy="use Scorer, which has no gradients")
@@ -137,7 +137,12 @@ class FloatCrop:
             size = [size if side == shortest else int(size * side / shortest) for side in picture_B3HW.shape[-2:]]
         pixels = self.resized(picture_B3HW, size)
         for cut in self._cuts:
-            pixels = functional.center_crop(pixels, list(cut))
+            (height, width), (tall, wide) = cut.size, pixels.shape[-2:]
+            if tall < height or wide < width:
+                pixels = functional.center_crop(pixels, [height, width])  # which pads
+                continue
+            top, left = (cut_corner(cut, free) for free in (tall - height, wide - width))
+            pixels = pixels[..., top : top + height, left : left + width]
         return pixels
 
     def resized(self, picture_B3HW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -161,11 +161,11 @@ def _center_cut(step: Any, image: Image.Image) -> Image.Image:
     if image.width < width or image.height < height:
         padded: Image.Image = step(image)
         return padded
-    left, top = _corner(step, image.width - width), _corner(step, image.height - height)
+    left, top = cut_corner(step, image.width - width), cut_corner(step, image.height - height)
     return cut(image, (left, top, left + width, top + height))
 
 
-def _corner(step: Any, spare: int) -> int:
+def cut_corner(step: Any, spare: int) -> int:
     """Return where a cut begins that leaves out so many pixels; torchvision's rounding unless the step has its own."""
     return int(getattr(step, "corner", round)(spare / 2.0))
 
@@ -188,7 +188,7 @@ def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Ima
             if tall < height or wide < width:
                 pixels = functional.center_crop(pixels, list(step.size))
             else:
-                top, left = _corner(step, tall - height), _corner(step, wide - width)
+                top, left = cut_corner(step, tall - height), cut_corner(step, wide - width)
                 pixels = functional.crop(pixels, top, left, height, width)
         cropped: torch.Tensor = pixels.contiguous()[None]
         return cropped
