@@ -17,6 +17,7 @@ from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
 from deltaclip.pipeline.rows.beside import with_caches_beside
 from deltaclip.pipeline.rows.cached_rows import lacking_views, load_rows, views_there
+from deltaclip.pipeline.rows.pair_rows import spoken_for
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.folder import check_outside, open_run
 from deltaclip.pipeline.runs.measure import measure
@@ -112,7 +113,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     bases, trust = run.spec.bases, None if run.is_tuned else run.trust
     rows = _rows(run, config, cache)
     present, trained = present_labels(rows), run.config["labels"]
-    if not set(present) & set(trained):
+    if not {*present, *spoken_for(rows)} & set(trained):
         lacking = f"has no {' or '.join(trained)} labels to compare with"
         raise UserError(lacking, place=cache, remedy="use `deltaclip predict` for scores alone")
     split = split_of_run(run, rows)

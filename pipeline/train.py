@@ -44,14 +44,15 @@ def train(config: TrainConfig) -> TrainedResult:
         require_tensorboard()
     rows = load_rows(config.cache, choose_device(config.device), views=views_of(config))
     rows = with_caches_beside(rows, config.beside or ())
-    loss_weights(config, rows)  # refused before anything is split
+    loss_weights(config, rows, learns_pairs=True)  # refused before anything is split
     seeds = repeat_seeds(config.split_seed, config.repeats)
     splits = [split_cache(rows, config.split, fractions=config.fractions, seed=seed) for seed in seeds]
     config, preset = apply_preset(config, num_rows=splits[0].train.size)
     tasks = [
-        Task(config=one, rows=rows, split=split) for one, split in zip(repeat_configs(config), splits, strict=True)
+        Task(config=one, rows=rows, split=split, learns_pairs=True)
+        for one, split in zip(repeat_configs(config), splits, strict=True)
     ]
-    whole = Task(config=config, rows=rows, split=splits[0])
+    whole = Task(config=config, rows=rows, split=splits[0], learns_pairs=True)
     warnings = dict.fromkeys(line for task in tasks for line in warnings_of(task))
     say(*warnings, *(preset.lines() if preset else ()), *describe(whole))
     with live_events(path) if config.tensorboard else nullcontext() as events:

@@ -114,6 +114,56 @@ class MemoryBatches:
         return taken(self.t_MD, texts_B, missing=torch.nan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairedBatches:
+    """Batches of rows with pairs beside them: each step sees a part of the rows and one of the pairs.
+
+    `pair_P3` has by target the places of a and b among the rows, and the probability that a is preferred, float64. The
+    rows of pairs follow those of the batch with their labels taken off, so that ratings count once an epoch.
+    """
+
+    rows: MemoryBatches
+    pair_P3: Mapping[str, Tensor]
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch: that of the rows."""
+        return self.rows.steps_per_epoch
+
+    def __call__(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """Return every row and every pair once, in an order drawn from (seed, epoch)."""
+        parts = {name: self._order(pairs, epoch) for name, pairs in self.pair_P3.items()}
+        for step, rows_B in enumerate(self.rows.order(epoch)):
+            if step >= first:
+                yield self._take(rows_B, {name: pairs[step] for name, pairs in parts.items()})
+
+    def in_order(self, batch_size: int = 4096) -> Iterator[Batch]:
+        """Return every row once as it lies, without pairs."""
+        return self.rows.in_order(batch_size)
+
+    def _order(self, pair_P3: Tensor, epoch: int) -> tuple[Tensor, ...]:
+        order_P = np.random.default_rng((self.seed, epoch, 1)).permutation(len(pair_P3))
+        return pair_P3[torch.from_numpy(order_P).to(pair_P3.device)].tensor_split(self.steps_per_epoch)
+
+    def _take(self, rows_B: Tensor, pairs: Mapping[str, Tensor]) -> Batch:
+        extra, start = [rows_B], len(rows_B)
+        placed: dict[str, Tensor] = {}
+        for name, pair_P3 in pairs.items():
+            extra += [pair_P3[:, 0].long(), pair_P3[:, 1].long()]
+            places_P = torch.arange(start, start + len(pair_P3), device=pair_P3.device, dtype=pair_P3.dtype)
+            placed[name] = torch.stack([places_P, places_P + len(pair_P3), pair_P3[:, 2]], dim=1)
+            start += 2 * len(pair_P3)
+        batch = self.rows.take(torch.cat(extra))
+        labels = {name: label_B.clone() for name, label_B in batch.label_B.items()}
+        for label_B in labels.values():
+            label_B[len(rows_B) :] = torch.nan
+        e_BD = batch.e_BD
+        if e_BD is not None:
+            e_BD[len(rows_B) :] = torch.nan
+        return batch._replace(label_B=labels, e_BD=e_BD, pair_P3=placed)
+
+
 def taken(t_MD: Tensor, entry_B: Tensor, *, missing: float) -> Tensor:
     """Return rows of embeddings in float32, (B, D), each of value `missing` where the entry is -1: there is no text."""
     none_B = entry_B < 0

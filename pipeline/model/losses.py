@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deltaclip.base.errors import did_you_mean
 from deltaclip.pipeline.model.heads import rationale_loss
+from deltaclip.pipeline.model.preference import PairScale  # noqa: TC001 - of a field
 from deltaclip.pipeline.model.scores import Batch, HeadScores
 
 # Errors above are outliers to `huber`: good scorers reach an RMSE of about 0.1 on labels in [0, 1].
@@ -150,13 +151,26 @@ LOSSES: dict[str, Loss] = {
 BATCH_LOSSES = ("plcc", "rank", "fidelity")
 
 
-def weighted_loss(name: str = "mse", *, weights: Mapping[str, float], w_exp: float = 0.0) -> Objective:
+class PairTerm(NamedTuple):
+    """How pairs enter the loss of a target: what makes differences of scores logits, and the weight of their mean."""
+
+    scale: PairScale
+    weight: float
+
+
+NO_PAIRS: Mapping[str, PairTerm] = {}
+
+
+def weighted_loss(
+    name: str = "mse", *, weights: Mapping[str, float], w_exp: float = 0.0, pairs: Mapping[str, PairTerm] = NO_PAIRS
+) -> Objective:
     """Return the sum of weight * L over targets, plus w_exp * MSE(e), on unclamped sums; a weight of 0 leaves out.
 
     Args:
         name: of the loss L, the same for all targets.
         weights: by target; none negative, one above 0.
         w_exp: of the explanation loss.
+        pairs: by target, what pairs add: weight times the mean of `davidson_loss` over the pairs of a batch.
     """
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; {did_you_mean(name, LOSSES)}")
@@ -179,6 +193,12 @@ def weighted_loss(name: str = "mse", *, weights: Mapping[str, float], w_exp: flo
             )
             for target, weight in weighing.items()
         ]
+        for target, pair_P3 in batch.pair_P3.items():
+            if target in weighing and len(pair_P3):
+                sum_N, term, places_2P = scores.targets[target].sum_N, pairs[target], pair_P3[:, :2].long().T
+                difference_P = sum_N[..., places_2P[0]] - sum_N[..., places_2P[1]]
+                loss_P = term.scale.loss(difference_P, pair_P3[:, 2].to(difference_P.dtype))
+                parts.append(weighing[target] * term.weight * loss_P.mean(dim=-1))
         if w_exp:
             if scores.e_ND is None or batch.e_BD is None:
                 raise ValueError("w_exp needs heads with a rationale, and batches with explanations")

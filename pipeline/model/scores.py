@@ -24,7 +24,8 @@ class Batch(NamedTuple):
 
     The rest is there only for what asks for it, by target too: SDs of the labels over raters (NaN where unknown),
     weights of the rows in the loss, what fitted bases say; and embeddings of explanations (NaN in rows that
-    have none).
+    have none). `pair_P3` are pairs of these rows that people chose between: places of a and b, and the probability that
+    a is preferred.
     """
 
     v_BD: Tensor
@@ -34,6 +35,7 @@ class Batch(NamedTuple):
     weight_B: Mapping[str, Tensor] = {}
     fitted_B: Mapping[str, Tensor] = {}
     e_BD: Tensor | None = None
+    pair_P3: Mapping[str, Tensor] = {}
 
     @property
     def num_rows(self) -> int:

@@ -124,6 +124,7 @@ class Section:
     sides: page_tables.Table
     bases: page_tables.Table | None
     trust: page_tables.Table | None
+    pairs: page_tables.Table | None
     epochs: list[panels.Panel]
     scatter: list[panels.Panel]
     deltas: list[panels.Panel]
@@ -238,6 +239,7 @@ def make_section(
         sides=page_tables.sides_table(run.metrics),
         bases=page_tables.bases_table(run.config.get("calibration")),
         trust=page_tables.trust_table(run.metrics),
+        pairs=page_tables.pairs_table(run.metrics),
         epochs=panels.epoch_panels([run], [name]),
         scatter=panels.scatter_panels(rows, points, at, labels),
         deltas=panels.delta_panels(rows, run, labels),

@@ -151,6 +151,25 @@ def trust_table(metrics: Mapping[str, Any]) -> Table | None:
     )
 
 
+def pairs_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the share of pairs ordered as people did, by target and side; None of a run without pairs."""
+    found = metrics.get("pairs", {})
+    names = list(dict.fromkeys(name for side in ("test", "val", "train") for name in found.get(side, {})))
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        test = found["test"].get(name, {})
+        cells = [figure_cell(found[side].get(name, {}).get("share")) for side in ("test", "val", "train")]
+        cosine = figure_cell(test.get("cosine", {}).get("share"))
+        count = mean_of(test.get("n")) or 0
+        interval = Cell(words=interval_words(test.get("share_ci")))
+        named = Cell(words=name, names_row=True)
+        rows.append([named, Cell(words=number(count, 0), key=count), cells[0], interval, cosine, *cells[1:]])
+    headings = ("", "test pairs", "test", "95 %", "cosine", "validation", "training")
+    return Table(caption="Share of pairs ordered as people did; chance is .5", headings=headings, rows=rows)
+
+
 def source_table(metrics: Mapping[str, Any]) -> Table | None:
     """Return the figures of each source's test rows, None where the data names no sources."""
     per_source = metrics["per_source"]

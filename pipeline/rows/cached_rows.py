@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deltaclip.features.store.reader import FeatureStore, Kind, Rows
+    from deltaclip.features.store.schema import StoredPairs
     from deltaclip.features.store.texts import TextColumn
     from deltaclip.pipeline.loop.batches import Columns
     from deltaclip.pipeline.scoring.groups import KeyArray
@@ -75,6 +76,7 @@ class CacheRows:
     others: tuple[Beside, ...] = ()
     store: FeatureStore | None = None
     targets: tuple[Target, ...] = (QUALITY, CONSISTENCY)
+    pairs: StoredPairs | None = None  # that people chose between
 
     @property
     def has_text(self) -> bool:
@@ -264,6 +266,18 @@ def _seen_targets(store: FeatureStore) -> tuple[Target, ...]:
     return tuple(each for each in store.targets if each.sees == "image" or has_text_tower(store.facts))
 
 
+def _seen_pairs(store: FeatureStore) -> StoredPairs | None:
+    """Return the pairs that speak for targets which the backbone sees, numbered as these are."""
+    stored, seen = store.preferences(), _seen_targets(store)
+    if stored is None:
+        return None
+    place_T = np.array([seen.index(target) if target in seen else -1 for target in store.targets], dtype=np.int32)
+    target_P = place_T[stored.target_P]
+    known = target_P >= 0
+    columns = {name: getattr(stored, name)[known] for name in ("a_P", "b_P", "preferred_P")}
+    return replace(stored, target_P=target_P[known], **columns)
+
+
 def views_there(path: Path) -> list[str]:
     """Return the names of the views besides `center` that all images of a cache have.
 
@@ -344,6 +358,7 @@ def load_rows(path: Path, device: str, *, views: Sequence[str] = (), in_memory: 
             image_key_I=image_keys(store),
             tokens_T=store.tokens(),
             targets=_seen_targets(store),
+            pairs=_seen_pairs(store),
             views=held,
             store=store if keeps_open else None,
             v_ID=vectors.get("v_ID"),

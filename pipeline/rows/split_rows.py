@@ -50,7 +50,9 @@ def joined_groups(rows: CacheRows) -> NDArray[np.int64]:
     """Return the group of each row, (N,) int64 codes into the names of groups; those that belong together are one.
 
     Groups are joined by an image, by near copies where these are few, and, where they are made of prompts, by a prompt.
-    A joined group has the first of its names, so that nothing depends on the order of rows.
+    Pairs that people chose between join the groups of their images where that leaves no group with over a tenth of the
+    rows: else they are too many to stay together, and those across sides are left out. A joined group has the first of
+    its names, so that nothing depends on the order of rows.
     """
     code_N = rows.rows.text["group"].codes.astype(np.int64)
     of_prompt = np.flatnonzero(_is_of_prompt(rows))
@@ -58,13 +60,23 @@ def joined_groups(rows: CacheRows) -> NDArray[np.int64]:
         _edges(_picture_codes(rows), code_N),
         _edges(rows.prompt_codes[of_prompt], code_N[of_prompt]),
     )
-    edge_E2 = np.concatenate(shared)
+    num_names = len(rows.rows.text["group"].names) + 1
+    joined_N = _components(np.concatenate(shared), code_N, num_names)
+    if rows.pairs is None:
+        return joined_N
+    paired = np.stack([code_N[rows.pairs.a_P], code_N[rows.pairs.b_P]], axis=1) + 1
+    paired_N = _components(np.concatenate([*shared, paired[paired[:, 0] != paired[:, 1]]]), code_N, num_names)
+    largest = int(np.unique(paired_N, return_counts=True)[1].max(initial=0))
+    return paired_N if largest <= max(FEW * len(code_N), 1) else joined_N
+
+
+def _components(edge_E2: NDArray[np.int64], code_N: NDArray[np.int64], num_names: int) -> NDArray[np.int64]:
+    """Return the groups of rows once those that an edge joins are one, each by the first of its names."""
     if not len(edge_E2):
         return code_N
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    num_names = len(rows.rows.text["group"].names) + 1
     edges = (np.ones(len(edge_E2), dtype=np.int8), tuple(edge_E2.T))
     _, component_G = connected_components(coo_array(edges, shape=(num_names, num_names)), directed=False)
     _, first_G = np.unique(component_G, return_index=True)

@@ -19,7 +19,9 @@ import torch
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.pipeline.loop.epochs import Validation
 from deltaclip.pipeline.model.losses import std_weights
+from deltaclip.pipeline.rows.pair_rows import pairs_of, spoken_for
 from deltaclip.pipeline.scoring.agreement import MIN_ROWS, pearson, srocc
+from deltaclip.pipeline.scoring.ordering import MIN_PAIRS, ordered_share
 from deltaclip.pipeline.settings import LearningSettings
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from deltaclip.pipeline.loop.batches import Columns
     from deltaclip.pipeline.rows.cached_rows import Batches, CacheRows
+    from deltaclip.pipeline.rows.pair_rows import RowPairs
     from deltaclip.pipeline.scoring.splits import Split
 
 Config = TypeVar("Config", bound=LearningSettings)
@@ -49,17 +52,37 @@ class Task(Generic[Config]):
     config: Config
     rows: CacheRows
     split: Split
+    learns_pairs: bool = False  # of images that people chose between, where the cache has some
 
     @cached_property
     def weights(self) -> LossWeights:
         """Weights in force: see `loss_weights`."""
-        return loss_weights(self.config, self.rows)
+        return loss_weights(self.config, self.rows, learns_pairs=self.learns_pairs)
+
+    def pairs_among(self, chosen: NDArray[np.int64]) -> dict[str, RowPairs]:
+        """Return by target the pairs that are learned from, both of whose rows are chosen; no target without any."""
+        if not self.learns_pairs:
+            return {}
+        weights = self.weights.targets
+        found = {name: pairs_of(self.rows, name).among(chosen) for name in spoken_for(self.rows) if weights[name]}
+        return {name: pairs for name, pairs in found.items() if len(pairs)}
+
+    @cached_property
+    def train_pairs(self) -> dict[str, RowPairs]:
+        """Pairs of training rows, by target."""
+        return self.pairs_among(self.split.train)
+
+    @cached_property
+    def val_pairs(self) -> dict[str, RowPairs]:
+        """Pairs of validation rows, by target; too few say nothing."""
+        found = self.pairs_among(self.split.val)
+        return {name: pairs for name, pairs in found.items() if len(pairs) >= MIN_PAIRS and name in self.trained}
 
     @cached_property
     def trained(self) -> list[str]:
         """The targets that a head can learn: their loss weighs, and some training row has them."""
-        weights = self.weights.targets
-        return [name for name in trainable_labels(self.rows, self.split.train) if weights[name] > 0]
+        weights, labelled = self.weights.targets, trainable_labels(self.rows, self.split.train)
+        return [name for name in weights if weights[name] > 0 and (name in labelled or name in self.train_pairs)]
 
     @cached_property
     def sees_prompts(self) -> bool:
@@ -94,9 +117,28 @@ class Task(Generic[Config]):
         """Return the validation rows, to be read in order."""
         return self.rows.batches(self.split.val, batch_size=1, columns=of_rows(columns, self.split.val))
 
+    @property
+    def judged(self) -> list[str]:
+        """The trained targets by which epochs are chosen: by ranks of validation rows, by their pairs, or by both."""
+        return list(dict.fromkeys([*self.ranked, *self.val_pairs]))
+
     def judge(self, predicted: Mapping[str, NDArray[np.floating]]) -> Validation:
-        """Judge scores of the validation rows, by ranked target."""
-        return validation({name: predicted[name] for name in self.ranked}, self.truth)
+        """Judge scores of the validation rows, by judged target.
+
+        The figure of pairs is the share that is ordered rightly, less that of the others: from -1 to 1, as a
+        correlation. Of a target with ratings and pairs it is the mean of both figures.
+        """
+        found = validation({name: predicted[name] for name in self.ranked}, self.truth)
+        scores, figures = dict(found.scores), dict(found.figures)
+        place_N = np.zeros(len(self.rows.rows), dtype=np.int64)
+        place_N[self.split.val] = np.arange(len(self.split.val))
+        for name, pairs in self.val_pairs.items():
+            x_M = np.asarray(predicted[name], dtype=np.float64)
+            share = ordered_share(x_M[place_N[pairs.a_P]] - x_M[place_N[pairs.b_P]], pairs.preferred_P)
+            figures[f"val_{name}_pairs"] = share
+            both = [score for score in (scores.get(name), 2 * share - 1) if score is not None]
+            scores[name] = sum(both) / len(both)
+        return Validation(scores, figures)
 
 
 def validation(predicted: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]]) -> Validation:
@@ -132,19 +174,21 @@ def rankable_labels(rows: CacheRows, chosen: NDArray[np.int64]) -> list[str]:
     return [label for label, truth in known.items() if truth.size >= MIN_ROWS and truth.min() < truth.max()]
 
 
-def loss_weights(config: LearningSettings, rows: CacheRows) -> LossWeights:
+def loss_weights(config: LearningSettings, rows: CacheRows, *, learns_pairs: bool = False) -> LossWeights:
     """Return the weights that are in force: a target that no row has a label of cannot weigh anything.
 
     Raises:
         UserError: no labels at all, every weight is 0, or a target that the cache does not have.
     """
-    present = present_labels(rows)
+    spoken = spoken_for(rows)
+    present = [*present_labels(rows), *(spoken if learns_pairs else [])]
     if not present and not rows.has_text:
         remedy = "extract the data with a CLIP too: its cache first, this one beside it"
         what = f"has labels of image and prompt alone, and {rows.facts['backbone']} has no text tower"
         raise UserError(what, place=config.cache, remedy=remedy)
     if not present:
         remedy = "give the manifest a quality or consistency column and extract again"
+        remedy = "learn from its pairs by `deltaclip train`" if spoken else remedy
         raise UserError("has no labels", place=config.cache, remedy=remedy)
     names = [target.name for target in rows.targets]
     for option, numbers in (("--scale", config.scales), ("--weight", config.weights)):

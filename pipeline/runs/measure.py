@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from deltaclip.pipeline.rows.cached_rows import row_keys
+from deltaclip.pipeline.rows.pair_rows import count_across, pairs_of
 from deltaclip.pipeline.rows.row_floor import floor_of
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.trust import COVERAGE
@@ -20,6 +21,7 @@ from deltaclip.pipeline.scoring.agreement import agreement, agreement_by, json_n
 from deltaclip.pipeline.scoring.diagnostics import diagnose_residual
 from deltaclip.pipeline.scoring.floors import cosine_floor
 from deltaclip.pipeline.scoring.intervals import srocc_interval
+from deltaclip.pipeline.scoring.ordering import ordering
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.scoring.verdict import margin, mean_margin
 from deltaclip.pipeline.settings import LearningSettings
@@ -64,7 +66,7 @@ def measure(
         lacks_views: views that the training would have seen, had the cache them.
         coverage: that the intervals of the scores were asked for.
     """
-    labels = [label for label in labels if label in present_labels(rows)]
+    trained, labels = labels, [label for label in labels if label in present_labels(rows)]
     group_N = row_keys(rows.rows.text["group"])
     judged = _judged(split)
     metrics: dict[str, Any] = {"split": judged.to_json() | {"rows": split.to_json()["rows"]}}
@@ -87,6 +89,8 @@ def measure(
         if label in labels and split.val.size
         for entry in _diagnose(rows, scores, judged, label=label, scale=scale)
     ]
+    if rows.pairs is not None:
+        metrics["pairs"] = _pairs(rows, scores, split, trained, group_N=group_N)
     metrics["verdict"] = {}
     cosine_M = _cosine(rows, judged.test)
     for label in labels:
@@ -96,6 +100,29 @@ def measure(
         found |= {"state": state, "lacks_views": list(lacks_views)}
         metrics["verdict"][label] = with_sentence(found, label, metrics["split"])
     return metrics
+
+
+def _pairs(
+    rows: CacheRows, scores: Scores, split: Split, trained: Sequence[str], *, group_N: KeyArray
+) -> dict[str, Any]:
+    """Return by side and target how many pairs are ordered as people did, beside the cosine; `across` counts the rest.
+
+    Pairs of images on two sides are left out. What is said of training pairs is not out of fold.
+    """
+    found: dict[str, Any] = {"across": count_across(rows, split)}
+    for side in ("test", "val", "train"):
+        found[side] = {}
+        for target in (one.name for one in rows.targets if one.name in trained):
+            pairs = pairs_of(rows, target).among(getattr(split, side))
+            if not len(pairs):
+                continue
+            x_N, groups_P = scores.of(target), group_N[pairs.a_P]
+            figures = ordering(x_N[pairs.a_P] - x_N[pairs.b_P], pairs.preferred_P, groups=groups_P).to_json()
+            if side == "test" and rows.has_text and (rows.rows.prompt[np.concatenate(pairs[:2])] >= 0).all():
+                cosine_P = rows.cosine(pairs.a_P) - rows.cosine(pairs.b_P)
+                figures["cosine"] = ordering(cosine_P, pairs.preferred_P, groups=groups_P).to_json()
+            found[side][target] = figures
+    return found
 
 
 def _judged(split: Split) -> Split:

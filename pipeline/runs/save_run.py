@@ -84,11 +84,17 @@ class TrainedResult:
         found = " ".join(f"{target} {scale:.3f}" for target, scale in self.scales.items())
         scales = f", scales {found}" if found else ""
         times = f"fit {self.fit_seconds:.1f} s, all {self.seconds:.1f} s"
-        best = " ".join(f"{label} {self.best_epoch[label]}" for label in self.metrics["test"])
+        best = " ".join(f"{label} {self.best_epoch[label]}" for label in _trained(self.metrics))
         seeds = self.metrics["split"]["seeds"]
         kept = f"keeps the first of {len(seeds)} repeats, split seed {seeds[0]}: " if len(seeds) > 1 else ""
         where = f"run: {self.run} ({kept}best epoch {best}{scales}, {times})"
         return "\n".join([metrics_table(self.metrics), "", where, *verdict_lines(self.metrics)])
+
+
+def _trained(metrics: dict[str, Any]) -> list[str]:
+    """Return the targets that were trained, by ratings or by pairs."""
+    pairs = metrics.get("pairs", {})
+    return list(dict.fromkeys([*metrics["test"], *(name for side in SIDES for name in pairs.get(side, {}))]))
 
 
 def judge(

@@ -8,6 +8,7 @@ Shapes: N rows of the cache, M rows that are fitted to, W width of an input, A a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from deltaclip.pipeline.model.heads import DirectHeads
 from deltaclip.pipeline.model.kernel import MAX_ROWS, Line, Part, fit_member, with_left_out
 from deltaclip.pipeline.model.kernel_on_score import Nested, Score, fit_on_score
 from deltaclip.pipeline.model.level import clamp_shift
+from deltaclip.pipeline.model.pair_ridge import Said
 from deltaclip.pipeline.model.scores import head_name
 from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH
@@ -33,6 +35,7 @@ from deltaclip.pipeline.training.base_choice import (
     pair_candidates,
     plain_kernel,
 )
+from deltaclip.pipeline.training.pair_bases import PairFitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,8 +48,11 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.model.kernel import Fitted, Member, MemberFit, Vectors
     from deltaclip.pipeline.model.kernel_on_score import OnScore
     from deltaclip.pipeline.rows.cached_rows import Batches, CacheRows
+    from deltaclip.pipeline.rows.pair_rows import RowPairs
     from deltaclip.pipeline.scoring.splits import Split
+    from deltaclip.pipeline.training.pair_bases import PairBase
 
+NO_PAIRS: Mapping[str, RowPairs] = MappingProxyType({})
 # Rows on which all candidates are tried; those that may win are then fitted to all. Whole groups.
 SCREEN_ROWS = 1_000
 
@@ -67,6 +73,7 @@ class Bases:
     columns: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    pairs: Mapping[str, PairBase] = field(default_factory=dict)
 
     def put_into(self, heads: Heads) -> None:
         """Set the bases, a and b of heads that were built for them."""
@@ -93,6 +100,7 @@ class _Fit(NamedTuple):
     choice: Choice | None = None
     fits: tuple[MemberFit, ...] = ()
     refits: _Mixed | None = None
+    pairs: PairBase | None = None
 
 
 class _Taken(NamedTuple):
@@ -200,6 +208,38 @@ class _Fitter:
             tuple(one.found.fit for one in taken),
         )
 
+    def of_pairs(self, target: Target, pairs: RowPairs, labels: Mapping[str, Tensor], view: str | None) -> _Fit | None:
+        """Fit the base of a target that pairs speak for; None where they are of fewer than two groups.
+
+        Scores that it is fitted to may be no input of another base: nothing refits it without some rows.
+        """
+        said = Said(labels[target.name].cpu(), *(torch.from_numpy(column) for column in pairs))
+        only = plain_kernel(view, sees_pair=target.sees == "pair", has_score=False) if view else None
+        fitter = PairFitter(inputs=self.inputs, parts=self.parts, groups_N=self.groups_N, said=said, seed=self.seed)
+        label_N = labels[target.name]
+        if target.sees == "image" and fitter.is_rated and _two_groups(label_N, self.groups_N):
+            return self._of_ratings_and_pairs(fitter, [only] if only else image_candidates(self.inputs), label_N)
+        found = fitter.fit(target, only=only)
+        if found is None:
+            return None
+        own_M, said_N = found.own_M, found.said_N.to(self.z_N.device)
+        return _Fit(found.members, said_N, found.rows_M, own_M, fits=found.fits, pairs=found)
+
+    def _of_ratings_and_pairs(self, fitter: PairFitter, candidates: Sequence[Candidate], label_N: Tensor) -> _Fit:
+        """Fit to ratings, which choose, and then to pairs besides, where left-out rows are better for it."""
+        before = self.of_image(candidates, label_N)
+        members = [
+            (candidate, share, fit.strength)
+            for (candidate, _, share), fit in zip(before.members, before.fits, strict=True)
+        ]
+        after = fitter.refit(members, before.said_N.cpu())
+        if after is None:
+            return before
+        said_N = after.said_N.to(self.z_N.device)
+        return _Fit(
+            after.members, said_N, after.rows_M, after.own_M, choice=before.choice, fits=after.fits, pairs=after
+        )
+
     def _two_rounds(
         self, candidates: Sequence[Candidate], label_N: Tensor, fit: Callable[[Candidate, int, float | None], Any]
     ) -> tuple[list[_Taken], Choice]:
@@ -225,14 +265,23 @@ class _Fitter:
         return taken, replace(choice, figures={**of_first, **choice.figures})
 
 
-def fit_bases(rows: CacheRows, split: Split, *, labels: Collection[str], seed: int, view: str | None = None) -> Bases:
+def fit_bases(
+    rows: CacheRows,
+    split: Split,
+    *,
+    labels: Collection[str],
+    seed: int,
+    view: str | None = None,
+    pairs: Mapping[str, RowPairs] = NO_PAIRS,
+) -> Bases:
     """Fit the bases of all targets; the labels of test rows are not looked at.
 
     Every target chooses among candidates (`base_choice.py`) by left-out rows; with a `view` there is one, a kernel on
     it. A target of a pair fits least squares of the label on (s + 1)/2 first, as the calibrated base, then its members
     to what is left; among their inputs may be what the base of the first image target says without the row
     (`kernel_on_score.py`). Validation rows are fitted to as well: epochs are chosen on what the other groups say of
-    them. A target that is not trained, not among `labels`, is as if it were missing.
+    them. A target that is not trained, not among `labels`, is as if it were missing. One that `pairs` of these rows
+    speak for is fitted to ratings and pairs together (`pair_bases.py`); no test row may be among them.
 
     The mean of each base over the rows that it was fitted to is that of their labels, and so is the mean of what
     left-out fits say of training rows.
@@ -246,12 +295,14 @@ def fit_bases(rows: CacheRows, split: Split, *, labels: Collection[str], seed: i
     for target in rows.targets:
         if target.sees == "image":
             candidates = _candidates(target, fitter.inputs, view, has_score=False)
-            found[target.name] = fit = fitter.of_image(candidates, label_N[target.name])
+            fit = fitter.of_pairs(target, pairs[target.name], label_N, view) if target.name in pairs else None
+            found[target.name] = fit = fit or fitter.of_image(candidates, label_N[target.name])
             score = score if len(found) > 1 else Score(fit.said_N, fit.refits)
     for target in rows.targets:
         if target.sees == "pair":
             candidates = _candidates(target, fitter.inputs, view, has_score=score.refits is not None)
-            found[target.name] = fitter.of_pair(candidates, score, label_N[target.name])
+            fit = fitter.of_pairs(target, pairs[target.name], label_N, view) if target.name in pairs else None
+            found[target.name] = fit or fitter.of_pair(candidates, score, label_N[target.name])
     ordered = {target.name: found[target.name] for target in rows.targets}
     return _bases(rows, split, ordered, label_N, z_N=fitter.z_N)
 
@@ -358,7 +409,9 @@ def _bases(
         "members": {name: [each.to_json() for each in fit.fits] for name, fit in found.items()},
         "lines": lines,
     }
-    return Bases(BaseShape(widths, members), state, lines, columns, left_out, about)
+    if of_pairs := {name: fit.pairs for name, fit in found.items() if fit.pairs}:
+        about["pairs"] = {name: base.about for name, base in of_pairs.items()}
+    return Bases(BaseShape(widths, members), state, lines, columns, left_out, about, of_pairs)
 
 
 def _two_groups(label_N: Tensor, groups_N: NDArray[np.int64]) -> bool:

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from deltaclip.base.progress import Progress
+from deltaclip.pipeline.loop.batches import MemoryBatches, PairedBatches
 from deltaclip.pipeline.loop.epochs import EpochRow, FitPlan, FitResult, Validation, seeded
 from deltaclip.pipeline.loop.head_learner import fit
 from deltaclip.pipeline.model.heads import HeadSpec, TargetSpec, build_heads
-from deltaclip.pipeline.model.losses import weighted_loss
+from deltaclip.pipeline.model.losses import NO_PAIRS, PairTerm, weighted_loss
+from deltaclip.pipeline.model.pair_ridge import FIRST_KAPPA
+from deltaclip.pipeline.model.preference import fit_scale
 from deltaclip.pipeline.rows.cached_rows import views_there
 from deltaclip.pipeline.rows.split_rows import joined_groups
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
@@ -29,13 +33,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deltaclip.pipeline.loop.batches import Columns
+    from deltaclip.pipeline.loop.batches import Columns, TrainBatches
     from deltaclip.pipeline.model.fitted_base import BaseShape
     from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.model.losses import Objective
+    from deltaclip.pipeline.rows.cached_rows import Batches
     from deltaclip.pipeline.rows.task import Task
     from deltaclip.pipeline.runs.folder import TunedBackbone
     from deltaclip.pipeline.settings import LearningSettings, TrainConfig
+    from deltaclip.pipeline.training.bases import Bases
 
 
 # ---- One training: heads on the training rows of a split, the epoch chosen on its validation rows
@@ -74,25 +80,34 @@ def learn(task: Task[TrainConfig], *, what: str = "training", log: Callable[[Epo
     bases = None
     if has_fitted_bases(config):
         view = config.view if config.base == "kernel" else None
-        bases = fit_bases(rows, task.split, labels=task.trained, seed=config.split_seed, view=view)
+        seen = np.concatenate([task.split.train, task.split.val])
+        bases = fit_bases(
+            rows,
+            task.split,
+            labels=task.trained,
+            seed=config.split_seed,
+            view=view,
+            pairs={name: pairs for name, pairs in task.pairs_among(seen).items() if name in task.trained},
+        )
     spec = head_spec(task, bases=None if bases is None else bases.shape)
     columns = {} if bases is None else {"fitted_B": bases.columns}
     batches = task.train_batches(columns=columns)
-    val = task.val_batches(columns=columns) if task.ranked else batches
+    val = task.val_batches(columns=columns) if task.judged else batches
+    terms = pair_terms(task, bases)
     with seeded(config.seed, rows.device), Progress(config.epochs, what, unit="epochs") as progress:
         heads = build_heads(spec).to(rows.device)
         calibration = start_bases(heads, config.base, batches, bases)
 
         def validate() -> Validation:
             scores = score(heads, val.in_order(SCORE_BATCH))
-            return task.judge({target: scores.of(target) for target in task.ranked})
+            return task.judge({target: scores.of(target) for target in task.judged})
 
         fitted = fit(
             heads,
-            batches,
-            objective=objective_of(task),
+            paired(task, batches, terms),
+            objective=objective_of(task, terms),
             plan=fit_plan(config, margin=margin_of(task)),
-            validate=validate if task.ranked else None,
+            validate=validate if task.judged else None,
             on_epoch=_each_epoch(progress, log),
         )
     left_out = {} if bases is None else bases.left_out
@@ -122,10 +137,43 @@ def _each_epoch(progress: Progress, log: Callable[[EpochRow], None] | None) -> C
     return take
 
 
-def objective_of(task: Task[Any]) -> Objective:
+def objective_of(task: Task[Any], pairs: Mapping[str, PairTerm] = NO_PAIRS) -> Objective:
     """Return the loss that the settings ask for."""
     weights = task.weights
-    return weighted_loss(task.config.loss, weights=weights.targets, w_exp=weights.explanations)
+    return weighted_loss(task.config.loss, weights=weights.targets, w_exp=weights.explanations, pairs=pairs)
+
+
+def pair_terms(task: Task[Any], bases: Bases | None) -> dict[str, PairTerm]:
+    """Return how pairs enter the loss of each target that training pairs speak for.
+
+    A squared error of variance s^2 is 2 s^2 times a negative log-likelihood, and so is the loss of pairs, for as many
+    as there are to a rating. Scale and variance are those of the base on left-out rows; of a base that was not fitted
+    to pairs a logit is a tenth of the range.
+    """
+    found = {}
+    for name, pairs in task.train_pairs.items():
+        base = bases.pairs.get(name) if bases else None  # none where pairs did not help
+        preferred_P = torch.from_numpy(pairs.preferred_P)
+        scale = base.scale if base else fit_scale(torch.zeros(len(pairs)), preferred_P, kappa=FIRST_KAPPA)
+        num_rated = int((~np.isnan(task.rows.label(name)[task.split.train])).sum())
+        variance = base.variance if base and base.variance is not None else 1 / scale.kappa**2
+        found[name] = PairTerm(scale, 2 * variance * (len(pairs) / num_rated if num_rated else 1.0))
+    return found
+
+
+def paired(task: Task[Any], batches: Batches, terms: Mapping[str, PairTerm]) -> TrainBatches:
+    """Return the training batches with pairs in them; vectors that are read in blocks have none to offer."""
+    if not terms or not isinstance(batches, MemoryBatches):
+        return batches
+    place_N = np.zeros(len(task.rows.rows), dtype=np.int64)
+    place_N[task.split.train] = np.arange(len(task.split.train))
+    pair_P3 = {
+        name: torch.from_numpy(
+            np.stack([place_N[pairs.a_P], place_N[pairs.b_P], pairs.preferred_P], axis=1).astype(np.float64)
+        ).to(task.rows.device)
+        for name, pairs in task.train_pairs.items()
+    }
+    return PairedBatches(rows=batches, pair_P3=pair_P3, seed=task.config.split_seed)
 
 
 # Corrections of fitted bases that gained less than half of this over the square root of the validation groups lowered

@@ -11,6 +11,7 @@ from deltaclip.base.options import option_name
 from deltaclip.features.data.targets import recorded_targets
 from deltaclip.pipeline.model.heads import BOUND, HEADS, LAYERS, WIDTH
 from deltaclip.pipeline.model.losses import BATCH_LOSSES, DEFAULT_STD, WEIGHT_FLOOR
+from deltaclip.pipeline.rows.pair_rows import count_across
 from deltaclip.pipeline.rows.task import labels_with_std, num_explained, present_labels, rankable_labels
 from deltaclip.pipeline.settings import TrainConfig
 
@@ -186,7 +187,8 @@ def settings_warnings(task: Task[Any]) -> list[str]:
     found += [
         f"the cache has no target {name}: what is given for it is not used" for name in sorted(asked - set(names))
     ]
-    missing = [name for name in names if name not in present_labels(rows)]
+    found += _about_pairs(task)
+    missing = [name for name in names if name not in (*present_labels(rows), *task.train_pairs)]
     found += [f"the cache has no {name} labels: that head is not trained and has no scores" for name in missing]
     idle = [name for name in names if name not in (*missing, *task.trained)]
     return found + [f"no training row weighs for {name}: that head is not trained and has no scores" for name in idle]
@@ -202,6 +204,20 @@ def _about_unseen(rows: CacheRows) -> list[str]:
         f"{' and '.join(unseen)} {verb} the prompt and {rows.facts['backbone']} has no text tower, so it is not "
         f"trained: extract the data with a CLIP too and give both, `deltaclip train CLIP.h5 {rows.path}`"
     ]
+
+
+def _about_pairs(task: Task[Any]) -> list[str]:
+    if task.rows.pairs is None:
+        return []
+    count = len(task.rows.pairs.a_P)
+    if not task.learns_pairs:
+        return [f"the cache has {count:,} pairs, which `train` learns from: here they are left out"]
+    found = []
+    if across := count_across(task.rows, task.split):
+        found.append(f"{across:,} of {count:,} pairs have images on two sides of the split: left out")
+    if task.rows.v_ID is None:
+        found.append("vectors are read in blocks: bases learn from pairs, the correction from ratings alone")
+    return found
 
 
 def _about_loss(config: LearningSettings, rows: CacheRows) -> list[str]:
@@ -231,7 +247,7 @@ def _about_explanations(config: LearningSettings, rows: CacheRows) -> list[str]:
 
 def _about_split(config: LearningSettings, rows: CacheRows, split: Split) -> list[str]:
     found = []
-    if not rankable_labels(rows, split.val):
+    if not rankable_labels(rows, split.val) and rows.pairs is None:
         found.append("too few validation rows to rank: the last epoch is kept")
         if config.patience:
             found.append(f"--patience {config.patience} is not used: it needs validation rows")

@@ -50,7 +50,8 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         lines.append(f"mean ± SD of {repeats} repeats, split seeds {split['seeds'][0]} to {split['seeds'][-1]}")
     width = 15 if repeats > 1 else 8
     ends = "" if repeats > 1 else "   SROCC 95 %"
-    lines.append(f"{'':14}{'':24}" + "".join(f"{word:>{width}}" for word in HEADINGS) + ends)
+    if metrics["test"] or "pairs" not in metrics:
+        lines.append(f"{'':14}{'':24}" + "".join(f"{word:>{width}}" for word in HEADINGS) + ends)
     for label, figures in metrics["test"].items():
         lines.append(_row(label, "trained heads", figures, width=width))
         for floor, words in (("no_image", "floor: no image"), ("cosine", "floor: zero-shot cosine")):
@@ -59,9 +60,28 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     if means := floor_means(metrics["floors"]["no_image"]):
         lines.append(f"no image: {means}, chosen on training rows")
     lines += _source_lines(metrics["per_source"])
+    lines += pair_lines(metrics)
     lines += _trust_lines(metrics)
     lines += [f"note ({label}): {f['note']}" for label, f in metrics["test"].items() if f.get("note")]
     return "\n".join(lines)
+
+
+def pair_lines(metrics: dict[str, Any]) -> list[str]:
+    """Say of each target how many test pairs are ordered as people did, beside chance and the cosine."""
+    pairs = metrics.get("pairs", {})
+    lines = []
+    for label, found in pairs.get("test", {}).items():
+        cosine = f", cosine {_number(found['cosine']['share'], 0)}" if "cosine" in found else ""
+        bounds = found["share_ci"]
+        shown = f" ({_interval(*bounds)})" if all(isinstance(bound, float) for bound in bounds) else ""
+        ties = f", {_count(found['ties'])} ties of people left out" if _mean(found["ties"]) else ""
+        count = f"{_count(found['n'])} test pairs{ties}"
+        lines.append(f"{label:14}{_number(found['share'], 0)}{shown} of {count}; chance .5{cosine}")
+    if lines:
+        lines = ["", "pairs ordered rightly, 95 % interval over prompts", *lines]
+    if _mean(pairs.get("across")):
+        lines.append(f"{_count(pairs['across'])} pairs have images on two sides of the split and are left out")
+    return lines
 
 
 def floor_means(floors: dict[str, Any]) -> str:
@@ -408,8 +428,11 @@ def _word(value: Any) -> str:
 
 def choice_lines(calibration: Mapping[str, Any] | None) -> list[str]:
     """Return a line a target on the base that was chosen, with its figure on left-out rows and the best of the rest."""
-    lines = []
+    lines, of_pairs = [], (calibration or {}).get("pairs", {})
     for target, choice in ((calibration or {}).get("choice") or {}).items():
+        if target in of_pairs:
+            lines += _pair_choice_lines(target, of_pairs[target])
+            continue
         if choice is None:
             lines.append(f"base          {target}: labels in fewer than two groups: nothing to choose by")
             continue
@@ -423,6 +446,17 @@ def choice_lines(calibration: Mapping[str, Any] | None) -> list[str]:
             second = max(rest, key=lambda name: sign * (rest[name][choice["by"]] or 0.0))
             line += f"; best of {len(rest)} others: {second}, {_left_out(rest[second], choice['by'])}"
         lines.append(line)
+    return lines
+
+
+def _pair_choice_lines(target: str, found: Mapping[str, Any]) -> list[str]:
+    shares = found["shares"]
+    chosen = " + ".join(name if len(shares) == 1 else f"{share:.2f} {name}" for name, share in shares.items())
+    seen = f"{found['pairs']:,} pairs" + (f" and {found['ratings']:,} ratings" if found["ratings"] else "")
+    how = f"the likelihood of left-out ones, of {len(found['loss'])} candidates" if found["loss"] else "ratings"
+    lines = [f"base          {target}: {chosen}, fitted to {seen}; chosen by {how}"]
+    if not found["ratings"]:
+        lines.append(f"scale         {target}: pairs alone give no origin and no unit: {found['unit']}")
     return lines
 
 
