@@ -76,6 +76,12 @@ class _Trial:
     parts: list[Part]
     solved: PairSolved
 
+    def member(self, gain: float, shift: float) -> Member:
+        """Return the member that says gain f + shift, on the device of its space."""
+        device = self.space.shift_P.device
+        w_L, intercept = gain * self.solved.w_L, gain * self.solved.intercept + shift
+        return self.space.member(w_L.to(device), intercept.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairFitter:
@@ -212,14 +218,11 @@ class PairFitter:
             gain = min(SD / max(float(left_out_M.std()), 1e-12), MOST_OF_LOGIT)
             shift = MEAN - gain * float(left_out_M.mean())
         left_out_M, own_M = gain * left_out_M + shift, gain * own_M + shift
-        members = [
-            (one.candidate, one.space.member(gain * one.solved.w_L, gain * one.solved.intercept + shift), share)
-            for share, one in best
-        ]
+        members = [(one.candidate, one.member(gain, shift), share) for share, one in best]
         num_rows, said_N = len(self.groups_N), torch.zeros(len(self.groups_N))
         for (share, one), (_, member, _) in zip(best, members, strict=True):
-            left = gain * one.solved.left_out_M + shift
-            said_N = said_N + share * with_left_out(member, one.parts, rows_M, left, num_rows=num_rows)
+            left = (gain * one.solved.left_out_M + shift).to(one.space.shift_P.device)
+            said_N += share * with_left_out(member, one.parts, rows_M, left, num_rows=num_rows).cpu()
         scale = best[0][1].solved.noise.scale
         if len(said.a_P):
             scale = fit_scale(left_out_M[said.a_P] - left_out_M[said.b_P], said.preferred_P)

@@ -75,6 +75,7 @@ def runs(caches, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_pairs_alone_order_prompts_that_were_left_out(runs):
     found = runs["alone"].metrics["pairs"]["test"]["quality"]
     assert found["share"] > 0.6 < found["share_ci"][1]
@@ -85,6 +86,7 @@ def test_pairs_alone_order_prompts_that_were_left_out(runs):
     assert calibration["pairs"]["quality"]["ratings"] == 0
 
 
+@pytest.mark.slow
 def test_scores_of_pairs_alone_have_the_unit_that_is_said(runs):
     with (runs["alone"].run / "predictions.csv").open(newline="") as file:
         q = np.array([float(row["q"]) for row in csv.DictReader(file)])
@@ -94,11 +96,13 @@ def test_scores_of_pairs_alone_have_the_unit_that_is_said(runs):
     assert "best epoch quality" in runs["alone"].summary()
 
 
+@pytest.mark.slow
 def test_preferences_drawn_by_lot_teach_nothing(runs):
     lo, hi = runs["lots"].metrics["pairs"]["test"]["quality"]["share_ci"]
     assert lo - 0.02 < 0.5 < hi + 0.02
 
 
+@pytest.mark.slow
 def test_pairs_beside_ratings(runs):
     """Both kinds of figures are there; the scores keep the unit of the ratings."""
     metrics = runs["both"].metrics
@@ -107,6 +111,7 @@ def test_pairs_beside_ratings(runs):
     assert metrics["verdict"]["quality"]["sentence"]
 
 
+@pytest.mark.slow
 def test_runs_of_pairs_are_evaluated_compared_and_shown(runs, caches, tmp_path):
     found = evaluate(EvaluateConfig(run=runs["alone"].run, out=tmp_path / "e.json"))
     assert found.metrics["pairs"]["test"] == runs["alone"].metrics["pairs"]["test"]
@@ -142,6 +147,7 @@ def test_heads_learn_from_pairs_without_a_fitted_base(values, caches, tmp_path):
     assert (found.run / "predictions.csv").read_bytes() == (again.run / "predictions.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_groups_keep_pairs_together_where_they_can(tmp_path, demo_folder, tiny_backbone):
     """A few pairs across prompts join these; very many would join all, and are left out and counted instead."""
     few = pairs_of(demo_folder)
