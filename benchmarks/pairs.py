@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.noise:
         lots = np.random.default_rng(given.seed).permutation(pairs.preferred_P)
         flip = np.random.default_rng(given.seed + 1).random(len(pairs)) < 0.5
-        pairs = pairs._replace(preferred_P=np.where(flip, 1 - lots, lots))
+        pairs = RowPairs(pairs.a_P, pairs.b_P, np.where(flip, 1 - lots, lots))
     print(f"{len(pairs):,} pairs, {(pairs.preferred_P == 0.5).mean():.3f} of them ties, seed {given.seed}")
     for seed in range(42, 42 + given.splits):
         split = split_cache(rows, "grouped", fractions=FRACTIONS, seed=seed)
