@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 ALIGNMENT = 256  # bytes: kernels read fastest from where allocators would have put a tensor
@@ -89,6 +90,11 @@ class Leaving:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._copies
+
+
+def fetched(*tensors: Tensor) -> list[NDArray[Any]]:
+    """Return tensors as arrays of the host, with one wait for all of them."""
+    return [tensor.numpy() for tensor in Leaving(tensors).there()]
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

@@ -56,13 +56,20 @@ _library = []  # a registration lasts as long as its object
 
 
 class Record:
-    """Counts of one thread's work: launches by operation, waits by (what, where); `elsewhere` has other threads'."""
+    """Launches by operation and waits by (what, where); `elsewhere` has the waits of other threads than the maker's.
 
-    def __init__(self):
+    With `alone` nothing of other threads counts: of lanes that work side by side; a backward pass has its own thread.
+    """
+
+    def __init__(self, *, alone):
+        self.alone = alone
         self.launches, self.waits = collections.Counter(), collections.Counter()
         self.elsewhere, self.bytes_to_device = collections.Counter(), 0
         self.copies = 0  # from the host to the device
         self._thread, self._lock = threading.get_ident(), threading.Lock()
+
+    def counts(self):
+        return not self.alone or threading.get_ident() == self._thread
 
     def add_launch(self, name):
         with self._lock:
@@ -83,9 +90,9 @@ _records = []
 
 
 @contextlib.contextmanager
-def recorded():
-    """Count what this thread and others do until the end of the block."""
-    record = Record()
+def recorded(*, alone=False):
+    """Count what this thread, and others unless `alone`, do until the end of the block."""
+    record = Record(alone=alone)
     _records.append(record)
     try:
         yield record
@@ -94,14 +101,14 @@ def recorded():
 
 
 def _launched(name):
-    for record in _records:
+    for record in filter(Record.counts, _records):
         record.add_launch(name)
 
 
 def waited(what):
     """Count a wait, after which all copies are done."""
     UNDER_WAY.check()
-    for record in _records:
+    for record in filter(Record.counts, _records):
         record.add_wait(what)
 
 
@@ -307,7 +314,7 @@ def _count_copy(source, target, *, non_blocking):
         if not (non_blocking and target is not None and _is_pinned(target)):
             waited("device to host")
         return
-    for record in _records:
+    for record in filter(Record.counts, _records):
         record.add_copy(source.nbytes)
     if not _is_pinned(source):
         waited("host to device, pageable")

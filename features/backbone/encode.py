@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.transfers import fetched
 from deltaclip.features.backbone.pixels import normalise
 from deltaclip.features.data.views import UnfitBackboneError
 
@@ -111,13 +112,16 @@ def require_usable(found: Embeddings, backbone: Backbone) -> Embeddings:
 
 
 def to_unit_length(features_BD: torch.Tensor) -> Embeddings:
+    """Return features of a device with unit length, and the lengths that they had."""
+    return Embeddings(*fetched(*unit_and_norm(features_BD)))
+
+
+def unit_and_norm(features_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalise in float32, whatever the model's precision: bf16 division alone would cost three digits."""
     import torch
 
     features = features_BD.float()
-    norm_B = features.norm(dim=-1)
-    unit_BD = torch.nn.functional.normalize(features, dim=-1)
-    return Embeddings(unit_BD.cpu().numpy(), norm_B.cpu().numpy())
+    return torch.nn.functional.normalize(features, dim=-1), features.norm(dim=-1)
 
 
 # ---- Prompts to text embeddings, each run to its last token in use, with a count of those that were cut

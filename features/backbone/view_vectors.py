@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from deltaclip.base.errors import MachineError
+from deltaclip.base.transfers import fetched
 from deltaclip.features.backbone.block_means import StageTower, chunks_of_shape
 from deltaclip.features.backbone.decode_ahead import dealt, image_batches
 from deltaclip.features.backbone.encode import (
@@ -25,7 +26,7 @@ from deltaclip.features.backbone.encode import (
     encode_images,
     require_usable,
     run_images,
-    to_unit_length,
+    unit_and_norm,
 )
 from deltaclip.features.backbone.pixels import as_batch, center_crops, input_size, normalise
 from deltaclip.features.data.decoding import open_decoded
@@ -306,8 +307,8 @@ def _encode_both(backbone: Backbone, tower: StageTower, crops: Sequence[torch.Te
     pixels = as_batch(backbone, crops)
     both = run_images(backbone, lambda part: tower.with_features(normalise(backbone, part)), pixels)
     features_BD, mean_BW = both.split([both.shape[1] - sum(tower.widths), sum(tower.widths)], dim=1)
-    center = require_usable(to_unit_length(features_BD), backbone)
-    return center, _as_they_are(mean_BW.cpu().numpy(), backbone)
+    unit_BD, norm_B, found_BW = fetched(*unit_and_norm(features_BD), mean_BW)
+    return require_usable(Embeddings(unit_BD, norm_B), backbone), _as_they_are(found_BW, backbone)
 
 
 def _as_they_are(vector_BW: NDArray[np.float32], backbone: Backbone) -> Embeddings:

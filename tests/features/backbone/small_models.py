@@ -66,7 +66,10 @@ MODELS = {
 PUBLISHED = {
     "mobilenet": {"vision_cfg": timm("mobilenetv2_050", 96, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
     "fastvit": {"vision_cfg": timm("fastvit_t8", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
-    "eva": {"vision_cfg": timm("eva02_tiny_patch14_224", 56, timm_pool="token"), "text_cfg": TEXT},
+    "eva": {  # timm's class Eva, of those that take any size
+        "vision_cfg": timm("vit_tiny_patch16_dinov3_qkvb", 48, timm_pool="token"),
+        "text_cfg": TEXT,
+    },
     "regnet": {"vision_cfg": timm("regnetx_002", 64, timm_pool="avg", timm_proj=None), "text_cfg": TEXT},
     "few words": {"vision_cfg": VIT, "text_cfg": TEXT | {"context_length": 7}},
 }
