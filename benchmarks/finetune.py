@@ -30,11 +30,13 @@ from deltaclip.features.backbone.precision import autocast_type
 from deltaclip.features.backbone.towers import CutTower, cut_towers
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
+from deltaclip.pipeline.loop.epochs import StateFile
 from deltaclip.pipeline.loop.tower_learner import TunePlan, tune
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import Batch, run_heads
-from deltaclip.pipeline.rows.cached_rows import CacheRows, image_files, load_rows
+from deltaclip.pipeline.rows.cached_rows import CacheRows, load_rows
+from deltaclip.pipeline.runs.run_backbone import image_files
 from deltaclip.pipeline.training.processes import Processes
 from deltaclip.pipeline.training.tower_inputs import SideMaker
 from deltaclip.pipeline.training.tower_model import SideBatches, TunedModel, unit
@@ -76,6 +78,7 @@ def measure(rows: int = ROWS, rounds: int = ROUNDS) -> list[Row]:
     }
     about = f"{rows} images, batch {BATCH}, {scene.precision}, {scene.device}"
     return [
+        *saving(),
         *(Row(name=words[name], value=rows / took[name], unit="images/s", note=about) for name in works),
         Row(name="filling the boundary cache, once", value=rows / fill_s, unit="images/s"),
         Row(
@@ -92,6 +95,22 @@ def measure(rows: int = ROWS, rounds: int = ROUNDS) -> list[Row]:
             unit="x",
             note=f"share {share:.2f} of forward and backward",
         ),
+    ]
+
+
+def saving(count: int = 16, rounds: int = 5) -> list[Row]:
+    """Return what a save of a state of `count` tensors of 4 MB takes, the medians of `rounds`, in seconds a GB."""
+    state = {f"tensor{number}": torch.randn(1 << 20) for number in range(count)}
+    size_gb = sum(tensor.nbytes for tensor in state.values()) / 1e9
+    waiting, writing = [], []
+    with tempfile.TemporaryDirectory(prefix="deltaclip-bench-") as folder:
+        file = StateFile(Path(folder) / "state.safetensors")
+        for _ in range(rounds):
+            waiting.append(seconds(lambda: file.save(state, {})))
+            writing.append(waiting[-1] + seconds(file.wait))
+    return [
+        Row(name="saving the state: the training waits", value=statistics.median(waiting) / size_gb, unit="s a GB"),
+        Row(name="saving the state: until it is written", value=statistics.median(writing) / size_gb, unit="s a GB"),
     ]
 
 

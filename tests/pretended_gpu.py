@@ -11,8 +11,8 @@ Counted (`recorded`): launches, which are operations that compute or copy, and w
 to the host, copies from it that are not both pinned and `non_blocking`, tensors made on the device from Python's
 values, indices on the host, item(), tolist(), bool(), nonzero(), masks as indices, and waiting for an event.
 
-Not seen: the order of streams, several GPUs, CUDA's own generator (the CPU's draws), number formats of kernels,
-memory in use, time. One operation of torch's counts as one launch, whatever kernels it starts.
+Not seen: the order of streams, several GPUs, CUDA's own generators (a sweep needs dropout 0), number formats of
+kernels, memory in use, time. One operation of torch's counts as one launch, whatever kernels it starts.
 """
 
 from __future__ import annotations
@@ -435,7 +435,7 @@ class Event:
 
 
 class Generator(torch.Generator):
-    """One of the device draws the CPU's numbers."""
+    """One of the device: what takes its device is there, but only what draws nothing can use it."""
 
     def __new__(cls, device="cpu"):
         made = super().__new__(cls, "cpu" if _is_here(device) else device)

@@ -379,9 +379,8 @@ def replicate(backbone: Backbone, device: str) -> Backbone:
     import torch
 
     copied = copy.deepcopy(backbone.model).to(device)
-    if overlaps(device):  # lanes compute on streams of their own, which do not wait for those that have copied it
-        for each in (backbone.device, device):
-            torch.cuda.synchronize(each)
+    for each in filter(overlaps, (backbone.device, device)):
+        torch.cuda.synchronize(each)  # lanes compute on streams of their own, which wait for no copy
     return dataclasses.replace(backbone, model=copied, device=device)
 
 
