@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.files import keep_result
 from deltaclip.base.options import option_name
 from deltaclip.base.places import is_address
@@ -31,10 +31,9 @@ from deltaclip.pipeline.runs.prediction_table import write_table
 from deltaclip.pipeline.runs.trust import together_words, unlike_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from deltaclip.pipeline.api.scorer import ScoredPairs
-    from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import PredictConfig
 
 ROWS_SHOWN = 20
@@ -70,6 +69,7 @@ class PredictResult:
     coverage: float | None
     unlike: int | None
     trust: list[str]
+    rows_shown: int = ROWS_SHOWN  # on a terminal
 
     def to_json(self) -> dict[str, Any]:
         """Return one object a row, with counts."""
@@ -91,7 +91,7 @@ class PredictResult:
         images, errors = self.columns["image"], self.columns["error"]
         lines = []
         if self.out is None:
-            shown = [_one_line(name) for name in images[:ROWS_SHOWN]]
+            shown = [_one_line(name) for name in images[: self.rows_shown]]
             width = max(len(name) for name in shown)
             cells = {label: self._cells(label, len(shown)) for label in self.labels}
             widths = {label: max(len(label), *map(len, cells[label])) for label in self.labels}
@@ -102,15 +102,14 @@ class PredictResult:
             for row, name in enumerate(shown):
                 own = [f"{cells[label][row]:{widths[label]}}" for label in self.labels]
                 lines.append("  ".join([f"{name:{width}}", *own, flags[row]]).rstrip())
-            if len(images) > ROWS_SHOWN:
-                lines.append(f"... {len(images) - ROWS_SHOWN:,} more: give --out FILE.csv for all")
+            if len(images) > len(shown):
+                lines.append(f"... {len(images) - len(shown):,} more: give --out FILE.csv for all")
         else:
             lines.append(f"{self.out}: {len(images):,} rows")
         if self.failed:
-            first = next(row for row, error in enumerate(errors) if error)
-            lines.append(
-                f"{self.failed:,} images could not be read, the first: {_one_line(images[first])}: {errors[first]}"
-            )
+            first = next((row for row, error in enumerate(errors) if error), None)  # None: --top left them out
+            named = "" if first is None else f", the first: {_one_line(images[first])}: {errors[first]}"
+            lines.append(f"{self.failed:,} images could not be read{named}")
         if self.truncated_prompts:
             lines.append(f"{self.truncated_prompts:,} prompts were cut at the context length")
         if self.left_out:
@@ -128,7 +127,7 @@ class PredictResult:
 
 
 def predict(config: PredictConfig) -> PredictResult:
-    """Score images against prompts with a run.
+    """Score images against prompts with a run, or with a backbone alone.
 
     Raises:
         UserError: nothing to score, a missing prompt, a backbone that is not the run's; with `--on-error fail` also
@@ -136,15 +135,12 @@ def predict(config: PredictConfig) -> PredictResult:
     """
     if config.out:
         _refuse_overwriting_input(config)
-    earlier, run = begin(), open_run(config.run)
-    pairs = _pairs(config, needs_prompts=run.needs_prompts)
-    prompts = pairs.prompts if run.needs_prompts else None
-    wanted = replace(pair(pairs.paths, None), prompts=prompts, made_by=pairs.made_by)
-    scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
-    found = scorer.score_pairs(wanted, root=pairs.root, batch_size=config.batch_size, coverage=config.coverage)
-    _check_failures(found, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
-    columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.scores.columns()}
-    columns["error"], trust = _errors(found, pairs), found.scores.trust
+    earlier = begin()
+    found, pairs = _scored_zero_shot(config) if config.run is None else _scored(config, config.run)
+    _check_failures(found.failed, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
+    columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.columns}
+    columns["error"] = _errors(found.failed, pairs)
+    columns, first = _sorted(columns, config)
     if config.out:
         keep_result(config.out, lambda path: write_table(path, columns))
     return PredictResult(
@@ -152,13 +148,105 @@ def predict(config: PredictConfig) -> PredictResult:
         columns=columns,
         failed=len(found.failed),
         truncated_prompts=found.truncated_prompts,
-        note=_joined_notes(pairs, run, fetched=tally().since(earlier)),
-        labels=run.labels,
+        note="; ".join(filter(None, [pairs.note, *tally().since(earlier), found.note, first])),
+        labels=found.labels,
         left_out=pairs.left_out,
+        coverage=found.coverage,
+        unlike=found.unlike,
+        trust=found.trust,
+        rows_shown=config.top or ROWS_SHOWN,
+    )
+
+
+class _Found(NamedTuple):
+    """What was found of pairs: columns of numbers and flags, and what is said of them."""
+
+    columns: dict[str, Any]
+    failed: dict[int, str]
+    truncated_prompts: int
+    labels: tuple[str, ...]
+    note: str
+    coverage: float | None
+    unlike: int | None
+    trust: list[str]
+
+
+def _scored(config: PredictConfig, place: Path) -> tuple[_Found, _Pairs]:
+    run = open_run(place)
+    pairs = _pairs(config, needs_prompts=run.needs_prompts)
+    prompts = pairs.prompts if run.needs_prompts else None
+    wanted = replace(pair(pairs.paths, None), prompts=prompts, made_by=pairs.made_by)
+    scorer = Scorer.load(place, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
+    _check_sort(config, scorer.nothing(0).columns())
+    found = scorer.score_pairs(wanted, root=pairs.root, batch_size=config.batch_size, coverage=config.coverage)
+    trust, note = found.scores.trust, ""
+    if not run.needs_prompts and any(pairs.prompts):
+        note = f"the prompts are not used: the run scores {' and '.join(run.labels)} alone"
+    return _Found(
+        columns=found.scores.columns(),
+        failed=found.failed,
+        truncated_prompts=found.truncated_prompts,
+        labels=run.labels,
+        note=note,
         coverage=config.coverage if scorer.trust else None,
         unlike=None if trust is None or not trust.parts else int((trust.flag_N >= 0).sum()),
         trust=_trust_lines(scorer, found, config, pairs=pairs, what="pairs" if run.needs_prompts else "images"),
+    ), pairs
+
+
+def _scored_zero_shot(config: PredictConfig) -> tuple[_Found, _Pairs]:
+    from deltaclip.base.device import choose_device
+    from deltaclip.features.backbone.decode_ahead import ImageFile, spread
+    from deltaclip.features.backbone.precision import load_in_best_precision, probe_pixels
+    from deltaclip.features.backbone.weights import find_weights
+    from deltaclip.pipeline.api.zero_shot import COLUMNS, COSINE, FIRST, score_zero_shot, zero_shot_words
+
+    _check_sort(config, dict.fromkeys(COLUMNS, np.zeros(0)))
+    source = find_weights(config.backbone or "tiny", config.pretrained)
+    pairs = _pairs(config, needs_prompts=False)
+    wanted = replace(pair(pairs.paths, None), prompts=pairs.prompts)
+    files = [source for source in wanted.sources if isinstance(source, ImageFile)]  # all are
+    few = [files[place] for place in spread(len(files))]
+    backbone, _ = load_in_best_precision(
+        source,
+        device=choose_device(config.device),
+        precision="auto",
+        quick_gelu=None,
+        probe=lambda loaded: probe_pixels(loaded, few, pairs.root),
     )
+    found = score_zero_shot(backbone, wanted, root=pairs.root, batch_size=config.batch_size)
+    return _Found(
+        columns=dict(found.columns),
+        failed=found.failed,
+        truncated_prompts=found.truncated_prompts,
+        labels=(*([COSINE] if any(pairs.prompts) else []), FIRST),
+        note="",
+        coverage=None,
+        unlike=None,
+        trust=zero_shot_words(source.name),
+    ), pairs
+
+
+def _check_sort(config: PredictConfig, columns: Mapping[str, Any]) -> None:
+    """Refuse a column to sort by that scores will not have, before anything is scored."""
+    numbers = [name for name, column in columns.items() if isinstance(column, np.ndarray)]
+    if config.sort is not None and config.sort not in numbers:
+        remedy = did_you_mean(config.sort, numbers)
+        raise UserError(f"{config.sort!r} is no column of scores", place="--sort", remedy=remedy)
+
+
+def _sorted(columns: dict[str, Any], config: PredictConfig) -> tuple[dict[str, Any], str]:
+    """Return the rows in the order that was asked for, and what is to be said of those that are left out."""
+    if config.sort is None:
+        return columns, ""
+    key_N = columns[config.sort]
+    order = np.argsort(np.where(np.isnan(key_N), np.inf, -key_N), kind="stable")  # what has no score goes last
+    chosen = order[: config.top].tolist()
+    found = {
+        name: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in chosen]
+        for name, column in columns.items()
+    }
+    return found, f"the {len(chosen):,} highest of {len(order):,} by {config.sort}" if len(chosen) < len(order) else ""
 
 
 def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, pairs: _Pairs, what: str) -> list[str]:
@@ -172,33 +260,25 @@ def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, p
     return [*lines, unlike_words(columns, num_scored, what)] if scorer.trust.parts else lines
 
 
-def _joined_notes(pairs: _Pairs, run: RunFolder, *, fetched: Sequence[str]) -> str:
-    """Return what is to be said of the rows: which were left out, and whether prompts are not used."""
-    notes = [*filter(None, [pairs.note]), *fetched]
-    if not run.needs_prompts and any(pairs.prompts):
-        notes.append(f"the prompts are not used: the run scores {' and '.join(run.labels)} alone")
-    return "; ".join(notes)
-
-
-def _errors(found: ScoredPairs, pairs: _Pairs) -> list[str]:
-    errors = [found.failed.get(row, "") for row in range(len(pairs.names))]
+def _errors(failed: Mapping[int, str], pairs: _Pairs) -> list[str]:
+    errors = [failed.get(row, "") for row in range(len(pairs.names))]
     for row in [row for row, error in enumerate(errors) if error == GONE][:MOST_NEAREST]:
         errors[row] = explained(errors[row], pairs.names[row], pairs.folder)
     return errors
 
 
-def _check_failures(found: ScoredPairs, pairs: _Pairs, *, strict: bool) -> None:
-    if found.failed and (strict or len(found.failed) == len(pairs.paths)):
-        row, reason = next(iter(found.failed.items()))
+def _check_failures(failed: Mapping[int, str], pairs: _Pairs, *, strict: bool) -> None:
+    if failed and (strict or len(failed) == len(pairs.paths)):
+        row, reason = next(iter(failed.items()))
         raise UserError(reason, place=pairs.paths[row], remedy="give an image that can be read")
 
 
 def _refuse_overwriting_input(config: PredictConfig) -> None:
     assert config.out is not None, "asked only where scores are written"
-    inputs = [Path(config.target), *([config.prompts] if config.prompts else [])]
+    inputs = [Path(config.data), *([config.prompts] if config.prompts else [])]
     if config.out.resolve() in [path.resolve() for path in inputs]:
         raise UserError("is an input", place=config.out, remedy="give another --out")
-    check_outside(config.out, [config.run])
+    check_outside(config.out, [config.run] if config.run else [])
 
 
 def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:
@@ -209,7 +289,7 @@ def _refuse_unused(config: PredictConfig, what: str, *names: str) -> None:
 
 
 def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
-    path = _target(config.target)
+    path = _target(config.data)
     if path.is_dir():
         _refuse_unused(config, "a folder", "image_root", *(["prompt"] if config.prompts else []))
         return _folder_pairs(config, path, needs_prompts=needs_prompts)
@@ -228,7 +308,7 @@ def _pairs(config: PredictConfig, *, needs_prompts: bool) -> _Pairs:
         raise UserError(f"{kind}s are not read", place=path, remedy=remedy)
     _refuse_unused(config, "a manifest, which has its own prompts", "prompt", "prompts")
     manifest = read_manifest(
-        config.target, image_root=config.image_root, allow_outside=config.allow_outside, read_labels=False
+        config.data, image_root=config.image_root, allow_outside=config.allow_outside, read_labels=False
     )
     if needs_prompts and not any(manifest.prompts):
         remedy = "add a column prompt, or train a run on quality alone"

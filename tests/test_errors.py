@@ -493,6 +493,17 @@ TABLE = [
         "give a table with a column prompt, for a folder --prompts TABLE (" + "/".join(SUFFIXES) + ")",
     ),
     ("predict {at}/run", "TARGET: is missing; see `deltaclip predict --help`"),
+    ("predict", "RUN: is missing; see `deltaclip predict --help`"),
+    (
+        "predict {at}/run --zero-shot demo",
+        "RUN: would not be used with --zero-shot; give either a run, or --zero-shot TARGET alone",
+    ),
+    ("predict --zero-shot demo --coverage 0.8", "--coverage: would not be used with --zero-shot; leave it out"),
+    (
+        "predict --zero-shot {at}/none",
+        "{at}/none: no such file or folder; give an image, a folder, a manifest, demo or ADAPTER:DIR",
+    ),
+    ("predict {at}/run demo --top 3", "--top: needs --sort; give the column that says which are first"),
     ("evaluate x y", "got unexpected extra argument(s) (y); see `deltaclip evaluate --help`"),
     ("train x --epoch 3", "--epoch: no such option; did you mean '--epochs'?"),
     ("train x --residual_scaleq 0.1", "--residual-scaleq: no such option; did you mean '--residual-scale-q'?"),

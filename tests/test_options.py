@@ -50,7 +50,7 @@ STAGES |= {"finetune": FinetuneConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"data check": {"data": "demo"}}
-REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png"}}
+REQUIRED |= {"evaluate": {"run": Path("r")}, "predict": {"run": Path("r"), "target": "x.png", "sort": "q"}}
 REQUIRED |= {"rank": {"run": Path("r"), "data": ["a=x", "b=y"], "baseline": "a"}}
 REQUIRED |= {"report": {}, "demo": {}}
 REQUIRED |= {"inspect": {"caches": [Path("c.h5"), Path("d.h5")]}}

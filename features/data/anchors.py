@@ -24,6 +24,21 @@ PAIRS = (
     ("a beautiful work of art", "an ugly work of art"),
     ("a scene that makes sense", "a scene that makes no sense"),
 )
+# One word a pair: a share near 1 says the better end of it.
+PAIR_NAMES = (
+    "quality",
+    "sharpness",
+    "cleanness",
+    "colour",
+    "light",
+    "contrast",
+    "realism",
+    "composition",
+    "anatomy",
+    "flawlessness",
+    "beauty",
+    "sense",
+)
 LEVELS = tuple(f"an image of {level} quality" for level in ("terrible", "poor", "fair", "good", "excellent"))
 ANCHOR_TEXTS = (*(text for pair in PAIRS for text in pair), *LEVELS)
 ANCHOR_RECIPE = {

@@ -71,20 +71,35 @@ class CompareConfig:
 class PredictConfig:
     """Settings of `predict`."""
 
-    run: Path = setting(help="Run directory made by `deltaclip train`.", argument=True, names="run")
-    target: str = setting(help="An image, a folder of images, a manifest, demo or ADAPTER:DIR.", argument=True)
+    run: Path | None = setting(None, help="Run directory made by `deltaclip train`.", argument=True, names="run")
+    target: str | None = setting(
+        None, help="An image, a folder of images, a manifest, demo or ADAPTER:DIR.", argument=True
+    )
+    zero_shot: str | None = setting(
+        None,
+        help="Instead of RUN and TARGET, a target to score without any run: cosine and antonym prompts of --backbone.",
+    )
     prompt: str | None = setting(None, help="Prompt of the image, or of every image of the folder.")
     prompts: Path | None = setting(
         None,
         help="For a folder: table with the columns image and prompt; default NAME.txt beside each image.",
         names="input",
     )
+    sort: str | None = setting(None, help="Column to sort the rows by, highest first, such as quality.")
+    top: int | None = setting(None, help="With --sort: only the first so many rows.", ge=1)
     out: Path | None = setting(None, help="Write the scores to this .csv, .jsonl or .parquet file.", names="file")
     coverage: float = setting(0.9, help=COVERAGE_HELP, gt=0, lt=1)
     backbone: str | None = setting(
-        None, help="Where the run's backbone lies now, if it has moved; checked by fingerprint.", names="backbone"
+        None,
+        help="Where the run's backbone lies now, if it has moved; checked by fingerprint. With --zero-shot as for "
+        "`extract`, default tiny.",
+        names="backbone",
     )
-    pretrained: str | None = setting(None, help="Where its checkpoint lies now, if it has moved.", names="pretrained")
+    pretrained: str | None = setting(
+        None,
+        help="Where its checkpoint lies now, if it has moved; with --zero-shot as for `extract`.",
+        names="pretrained",
+    )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
     batch_size: int = setting(64, help="Images per forward pass.", ge=1)
     image_root: Path | None = setting(
@@ -97,14 +112,31 @@ class PredictConfig:
         check_settings(self)
         if self.out:
             check_suffix(self.out, TABLES)
+        for place, value in (("RUN", self.run), ("TARGET", self.target)):
+            if self.zero_shot is None and value is None:
+                raise UserError("is missing", place=place, remedy="see `deltaclip predict --help`")
+            if self.zero_shot is not None and value is not None:
+                remedy = "give either a run, or --zero-shot TARGET alone"
+                raise UserError("would not be used with --zero-shot", place=place, remedy=remedy)
+        if self.zero_shot is not None and self.coverage != type(self).coverage:
+            raise UserError("would not be used with --zero-shot", place="--coverage", remedy="leave it out")
+        if self.top is not None and self.sort is None:
+            raise UserError("needs --sort", place="--top", remedy="give the column that says which are first")
+
+    @property
+    def data(self) -> str:
+        """What is to be scored, with or without a run."""
+        given = self.target if self.zero_shot is None else self.zero_shot
+        assert given is not None, "checked when the settings were made"
+        return given
 
     def check_more(self) -> None:
         """Refuse a target that is not there; one with a colon may be of an adapter, one with signs a pattern."""
-        path = Path(self.target)
-        is_named = self.target == "demo" or any(sign in self.target for sign in ":{*?[")
+        path = Path(self.data)
+        is_named = self.data == "demo" or any(sign in self.data for sign in ":{*?[")
         if not (is_named or path.exists() or any(above.is_file() for above in path.parents)):
             remedy = "give an image, a folder, a manifest, demo or ADAPTER:DIR"
-            raise UserError("no such file or folder", place=self.target, remedy=remedy)
+            raise UserError("no such file or folder", place=self.data, remedy=remedy)
 
 
 def _check_json(out: Path | None) -> None:
