@@ -41,6 +41,7 @@ from deltaclip.pipeline.settings import (
     RankConfig,
     ReportConfig,
     ServeConfig,
+    ShareConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -444,6 +445,14 @@ def report(config: ReportConfig) -> StageResult:
 def export(config: ExportConfig) -> StageResult:
     """Write a run as ONNX, checked against torch."""
     from deltaclip.pipeline.export import export as stage
+
+    return stage(config)
+
+
+@command(ShareConfig, example="deltaclip share runs/demo_tiny_residual_frozen shared/ --license apache-2.0")
+def share(config: ShareConfig) -> StageResult:
+    """Write what scores elsewhere and tells no prompts or ratings."""
+    from deltaclip.pipeline.share import share as stage
 
     return stage(config)
 

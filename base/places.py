@@ -148,6 +148,6 @@ def check_places(settings: Any) -> None:
     for field in fields:
         if (kind := field.metadata["names"]) is not None and (value := getattr(settings, field.name)) is not None:
             for one in value if isinstance(value, list) else [value]:
-                CHECKS[kind](one, option_name(field.name))
+                CHECKS[kind](one, field.name.upper() if field.metadata["argument"] else option_name(field.name))
     if hasattr(settings, "check_more"):
         settings.check_more()

@@ -47,6 +47,8 @@ def compare(config: CompareConfig) -> CompareResult:
     """
     check_outside(config.out, config.runs)
     runs = [open_run(path) for path in config.runs]
+    for run in runs:
+        run.check_has_rows()
     seeds, rounds = _rounds(runs)
     labels = [label for label in rounds[0].labels if all(label in one.labels for one in rounds)]
     if not labels:

@@ -109,6 +109,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     if unused and not run.is_tuned:
         remedy = "leave it out: the run scores embeddings, not images"
         raise UserError("would not be used", place=option_name(unused[0]), remedy=remedy)
+    if config.cache is None:
+        run.check_has_rows()
     cache = config.cache or Path(run.config["cache"]["path"])
     bases, trust = run.spec.bases, None if run.is_tuned else run.trust
     rows = _rows(run, config, cache)

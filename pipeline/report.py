@@ -57,6 +57,8 @@ def report(config: ReportConfig) -> ReportResult:
     paths = config.runs or [newest_run(RUNS)]
     out = _page_path(config.out, paths)
     runs = [open_run(path) for path in paths]
+    for run in runs:
+        run.check_has_rows()
     names = _names(paths)
     sections = [
         make_section(

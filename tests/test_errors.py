@@ -399,6 +399,15 @@ TABLE = [
         "predict {at}/run {at}/good.csv --out {at}/x.xlsx",
         "{at}/x.xlsx: unknown suffix '.xlsx'; use one of .csv, .jsonl, .parquet",
     ),
+    ("share {at}/run {at}/empty", "{at}/empty: already exists; give another OUT or remove it first"),
+    (
+        "share {at}/run {at}/new --license my/own",
+        "--license: 'my/own' is no name of a licence; give one word, such as apache-2.0, or other",
+    ),
+    (
+        "share {at}/run {at}/new --trained-on a\x07b",
+        "--trained-on: is no line of text; give one line, or leave it out",
+    ),
     # Caches.
     ("inspect {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
     ("inspect {at}/gone.h5 --verify", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
@@ -640,6 +649,7 @@ predict {at}/run {at}/gone.png --prompt x | predict {at}/run {at}/good.csv --out
 predict {at}/run {at}/empty --prompts {at}/gone.csv | predict {at}/run {at}/good.csv --device gpu | report {at}/gone
 report {at}/run --out {at}/x.json | report {at}/run --out {at}/good.csv/x.html | report
 export {at}/gone --out {at}/x.onnx | export {at}/run --out {at}/x.csv | export {at}/run --out {at}/good.csv/x.onnx
+share {at}/gone {at}/new | share {at}/run {at}/empty | share {at}/run {at}/new --license my/own
 rank {at}/run a={at}/good.csv | rank {at}/run a={at}/gone b={at}/good.csv | rank {at}/gone a={at}/empty b={at}/empty
 rank {at}/run a={at}/good.csv b={at}/empty --baseline c | rank {at}/run a={at}/good.csv b={at}/empty --only beauty
 rank {at}/run a={at}/good.csv b={at}/empty --max-drop 0.1 | rank {at}/run a={at}/good.csv a={at}/empty

@@ -35,6 +35,7 @@ from deltaclip.pipeline.settings import (
     RankConfig,
     ReportConfig,
     ServeConfig,
+    ShareConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -46,7 +47,7 @@ STAGES |= {"rank": RankConfig}
 STAGES |= {"report": ReportConfig, "demo": DemoConfig}
 STAGES |= {"import": ImportConfig, "data check": CheckConfig}
 STAGES |= {"export": ExportConfig, "serve": ServeConfig}
-STAGES |= {"finetune": FinetuneConfig}
+STAGES |= {"finetune": FinetuneConfig, "share": ShareConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"data check": {"data": "demo"}}
@@ -58,6 +59,7 @@ REQUIRED |= {"finetune": {"cache": Path("c.h5")}}
 REQUIRED |= {"import": {"source": Path("e"), "out": Path("c.h5"), "backbone": "ViT-B-32", "precision": "fp16"}}
 
 REQUIRED |= {"export": {"run": Path("r"), "out": Path("m.onnx")}, "serve": {"run": Path("r")}}
+REQUIRED |= {"share": {"run": Path("r"), "out": Path("o")}}
 
 
 def option_list() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
 from deltaclip.features.backbone.encode import text_batches
 from deltaclip.features.backbone.view_vectors import encode_views, file_opener, make_views
+from deltaclip.features.backbone.weights import LOCAL_DIR
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.views import CENTER, RECIPES
@@ -186,6 +187,8 @@ class Scorer:
             remedy = "extract the images with `deltaclip extract` and train on that cache"
             raise UserError(message, place=run, remedy=remedy)
         chosen = choose_device(device)
+        if folder.is_shared and backbone is None and pretrained is None:
+            _check_there(facts, request, run)
         loaded = load_recorded(
             Recorded(facts, request, place=run, what="was trained on"),
             device=chosen,
@@ -346,6 +349,20 @@ class Scorer:
         if view is not None:
             stored = ViewLayout(width=view.width, recipe=view.recipe).stored_as(stored)
         return torch.from_numpy(vector_BW.astype(stored).astype(np.float32)).to(self.backbone.device)
+
+
+def _check_there(facts: Mapping[str, Any], request: Mapping[str, Any], run: Path | str) -> None:
+    """Refuse a shared folder whose backbone lay on the machine that shared it: of its place the last name is known.
+
+    Raises:
+        UserError: which weights are wanted.
+    """
+    name, file = str(facts["backbone"]), facts["pretrained"]
+    lacks = name.startswith(LOCAL_DIR) and not Path(name.removeprefix(LOCAL_DIR)).is_dir()
+    if lacks or (file and request["tag"] is None and not Path(file).exists()):
+        message = f"needs its backbone {name}{f' {file}' if file else ''}, weights of SHA-256 {facts['weights_sha256']}"
+        option = "--pretrained FILE" if file else f"--backbone {LOCAL_DIR}PATH"
+        raise UserError(message, place=run, remedy=f"fetch it and give {option}")
 
 
 def _others(folder: RunFolder, run: Path | str, device: str) -> list[Backbone]:

@@ -216,6 +216,8 @@ def _content_keys(each: Generator, *, allow_outside: bool) -> KeyArray:
 
 def _learned_images(run: RunFolder) -> KeyArray | None:
     """Return keys of the images that a run trained on or chose its epoch by; None where it did not record them."""
+    if run.is_shared:
+        return None
     side_R = read_sides(run.path / "predictions.csv")
     keys = read_keys(run.path / FILE, num_rows=len(side_R))
     if keys is None or keys.known_by != FILES:

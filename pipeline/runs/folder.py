@@ -93,6 +93,21 @@ class RunFolder:
         """Whether the run changed its backbone, so that embeddings of a cache are not those that its heads know."""
         return self.config.get("stage") == "finetune"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is what `deltaclip share` wrote: it scores, and says nothing of the rows of the training."""
+        return "shared" in self.config
+
+    def check_has_rows(self) -> None:
+        """Refuse a shared folder where the rows of the training are needed.
+
+        Raises:
+            UserError: it was shared.
+        """
+        if self.is_shared:
+            remedy = "give the run that it was made from"
+            raise UserError("was shared without the rows that it was trained on", place=self.path, remedy=remedy)
+
     def tuned_tensors(self) -> dict[str, Tensor]:
         """Return what the run changed of its backbone, by the names in its model."""
         return load_tuned(self.checkpoint)

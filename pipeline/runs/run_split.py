@@ -221,6 +221,11 @@ def split_of_run(run: RunFolder, rows: CacheRows) -> Split:
     Rows are known by what they show and ask for, whatever files and groups are called. Of rows that are test, those
     whose image or prompt the run trained on count as a leak.
     """
+    if run.is_shared:
+        nothing = np.empty(0, dtype=np.int64)
+        note = "whether the run was trained on rows of this cache is not known: it was shared without its own"
+        test = np.arange(len(rows.rows))
+        return Split(kind="all", train=nothing, val=nothing, test=test, leaks_groups=False, seeds=(), note=note)
     recorded = read_run_rows(run, rows)
     side_N = recorded.side_N
     num_new = int((side_N == len(SIDES)).sum())

@@ -27,6 +27,7 @@ from deltaclip.pipeline.settings.learning import (
     words_by_target,
 )
 from deltaclip.pipeline.settings.ranking import RankConfig, no_such_generator
+from deltaclip.pipeline.settings.sharing import ShareConfig
 from deltaclip.pipeline.settings.sweeping import (
     BY_TARGET,
     LOGARITHMIC,
@@ -62,6 +63,7 @@ __all__ = [
     "RankConfig",
     "ReportConfig",
     "ServeConfig",
+    "ShareConfig",
     "SweepConfig",
     "TrainConfig",
     "by_target",

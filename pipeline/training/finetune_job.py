@@ -341,6 +341,7 @@ def heads_of_run(tasks: Sequence[Task[FinetuneConfig]]) -> InitHeads:
     config, rows = tasks[0].config, tasks[0].rows
     assert config.init_heads is not None
     run = open_run(config.init_heads)
+    run.check_has_rows()
     if run.is_tuned:
         remedy = "give a run of `deltaclip train`"
         raise UserError("its heads belong to the tower that it changed", place=run.path, remedy=remedy)

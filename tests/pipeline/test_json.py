@@ -27,6 +27,8 @@ COMMANDS = {
     "predict": ("{demo_run} {few_folder}/images --prompt x", "rows"),
     "report": ("{demo_run} --out page.html", "page"),
     "export": ("{demo_run} --part heads --out heads.onnx", "largest_difference"),
+    "rank": ("{demo_run} a={few_folder}/demo.csv b={few_folder}/demo.csv", "generators"),
+    "share": ("{demo_run} shared", "files"),
     "demo": ("", "page"),
     "inspect": ("{few_cache} --verify", "damaged"),
     "import": ("{exported} --out in.h5 --backbone tiny --precision fp32", "cache"),
