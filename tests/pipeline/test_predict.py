@@ -211,7 +211,7 @@ def test_images_are_known_by_their_content_also_one_by_itself(scored, recorded, 
     assert found.columns["image"] == names
     heic = folder / "photo.heic"
     heic.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    assert refused(scored, heic, prompt="x") == f"{heic}: HEIC images are not read; save it as PNG or JPEG"
+    assert refused(scored, heic, prompt="x").startswith(f"{heic}: broken image data")  # the plug-in is there
 
 
 def test_names_that_are_no_text(scored, pictures, tmp_path):
