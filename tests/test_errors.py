@@ -404,10 +404,6 @@ TABLE = [
         "share {at}/run {at}/new --license my/own",
         "--license: 'my/own' is no name of a licence; give one word, such as apache-2.0, or other",
     ),
-    (
-        "share {at}/run {at}/new --trained-on a\x07b",
-        "--trained-on: is no line of text; give one line, or leave it out",
-    ),
     # Caches.
     ("inspect {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
     ("inspect {at}/gone.h5 --verify", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
