@@ -26,5 +26,5 @@ class ShareConfig:
         if self.license is not None and not _LICENCE.fullmatch(self.license):
             remedy = "give one word, such as apache-2.0, or other"
             raise UserError(f"{self.license!r} is no name of a licence", place="--license", remedy=remedy)
-        if self.trained_on is not None and not (self.trained_on.strip() and self.trained_on.isprintable()):
+        if self.trained_on is not None and not self.trained_on.isprintable():
             raise UserError("is no line of text", place="--trained-on", remedy="give one line, or leave it out")

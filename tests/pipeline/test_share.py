@@ -203,10 +203,10 @@ def test_what_needs_the_rows_says_that_they_were_left_out(shared, demo_cache, *,
     assert found["split"]["note"].startswith("whether the run was trained on rows of this cache is not known")
 
 
-@pytest.mark.parametrize("text", ["", " ", "two\nlines"], ids=["nothing", "a space", "two lines"])
-def test_the_name_of_the_data_is_a_line(text):
-    with pytest.raises(UserError, match="^--trained-on: is no line of text; give one line, or leave it out$"):
-        ShareConfig(run=Path("r"), out=Path("o"), trained_on=text)
+def test_the_name_of_the_data_is_a_line():
+    with pytest.raises(UserError) as caught:
+        ShareConfig(run=Path("r"), out=Path("o"), trained_on="two\nlines")
+    assert str(caught.value) == "--trained-on: is no line of text; give one line, or leave it out"
 
 
 def test_repeats_and_an_unnamed_set_have_a_card_too(demo_cache, tmp_path):
