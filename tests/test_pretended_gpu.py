@@ -139,6 +139,7 @@ def test_a_full_gpu_is_one_line_with_the_number_that_fits():
     assert run(FULL) == [f"{line}, or add --checkpointing", line]
 
 
+@pytest.mark.slow
 def test_heads_train_there_as_on_the_cpu():
     """The one that is fast: no tower, no file."""
     there, here, (launches, waits) = run(FIT)

@@ -221,6 +221,7 @@ def test_statistics_alone_need_no_backbone(twelve):
     assert found.cache.read_bytes() == (twelve / "c.h5").read_bytes()
 
 
+@pytest.mark.slow
 def test_shards_of_before_and_of_now_read_as_one(twelve):
     run(twelve, shard="1/2", views="center")
     run(twelve, shard="2/2")

@@ -88,6 +88,7 @@ def test_draft_is_refused_where_a_view_needs_the_whole(photos, tmp_path, tiny_ba
     )
 
 
+@pytest.mark.slow
 def test_replicas_give_the_same_cache(photos, tmp_path, tiny_backbone):
     one = run(photos, tmp_path / "one.h5", tiny_backbone, batch_size=4, views="flip,tiles")
     two = run(photos, tmp_path / "two.h5", tiny_backbone, batch_size=4, views="flip,tiles", device="cpu,cpu")
@@ -126,6 +127,7 @@ def test_stages_and_bottleneck_are_told(photos, tmp_path, tiny_backbone):
     assert "stages:" not in again.summary()
 
 
+@pytest.mark.slow
 def test_a_measured_batch_is_kept_by_the_cache(photos, tmp_path, tiny_backbone, monkeypatch):
     monkeypatch.setattr(encoder, "MIN_IMAGES", 30)
     monkeypatch.setattr(encoder, "fastest_batch", lambda _encode, pixels, *, on_gpu: 5 if len(pixels) == 16 else 0)

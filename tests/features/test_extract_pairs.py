@@ -100,6 +100,7 @@ def test_an_image_that_cannot_be_read_takes_its_pairs_along(tmp_path, place, tin
         of(folder, tmp_path / "d.h5", tiny_backbone, pairs=pairs, on_error="fail")
 
 
+@pytest.mark.slow
 def test_caches_with_pairs_merge(tmp_path, place, tiny_backbone):
     """Rows and targets get other numbers; what is in both stands once."""
     pairs = str(place / "pairs.csv")

@@ -239,6 +239,7 @@ def test_a_shard_without_rows(demo_folder, tmp_path):
     check_equal(merged([results[n].cache for n in (1, 2)], tmp_path / "all.h5"), tmp_path / "whole.h5")
 
 
+@pytest.mark.slow
 def test_a_shard_whose_images_are_all_broken(demo_folder, tmp_path):
     shutil.copytree(demo_folder / "images", tmp_path / "images")
     rows = read_rows(demo_folder)[:6]

@@ -228,6 +228,7 @@ def test_the_summary_says_what_each_column_is(ablated):
     assert all(len(line) <= 120 for line in lines)
 
 
+@pytest.mark.slow
 def test_settings_reach_the_trainings(ablate_demo, train_demo):
     settings = {"epochs": 3, "batch_size": 100, "lr": 4e-3, "fractions": "0.5,0.2,0.3", "seed": 7, "device": "cpu"}
     settings |= {"split": "random"}
@@ -241,6 +242,7 @@ def test_settings_reach_the_trainings(ablate_demo, train_demo):
             assert found == pytest.approx(alone[label]["srocc"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{"scale": "0.5"}, {"scale": "quality=0.5"}, {"residual_scale_q": 0.5}])
 def test_without_corrections_means_of_any_target(ablate_demo, ablated, given):
     result = ablate_demo(repeats=1, epochs=EPOCHS, **given)
@@ -248,6 +250,7 @@ def test_without_corrections_means_of_any_target(ablate_demo, ablated, given):
         assert values(result, "no-correction", label)[0] == pytest.approx(values(ablated, "no-correction", label)[0])
 
 
+@pytest.mark.slow
 def test_one_split_is_judged_by_its_rows(ablate_demo, *, relabelled, rows):
     alone, split, label = ablate_demo(repeats=1, against="ridge"), split_of(rows, 42), "consistency"
     ours, other = (predict(rows, split, label).score_M for predict in (predict_cosine, predict_ridge))
@@ -293,6 +296,7 @@ def test_a_label_with_too_few_rows_is_left_out_by_name(ablate_demo, relabelled, 
     assert line in capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.slow
 def test_rows_that_lack_a_label_are_masked(ablate_demo, relabelled, train_demo):
     def thin(rows):
         for row in rows[::3]:

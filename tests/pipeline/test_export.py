@@ -241,6 +241,7 @@ def test_heads_with_fitted_bases_take_their_views_by_name(train_demo, demo_folde
     )
 
 
+@pytest.mark.slow
 def test_a_difference_from_torch_is_no_file(demo_run, tmp_path, monkeypatch):
     monkeypatch.setattr("deltaclip.pipeline.api.onnx_graph.TOLERANCE", -1.0)
     out = tmp_path / "heads.onnx"

@@ -154,6 +154,7 @@ def predicted_as_recorded(run, table, folder, targets):
     return recorded
 
 
+@pytest.mark.slow
 def test_three_targets_are_learned_and_predicted(tune_few, few_again, few_folder):
     """One of them of a name of its own, with labels in two thirds of the rows; each has a weight and a scale."""
     names = ["quality", "consistency", "composition"]
@@ -385,6 +386,7 @@ def test_images_that_are_gone_or_have_changed_are_named(tune_few, tmp_path, few_
     )
 
 
+@pytest.mark.slow
 def test_repeats_keep_the_first(tune_few):
     result = tune_few(epochs=1, repeats=2)
     single = tune_few(epochs=1)

@@ -151,7 +151,7 @@ def far_from_recorded(run, few_folder):
 
 
 @pytest.mark.parametrize("family", ["mobilenet", pytest.param("fastvit", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("precision", ["auto", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_what_a_run_recorded_is_what_it_predicts(family, precision, *, caches, tmp_path, few_folder):
     """Also where 16 bits harm the tower, and were asked for: the scores were up to .03 apart, of a FastViT .24."""
     settings = SETTINGS | {"precision": precision, "freeze_layers": 2, "cache": caches(family)}

@@ -190,6 +190,7 @@ def test_predict_and_scorer(made, run, demo_folder):
     assert np.isnan(scored.c).all()
 
 
+@pytest.mark.slow
 def test_with_a_clip_first_both_targets_train(made, demo_folder, tmp_path):
     clip = extract(config(made, "both", demo_folder, backbone="tiny", pretrained=None, out=tmp_path / "clip.h5")).cache
     run = train(TrainConfig(cache=clip, beside=[made / "both.h5"], epochs=1, out=tmp_path / "run")).run
@@ -200,6 +201,7 @@ def test_with_a_clip_first_both_targets_train(made, demo_folder, tmp_path):
     assert np.isfinite(scored.c).all()
 
 
+@pytest.mark.slow
 def test_finetune(made, demo_folder, tmp_path):
     done = finetune(
         FinetuneConfig(

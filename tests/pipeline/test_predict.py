@@ -472,7 +472,9 @@ def test_a_coverage_that_is_no_share_is_refused(coverage, demo_run, demo_folder)
     assert str(refused.value).startswith("--coverage: ")
 
 
-@pytest.mark.parametrize("form", ["parquet", "saved", "shards", "metadata"])
+@pytest.mark.parametrize(
+    "form", ["parquet", *(pytest.param(form, marks=pytest.mark.slow) for form in ("saved", "shards", "metadata"))]
+)
 def test_pictures_inside_files_score_as_files_do(scored, demo_folder, demo_rows, *, tmp_path, form):
     rows = demo_rows[:6]
     of_files = scored(write_form("metadata", demo_folder, rows, tmp_path / "files") / "metadata.csv")

@@ -149,6 +149,7 @@ def test_means_and_differences_are_those_of_the_scores_that_predict_gives(run, b
     assert [one["unlike"] for one in found.ranking["generators"]] != [None, None]
 
 
+@pytest.mark.slow
 def test_a_table_with_sources_is_ranked_by_people_where_they_rated(run, builds):
     data, gate = [str(builds / "all.csv")], {"baseline": "old", "max_drop": 0.45}
     found = rank(RankConfig(run=run, data=data, label_range=["0,1"], only=["quality"], **gate))

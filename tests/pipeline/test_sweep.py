@@ -58,11 +58,20 @@ def figures(run):
     "settings",
     [
         {"residual_scale_q": 0.4, "residual_scale_c": 0.1, "lr": 5e-3, "weight_decay": 0.01},
-        {"loss": "rank", "dropout": 0.4, "seed": 7, "w_q": 0.9, "w_c": 0.2},
-        {"weight": "0.9,consistency=0.2", "scale": "quality=0.05"},
-        {"base": "identity", "dropout": 0.0, "lr": 4e-3},
-        {"scale_mode": "learned", "residual_scale_q": 0.3, "lr": 5e-3},
-        {"scale_mode": "curriculum", "loss": "plcc", "warmup_ratio": 0.3, "schedule": "linear", "max_grad_norm": 0.05},
+        pytest.param({"loss": "rank", "dropout": 0.4, "seed": 7, "w_q": 0.9, "w_c": 0.2}, marks=pytest.mark.slow),
+        pytest.param({"weight": "0.9,consistency=0.2", "scale": "quality=0.05"}, marks=pytest.mark.slow),
+        pytest.param({"base": "identity", "dropout": 0.0, "lr": 4e-3}, marks=pytest.mark.slow),
+        pytest.param({"scale_mode": "learned", "residual_scale_q": 0.3, "lr": 5e-3}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "scale_mode": "curriculum",
+                "loss": "plcc",
+                "warmup_ratio": 0.3,
+                "schedule": "linear",
+                "max_grad_norm": 0.05,
+            },
+            marks=pytest.mark.slow,
+        ),
         {"batch_size": 100, "patience": 1, "fractions": "0.5,0.2,0.3", "data_seed": 3, "std_weighting": True},
     ],
 )
@@ -152,6 +161,7 @@ def test_a_diverged_setting_comes_last(sweep_demo):
     assert run.table[1]["val_score"] == pytest.approx((run.table[1]["val_consistency"] - 1) / 2)
 
 
+@pytest.mark.slow
 def test_bf16_products_choose_alike(sweep_demo):
     settings = {"residual_scale_q": "0.05,0.4", "loss": "mse,rank", "lr": "3e-3"}
     exact, half = (sweep_demo(precision=precision, **settings) for precision in ("fp32", "bf16"))
@@ -161,6 +171,7 @@ def test_bf16_products_choose_alike(sweep_demo):
         assert other["val_score"] == pytest.approx(row["val_score"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_more_heads_than_one_stack_takes(sweep_demo, monkeypatch):
     settings = {"residual_scale_q": "0.05,0.2,0.4,0.5,0.1", "residual_scale_c": "0.1,0.3", "dropout": "0.5"}
     settings |= {"lr": "5e-3", "base": "identity"}  # no epoch is the calibrated base, which all would share

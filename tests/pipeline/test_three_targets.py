@@ -109,6 +109,7 @@ def test_a_sweep_gives_what_train_gives(train_demo, three_cache, tmp_path):
     assert evaluate(EvaluateConfig(run=swept.run)).metrics["test"] == swept.metrics["test"]
 
 
+@pytest.mark.slow
 def test_an_ablation_gives_what_train_gives(train_demo, three_cache, tmp_path):
     settings = {"cache": three_cache, "epochs": 2, "repeats": 1, "scale": "quality=0.1"}
     found = ablate(AblateConfig(**settings, out=tmp_path / "ablated"))

@@ -200,6 +200,7 @@ def test_evaluate_leaves_out_the_rows_that_the_kernel_was_fitted_to(train_kernel
     assert found["floors"]["no_image"]["quality"]["srocc"] is not None
 
 
+@pytest.mark.slow
 def test_a_label_of_weight_0_shapes_no_other_kernel(train_kernel, with_rows, demo_rows):
     order = np.random.default_rng(0).permutation(len(demo_rows))
     shuffled = with_rows(lambda row, place: row | {"quality": demo_rows[order[place]]["quality"]})

@@ -125,6 +125,7 @@ def test_runs_of_pairs_are_evaluated_compared_and_shown(runs, caches, tmp_path):
         compare(CompareConfig(runs=[runs["alone"].run, runs["both"].run]))
 
 
+@pytest.mark.slow
 def test_other_commands_say_that_pairs_are_for_train(caches, tmp_path):
     with pytest.raises(UserError) as error:
         sweep(SweepConfig(cache=caches["alone"], out=tmp_path / "s"))

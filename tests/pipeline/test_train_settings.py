@@ -191,6 +191,7 @@ def with_stds(rows):
         row["quality_std"], row["consistency_std"] = f"{0.02 + 0.01 * (number % 30)}", "0.2"
 
 
+@pytest.mark.slow
 def test_label_stds_are_used_and_said(train_demo, relabelled):
     cache = relabelled(with_stds)
     plain = train_demo(cache=cache)
@@ -254,6 +255,7 @@ def test_two_branches(train_demo):
     assert np.abs(rows[0] - rows[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_refinement(train_demo):
     def trained():
         return train_demo(residual_learning=False, refinement=True, epochs=2)
@@ -280,6 +282,7 @@ def test_parts_of_direct_heads_are_refused_by_residual_ones(train_demo, demo_run
     assert same_weights(weights_of(run.run), weights_of(demo_run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [True, False])
 def test_explanations_join_the_loss(train_demo, demo_rows, residual):
     def trained(**settings):
@@ -302,6 +305,7 @@ def test_explanations_join_the_loss(train_demo, demo_rows, residual):
     assert evaluate(EvaluateConfig(run=heavy)).metrics["test"] == read_json(heavy / "metrics.json")["test"]
 
 
+@pytest.mark.slow
 def test_explanations_that_cannot_be_used_are_said(train_demo, demo_run, relabelled, capsys):
     def drop(rows):
         for row in rows:
@@ -335,6 +339,7 @@ def test_device(train_demo, device):
     assert read_json(train_demo(device=device, epochs=1).run / "config.json")["settings"]["device"] == device
 
 
+@pytest.mark.slow
 def test_the_largest_seed_trains(train_demo):
     seed = TrainConfig.__dataclass_fields__["seed"].metadata["le"]
     for settings in ({"seed": seed}, {"seed": seed, "split": "random", "loss": "rank"}):

@@ -23,6 +23,7 @@ def caches(tmp_path_factory, demo_folder, tiny_backbone):
     return whole, parts
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_is_that_on_the_whole(caches, tmp_path):
     runs = [train(TrainConfig(cache=cache, epochs=2, out=tmp_path / cache.parent.name)) for cache in caches]
     columns = [

@@ -14,6 +14,7 @@ from deltaclip.features.backbone.towers import cut_towers
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.tests.features.backbone.small_models import MODELS, TEXT, as_backbone, make_model, tokenizer
 
+FAST = ("vit", "resnet", "siglip", "timm convnext")  # a family each; the others once, in CI
 TEXTS = ["a cat", "two red circles", "x " * 30]
 # The same weights and operations in fp32, of the largest value: only the order of sums may differ.
 FP32 = 1e-5
@@ -64,7 +65,9 @@ def assert_close(found, expected, tolerance=FP32):
         assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_the_parts_give_what_the_whole_gives(name):
     pixels, ids = inputs(name)
     v, t = whole(name)

@@ -127,6 +127,7 @@ def share_of_variance(values, groups):
     return between / np.sum((values - np.mean(values)) ** 2)
 
 
+@pytest.mark.slow
 def test_labels_are_left_alone_on_demand(small_agiqa):
     for data in ("demo", f"agiqa-3k:{small_agiqa}"):
         found = read_manifest(data, read_labels=False)

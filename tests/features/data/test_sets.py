@@ -132,6 +132,7 @@ def test_aigciqa2023_without_authenticity_or_with_one_of_another_length(aigciqa)
     assert read_manifest(f"aigciqa2023:{folder}").targets == (QUALITY, CONSISTENCY)
 
 
+@pytest.mark.slow
 def test_aigciqa2023_with_deviations_and_prompts_counted_from_one_in_any_order(aigciqa):
     folder, scores = aigciqa
     (folder / "DATA" / "STD").mkdir()

@@ -109,6 +109,7 @@ def run_with_statistics(tmp_path_factory, demo_folder, tiny_backbone):
     return train(TrainConfig(cache=cache, out=folder / "run", epochs=1)).run
 
 
+@pytest.mark.slow
 def test_statistics_count_but_nothing_flows_through_them(run_with_statistics, pictures, prompts):
     with pytest.warns(UserWarning, match="sees statistics, which no gradient flows through"):
         reward = Reward(run_with_statistics, device="cpu")

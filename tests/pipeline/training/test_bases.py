@@ -72,6 +72,7 @@ def made_of(view, seed, *, noise=1.0):
     return {"quality": in_range(told + shared), "consistency": in_range(told + shared + own)}
 
 
+@pytest.mark.slow
 def test_left_out_figures_are_those_of_fits_that_never_saw_the_group(rows, view):
     """Every group is really taken out and all is done anew: screening, strengths, shares, scaling and level."""
     rows, split = labelled(rows, **made_of(view, 1, noise=0.5)), split_of(rows, train=range(16), val=range(16, 18))
