@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_file
 from deltaclip.base.places import check_file
 from deltaclip.features.data.addresses import as_place
 from deltaclip.pipeline.compare import compare
+from deltaclip.pipeline.comparing.run_differences import read_round
 from deltaclip.pipeline.report_parts import page_tables, panels
+from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.report_parts.page import make_section, render
+from deltaclip.pipeline.report_parts.shown_rows import MAX_ROWS, SHOTS, Strip, make_shot
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import RUNS, CompareConfig, newest_run
 from deltaclip.pipeline.words.result_words import comparison_basis
@@ -21,29 +26,30 @@ from deltaclip.pipeline.words.result_words import comparison_basis
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deltaclip.pipeline.report_parts.shown_rows import Shown
     from deltaclip.pipeline.runs.folder import RunFolder
     from deltaclip.pipeline.settings import ReportConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """A page, and how many rows of its gallery have a picture."""
+    """A page, and how many of the rows that it shows one by one have a picture."""
 
     page: Path
     runs: list[Path]
     size_bytes: int
-    cards: int
+    rows: int
     pictures: int
     why_not: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return where the page is, of which runs, and what its gallery has."""
-        about = {"size_bytes": self.size_bytes, "gallery_rows": self.cards, "pictures": self.pictures}
+        """Return where the page is, of which runs, and how many pictures it has."""
+        about = {"size_bytes": self.size_bytes, "shown_rows": self.rows, "pictures": self.pictures}
         return {"page": str(self.page), "runs": [str(run) for run in self.runs], **about}
 
     def summary(self) -> str:
         """Return where the page is."""
-        size = f"{self.size_bytes / 1e6:.1f} MB, {self.pictures:,} of {self.cards:,} rows of the gallery with picture"
+        size = f"{self.size_bytes / 1e6:.1f} MB, {self.pictures:,} of {self.rows:,} rows shown with picture"
         missing = f"\n{self.why_not}" if self.why_not else ""
         return f"report: {self.page} ({size}){missing}\nopen: {self.page.resolve().as_uri()}"
 
@@ -60,36 +66,85 @@ def report(config: ReportConfig) -> ReportResult:
     for run in runs:
         run.check_has_rows()
     names = _names(paths)
+    apart = _apart(runs)
     sections = [
         make_section(
             run,
             name,
-            number=number,
+            number=place,
             image_root=config.image_root or _recorded_root(run),
             allow_outside=config.allow_outside,
             count=config.gallery,
+            most=MAX_ROWS // len(runs),
+            also=[] if place else apart.places,
         )
-        for number, (run, name) in enumerate(zip(runs, names, strict=True))
+        for place, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
     page = render(
         names[0] if len(names) == 1 else f"{len(names)} runs side by side",
         sections,
         subtitle=_subtitle(runs),
         footer=f"Made by deltaclip {importlib.metadata.version('deltaclip')} from {', '.join(map(str, paths))}",
-        beside=_beside(runs, names) if len(runs) > 1 else None,
+        beside=_beside(runs, names) | {"strips": _strips(apart, names, sections[0].shown)} if len(runs) > 1 else None,
         run_colours=[(name, place % panels.RUNS) for place, name in enumerate(names)],
         leak_words=[f"{s.name}: its figures flatter, see below." for s in sections if s.leaks],
     )
     keep_result(out, lambda path: _write(path, page))
-    cards = [card for section in sections for card in section.cards]
+    found = [picture for section in sections for picture in section.shown.pictures.values()]
     return ReportResult(
         page=out,
         runs=list(paths),
         size_bytes=out.stat().st_size,
-        cards=len(cards),
-        pictures=sum(bool(card.picture.address) for card in cards),
-        why_not="; ".join(dict.fromkeys(section.gallery_words for section in sections if section.gallery_words)),
+        rows=len(found),
+        pictures=sum(bool(picture.address) for picture in found),
+        why_not="; ".join(dict.fromkeys(section.missing_words for section in sections if section.missing_words)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Apart:
+    """The rows in which runs disagree most, by target: the row's place in the first table, and each run's score."""
+
+    rows: dict[str, list[tuple[int, list[float]]]]
+
+    @property
+    def places(self) -> list[int]:
+        return list(dict.fromkeys(place for rows in self.rows.values() for place, _ in rows))
+
+
+def _apart(runs: Sequence[RunFolder]) -> _Apart:
+    """Find where runs disagree most; nothing for a single run, or runs without common test rows."""
+    if len(runs) < 2:
+        return _Apart(rows={})
+    try:
+        paired = read_round([run.path / "predictions.csv" for run in runs])
+    except UserError:  # why is said where their differences would stand
+        return _Apart(rows={})
+    rows = {}
+    for label in paired.labels:
+        score_RN = np.stack([scores[label] for scores in paired.scores])
+        spread_N = score_RN.max(axis=0) - score_RN.min(axis=0)
+        order = [int(row) for row in np.argsort(-spread_N, kind="stable")[:SHOTS] if spread_N[row] > 0]
+        rows[label] = [(int(paired.row_N[row]), score_RN[:, row].tolist()) for row in order]
+    return _Apart(rows=rows)
+
+
+def _strips(apart: _Apart, names: Sequence[str], shown: Shown) -> list[Strip]:
+    """Return the pictures of those rows, as the first run has them."""
+    row_of = {place: row for row, place in enumerate(shown.rows.places)}
+    strips = []
+    for label, rows in apart.rows.items():
+        shots = []
+        for place, scores in rows:
+            row = row_of[place]
+            shot = make_shot(shown.rows, row, shown.at[row], picture=shown.pictures[row], labels=[])
+            human = shown.rows.numbers[f"{label}_label"][row]
+            figures = [f"{name} {number(score)}" for name, score in zip(names, scores, strict=True)]
+            shots.append(replace(shot, figures=[*figures, *([f"human {number(human)}"] if np.isfinite(human) else [])]))
+        if shots:
+            heading = f"Where the runs disagree most on {label}"
+            strips.append(Strip(heading=heading, shots=shots, words="Rows that are test in all of them."))
+    return strips
 
 
 def _write(path: Path, page: str) -> None:

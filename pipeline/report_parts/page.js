@@ -7,10 +7,23 @@ for (const section of sections) {
 const words = (value) => (value === null ? "\u2013" : value.toFixed(3).replace("-", "\u2212"));
 
 // Numbers by value, words by the reader's alphabet, what is missing last either way.
+// A collator of its own: localeCompare makes one for each pair, which takes seconds for thousands of rows.
+const alphabet = new Intl.Collator();
 function compare(a, b, sign) {
   const missing = (value) => value === null || value === "";
   if (missing(a) || missing(b)) return missing(a) - missing(b);
-  return sign * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+  return sign * (typeof a === "number" && typeof b === "number" ? a - b : alphabet.compare(a, b));
+}
+// What can be shown of a row and a target, and sorted by.
+function valueOf(row, value, label) {
+  const human = row[`${label}_label`];
+  const over = () => (row[label] === null || human === null ? null : row[label] - human);
+  if (value === "error") return over() === null ? null : Math.abs(over());
+  if (value === "over") return over();
+  if (value === "human") return human;
+  if (value === "predicted") return row[label];
+  if (value === "delta") return row[`${label}_delta`];
+  return row[value];
 }
 
 // Tables.
@@ -49,18 +62,9 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     const show = form.elements.show.value;
     const source = form.elements.source ? form.elements.source.value : "";
     const wanted = form.elements.prompt.value.trim().toLowerCase();
-    const human = `${label}_label`;
-    const error = (row) => (row[label] === null || row[human] === null ? null : row[label] - row[human]);
-    const key = {
-      error: (row) => (error(row) === null ? null : Math.abs(error(row))),
-      over: error,
-      human: (row) => row[human],
-      predicted: (row) => row[label],
-      delta: (row) => row[`${label}_delta`],
-      prompt: (row) => row.prompt,
-    }[form.elements.sort.value];
+    const by = form.elements.sort.value;
     const sign = direction.getAttribute("aria-pressed") === "true" ? -1 : 1;
-    cards.sort((a, b) => compare(key(a.row), key(b.row), sign));
+    cards.sort((a, b) => compare(valueOf(a.row, by, label), valueOf(b.row, by, label), sign));
     let shown = 0;
     for (const { card, row, kinds } of cards) {
       const fits = (show === "all" || kinds.includes(`${label}-${show}`))
@@ -85,35 +89,158 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   update();
 }
 
+// Tables of all rows: a page of them at a time, so that many thousands are sorted and filtered at once.
+const ROWS_SHOWN = 25;
+for (const part of document.querySelectorAll(".rows")) {
+  const number = Number(part.dataset.section);
+  const { rows } = sections[number];
+  const form = part.querySelector("form");
+  const table = part.querySelector("table");
+  const headings = [...table.tHead.rows[0].cells];
+  const place = part.querySelector(".pager span");
+  let order = rows.map((row, at) => at);
+  let kept = order;
+  let page = 0;
+  let lower = null;
+  const cell = (row, at, heading, column) => {
+    const made = document.createElement(column === 0 ? "th" : "td");
+    const { value, target } = heading.dataset;
+    const found = valueOf(row, value, target);
+    if (column === 0) {
+      made.scope = "row";
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "enlarge";
+      button.dataset.at = at;
+      button.setAttribute("aria-haspopup", "dialog");
+      button.textContent = found;
+      made.append(button);
+    } else if (target) {
+      made.textContent = (value === "over" && found > 0 ? "+" : "") + words(found);
+    } else {
+      made.className = "words";
+      made.dataset.words = value;
+      made.textContent = found;
+    }
+    return made;
+  };
+  const draw = () => {
+    const last = Math.max(0, Math.ceil(kept.length / ROWS_SHOWN) - 1);
+    page = Math.min(Math.max(page, 0), last);
+    const shown = kept.slice(page * ROWS_SHOWN, (page + 1) * ROWS_SHOWN);
+    table.tBodies[0].replaceChildren(...shown.map((at) => {
+      const line = document.createElement("tr");
+      line.append(...headings.map((heading, column) => cell(rows[at], at, heading, column)));
+      return line;
+    }));
+    const first = page * ROWS_SHOWN + 1;
+    place.textContent = shown.length
+      ? `${first.toLocaleString("en")} to ${(first + shown.length - 1).toLocaleString("en")}` : "none";
+    for (const button of part.querySelectorAll(".pager button")) {
+      button.disabled = page === (["first", "previous"].includes(button.dataset.to) ? 0 : last);
+    }
+  };
+  const filter = () => {
+    const wanted = form.elements.words.value.trim().toLowerCase();
+    const source = form.elements.source ? form.elements.source.value : "";
+    const flagged = form.elements.flagged ? form.elements.flagged.value : "";
+    if (wanted && lower === null) lower = rows.map((row) => `${row.image}\n${row.prompt}`.toLowerCase());
+    kept = order.filter((at) => (!wanted || lower[at].includes(wanted))
+      && (!source || rows[at].source === source) && (!flagged || rows[at].flag !== ""));
+    page = 0;
+    form.querySelector("output").textContent =
+      `${kept.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
+    draw();
+  };
+  headings.forEach((heading) => {
+    const { value, target } = heading.dataset;
+    heading.querySelector("button").addEventListener("click", () => {
+      const first = target ? "descending" : "ascending";
+      const other = target ? "ascending" : "descending";
+      const direction = heading.getAttribute("aria-sort") === first ? other : first;
+      headings.forEach((one) => one.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", direction);
+      const sign = direction === "ascending" ? 1 : -1;
+      const keys = rows.map((row) => valueOf(row, value, target));
+      order = order.sort((a, b) => compare(keys[a], keys[b], sign));
+      filter();
+    });
+  });
+  form.addEventListener("input", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(filter));
+  for (const button of part.querySelectorAll(".pager button")) {
+    button.addEventListener("click", () => {
+      page = { first: 0, previous: page - 1, next: page + 1, last: Infinity }[button.dataset.to];
+      draw();
+      // A button that is off loses the keyboard: the next one along has it then.
+      if (button.disabled) part.querySelector(".pager button:not(:disabled)")?.focus();
+    });
+  }
+  filter();
+}
+
+// Pictures and rows in full: by click or Enter, closed by Escape, which gives the keyboard back to where it was.
+const viewer = document.getElementById("viewer");
+const pictureOf = (number, at) => document.querySelector(
+  `[data-section="${number}"] .enlarge[data-at="${at}"] img`);
+document.addEventListener("click", (event) => {
+  const button = event.target.closest(".enlarge");
+  if (!button) return;
+  const number = Number(button.closest("[data-section]").dataset.section);
+  const parts = [];
+  const picture = pictureOf(number, button.dataset.at);
+  if (picture) parts.push(picture.cloneNode());
+  const about = document.createElement("div");
+  describe(about, sections[number], sections[number].rows[Number(button.dataset.at)], Infinity);
+  if (!picture) {
+    const line = document.createElement("p");
+    line.textContent = "Its picture is not on this page.";
+    about.append(line);
+  }
+  viewer.querySelector(".viewed").replaceChildren(...parts, about);
+  viewer.showModal();
+});
+viewer.addEventListener("click", (event) => {
+  if (event.target === viewer || event.target.closest(".close")) viewer.close();
+});
+
+// A row in words: prompt, image, source, flag and scores, a line each.
+function describe(element, section, row, characters) {
+  const add = (text) => {
+    const line = document.createElement("p");
+    line.textContent = text;
+    element.append(line);
+  };
+  if (row.prompt) add(row.prompt.length > characters ? `${row.prompt.slice(0, characters)}\u2026` : row.prompt);
+  add(row.source ? `${row.image}, ${row.source}` : row.image);
+  if (row.flag) add(row.flag);
+  for (const label of section.labels) {
+    const [human, base, delta] = ["_label", "_base", "_delta"].map((part) => row[label + part]);
+    const parts = base === null ? "" : ` = base ${words(base)}, correction ${words(delta)}`;
+    const beside = human === null ? "" : `human ${words(human)}, `;
+    add(`${label}: ${beside}predicted ${words(row[label])}${parts}`);
+  }
+}
+
 // What a mark of a plot shows: under the pointer, or by the arrow keys.
 const tip = document.getElementById("tip");
 function fill(mark) {
   tip.replaceChildren();
-  const add = (text) => {
-    const line = document.createElement("p");
-    line.textContent = text;
-    tip.append(line);
-  };
   if (mark.dataset.tip !== undefined) {
-    add(mark.dataset.tip);
+    const line = document.createElement("p");
+    line.textContent = mark.dataset.tip;
+    tip.append(line);
     return;
   }
   const number = Number(mark.closest("[data-section]").dataset.section);
-  const section = sections[number];
-  const row = section.rows[Number(mark.dataset.row)];
-  const picture = document.querySelector(`.gallery[data-section="${number}"] .card[data-at="${mark.dataset.row}"] img`);
+  const picture = pictureOf(number, mark.dataset.row);
   if (picture) {
     const copy = picture.cloneNode();
     copy.alt = "";
     tip.append(copy);
   }
-  add(row.prompt.length > 200 ? `${row.prompt.slice(0, 200)}\u2026` : row.prompt);
-  add(row.source ? `${row.image}, ${row.source}` : row.image);
-  for (const label of section.labels) {
-    const [base, delta] = [row[`${label}_base`], row[`${label}_delta`]];
-    const parts = base === null ? "" : ` = base ${words(base)}, correction ${words(delta)}`;
-    add(`${label}: human ${words(row[`${label}_label`])}, predicted ${words(row[label])}${parts}`);
-  }
+  describe(tip, sections[number], sections[number].rows[Number(mark.dataset.row)], 200);
 }
 function show(chart, mark) {
   hide();

@@ -9,32 +9,35 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup, escape
 
-from deltaclip.features.data.addresses import address
-from deltaclip.features.data.images import thumbnail
 from deltaclip.features.data.ratings import agreement_words
-from deltaclip.features.data.sources import UnreadableImage, read_image_bytes
 from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.report_parts.charts import number as shown_number
-from deltaclip.pipeline.report_parts.panels import TEXT, read_rows
+from deltaclip.pipeline.report_parts.panels import read_rows
+from deltaclip.pipeline.report_parts.shown_rows import (
+    MAX_ROWS,
+    choose,
+    make_card,
+    missing_words,
+    pictures,
+    sample,
+    show_rows,
+)
 from deltaclip.pipeline.words.result_words import KIND_WORDS, floor_means
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from deltaclip.pipeline.report_parts.panels import Rows
+    from deltaclip.pipeline.report_parts.shown_rows import Card, Shown
     from deltaclip.pipeline.runs.folder import RunFolder
 
 
@@ -75,7 +78,7 @@ def render(title: str, sections: Sequence[Section], **about: Any) -> str:
         policy=policy,
         script=Markup(script),  # noqa: S704 - ours, from this package
         style=Markup(style),  # noqa: S704
-        data=_for_script([section.data for section in sections]),
+        data=_for_script([section.shown.data for section in sections]),
         **about,
     )
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", page)
@@ -112,11 +115,12 @@ SHA_DIGITS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Everything on one run that the template shows; `data` is what the script needs."""
+    """Everything on one run that the template shows."""
 
     number: int
     name: str
     run: RunFolder
+    shown: Shown
     split_words: str
     headline: list[dict[str, Any]]
     metrics: page_tables.Table
@@ -133,10 +137,9 @@ class Section:
     repeats: page_tables.Table | None
     verdict: dict[str, dict[str, Any]]
     cards: list[Card]
-    gallery_words: str
+    missing_words: str
     configuration: list[tuple[str, str]]
     facts: list[tuple[str, str]]
-    data: dict[str, Any]
 
     @property
     def key(self) -> str:
@@ -168,6 +171,7 @@ class Section:
         """What of this section is there, to go to."""
         there = {
             "verdict": True,
+            "pictures": bool(self.shown.strips),
             "result": True,
             "epochs": True,
             "scatter": True,
@@ -175,9 +179,11 @@ class Section:
             "sweep": bool(self.maps),
             "sources": self.sources is not None,
             "gallery": bool(self.cards),
+            "rows": bool(self.shown.listing.count),
             "config": True,
         }
         words = {"scatter": "predicted against human", "deltas": "corrections", "config": "configuration"}
+        words |= {"gallery": "worst and best", "rows": "all rows"}
         return [(f"{self.key}-{name}", words.get(name, name).capitalize()) for name, shown in there.items() if shown]
 
     @property
@@ -205,8 +211,16 @@ class Section:
         return f"of the first of {len(seeds)} repeats, split seed {seeds[0]}" if len(seeds) > 1 else ""
 
 
-def make_section(
-    run: RunFolder, name: str, *, number: int, image_root: Path | None, allow_outside: bool, count: int
+def make_section(  # noqa: PLR0913 - what a page needs of a run, each by its name
+    run: RunFolder,
+    name: str,
+    *,
+    number: int,
+    image_root: Path | None,
+    allow_outside: bool,
+    count: int,
+    most: int = MAX_ROWS,
+    also: Sequence[int] = (),
 ) -> Section:
     """Gather what a page says of a run.
 
@@ -217,21 +231,33 @@ def make_section(
         image_root: where its images lie, None where unknown.
         allow_outside: permit image names that lead out of it.
         count: worst and best rows of each label in the gallery.
+        most: rows in the table of all rows.
+        also: places in the table of predictions of rows that the page has beside, with their pictures.
     """
     labels = list(run.metrics["test"])
     rows = read_rows(run.path / "predictions.csv", split="test")
     kinds = choose(rows, labels, count)
     points = sample(len(rows), MAX_POINTS)
-    at = {row: place for place, row in enumerate(dict.fromkeys([*kinds, *points]))}
-    found = pictures([rows.text["image"][row] for row in kinds], image_root, allow_outside=allow_outside)
+    row_of = {place: row for row, place in enumerate(rows.places)}
+    shown = show_rows(
+        rows,
+        labels,
+        number=number,
+        most=most,
+        what="test rows",
+        pictures_of=lambda images: pictures(images, image_root, allow_outside=allow_outside),
+        first=[*kinds, *(row_of[place] for place in also)],
+        drawn=points,
+    )
     cards = [
-        make_card(rows, row, at[row], kinds=kinds[row], picture=picture, labels=labels)
-        for row, picture in zip(kinds, found, strict=True)
+        make_card(rows, row, shown.at[row], kinds=kinds[row], picture=shown.pictures[row], labels=labels)
+        for row in kinds
     ]
     return Section(
         number=number,
         name=name,
         run=run,
+        shown=shown,
         split_words=_split_words(run.metrics["split"]),
         headline=[_headline(label, run) for label in labels],
         metrics=page_tables.metrics_table(run.metrics),
@@ -241,34 +267,17 @@ def make_section(
         trust=page_tables.trust_table(run.metrics),
         pairs=page_tables.pairs_table(run.metrics),
         epochs=panels.epoch_panels([run], [name]),
-        scatter=panels.scatter_panels(rows, points, at, labels),
+        scatter=panels.scatter_panels(rows, points, shown.at, labels),
         deltas=panels.delta_panels(rows, run, labels),
         maps=panels.map_panels(run.config),
         sources=page_tables.source_table(run.metrics),
         repeats=page_tables.repeats_table(run.metrics),
         verdict=run.metrics.get("verdict", {}),
         cards=cards,
-        gallery_words=missing_words(cards, image_root),
+        missing_words=missing_words(list(shown.pictures.values()), image_root),
         configuration=[_topic(line) for line in run.config["description"]],
         facts=_facts(run),
-        data={"labels": labels, "fields": [*TEXT, *rows.numbers], "rows": [_row(rows, row) for row in at]},
     )
-
-
-def sample(count: int, most: int) -> list[int]:
-    """Return all of `count` rows, or `most` of them drawn without replacement, always the same ones, in order."""
-    if count <= most:
-        return list(range(count))
-    return sorted(np.random.default_rng(0).choice(count, size=most, replace=False).tolist())
-
-
-def _row(rows: Rows, row: int) -> list[str | float | None]:
-    words = [rows.text[name][row] for name in TEXT]
-    values = [float(column[row]) for column in rows.numbers.values()]
-    return [
-        *(word[:KEPT_CHARACTERS] for word in words),
-        *(round(value, 5) if math.isfinite(value) else None for value in values),
-    ]
 
 
 def _split_words(split: dict[str, Any]) -> str:
@@ -331,126 +340,3 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if git := config.get("git"):
         facts.append(("commit", git["commit"][:SHA_DIGITS] + (" with changes" if git["dirty"] else "")))
     return [(name, words) for name, words in facts if words]
-
-
-# ---- The rows that a report shows one by one: the worst and the best of each label, with their pictures
-
-
-SIDE_PIXELS = 224  # twice the size on the page, for screens with small pixels
-WORKERS = 4
-SHOWN_CHARACTERS = 300  # of a prompt, before what can be unfolded
-KEPT_CHARACTERS = 4_000  # of a prompt, on the page
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A thumbnail as a data address, or the reason why there is none."""
-
-    address: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """A row of the gallery; `at` is its number in the data of the section."""
-
-    at: int
-    kinds: list[str]
-    picture: Picture
-    image: str
-    prompt: str
-    rest: str
-    source: str
-    flag: str
-    scores: list[dict[str, Any]]
-
-
-def choose(rows: Rows, labels: Sequence[str], count: int) -> dict[int, list[str]]:
-    """Return the rows of a gallery, each with what it is: `quality-worst`, `quality-best`, ...
-
-    Args:
-        rows: N rows.
-        labels: those that were trained.
-        count: worst and best rows of each label, this many of each; by |predicted - human|, ties by row.
-    """
-    chosen: dict[int, list[str]] = {}
-    for label in labels:
-        error = np.abs(rows.error(label))
-        order = [int(row) for row in np.argsort(-error, kind="stable") if np.isfinite(error[row])]
-        for kind, found in (("worst", order[:count]), ("best", order[count:][::-1][:count])):
-            for row in found:
-                chosen.setdefault(row, []).append(f"{label}-{kind}")
-    return chosen
-
-
-def pictures(images: Sequence[str], root: Path | None, *, allow_outside: bool) -> list[Picture]:
-    """Return the thumbnail of each image.
-
-    Args:
-        images: names as the manifest had them.
-        root: folder that they are relative to; None where nothing recorded it.
-        allow_outside: permit names that lead out of it.
-    """
-    if root is None:
-        return [Picture(reason="the cache has no record of where its images lie")] * len(images)
-    bound = None if allow_outside else root
-
-    def one(image: str) -> Picture:
-        try:
-            small = thumbnail(read_image_bytes(address(root, image), bound), SIDE_PIXELS)
-        except UnreadableImage as error:
-            return Picture(reason=str(error))
-        except ValueError:  # a name with a zero byte
-            return Picture(reason="not the name of a file")
-        return Picture(address="data:image/webp;base64," + base64.b64encode(small).decode("ascii"))
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(one, images))
-
-
-def make_card(rows: Rows, row: int, at: int, *, kinds: list[str], picture: Picture, labels: Sequence[str]) -> Card:
-    """Return a row as the gallery shows it.
-
-    Args:
-        rows: N rows.
-        row: which of them.
-        at: its number in the data of the page.
-        kinds: what it is the worst or best of.
-        picture: its thumbnail.
-        labels: those that were trained.
-    """
-    prompt = rows.text["prompt"][row]
-    cut = len(prompt) if len(prompt) <= SHOWN_CHARACTERS else SHOWN_CHARACTERS
-    scores, colour = [], panels.colours(labels)
-    for label in labels:
-        values = {
-            "human": rows.numbers[f"{label}_label"][row],
-            "predicted": rows.numbers[label][row],
-            "base": rows.numbers[f"{label}_base"][row],
-            "delta": rows.numbers[f"{label}_delta"][row],
-        }
-        known = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        scores.append({"label": label, "colour": colour[label], "error": float(rows.error(label)[row]), **known})
-    return Card(
-        at=at,
-        kinds=kinds,
-        picture=picture,
-        image=rows.text["image"][row],
-        prompt=prompt[:cut],
-        rest=prompt[cut:KEPT_CHARACTERS],
-        source=rows.text["source"][row],
-        flag=rows.flags[row] if rows.flags else "",
-        scores=scores,
-    )
-
-
-def missing_words(cards: Sequence[Card], image_root: Path | None) -> str:
-    """Say how many pictures are missing, why the first one, and what to do; nothing where none is."""
-    missing = [card for card in cards if not card.picture.address]
-    if not missing:
-        return ""
-    where = f" under {image_root}" if image_root else ""
-    return (
-        f"{len(missing)} of {len(cards)} pictures could not be shown{where} ({missing[0].picture.reason}). "
-        "Give --image-root with the folder of the images."
-    )

@@ -6,6 +6,7 @@ Knows the table of predictions, of one side, columns as arrays. Must not know th
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report_parts import charts, page_tables
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.runs.prediction_table import CSV_FIELD_BYTES, recorded_targets, today_names
+from deltaclip.pipeline.scoring.prompt_means import ranked_means, unit_means
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deltaclip.pipeline.runs.folder import RunFolder
+    from deltaclip.pipeline.scoring.prompt_means import Mean
 
 
 # ---- The plots of a page with their headings and a sentence each, from what runs recorded
@@ -126,6 +129,50 @@ def epoch_panels(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Panel]
     return [*found, *panel("Training loss", lines("train_loss"), "training loss")]
 
 
+RESAMPLES = 1_000
+MAX_SOURCES = 24  # in a plot of means: as many lines as one sees at a glance
+
+
+def source_means(rows: Rows, labels: Sequence[str]) -> list[Panel]:
+    """Return for each target the mean score of every source, highest first, beside that of people where they rated.
+
+    Means are over groups, such as prompts, each of which counts once; intervals are of a bootstrap over these.
+    """
+    names = Counter(name for name in rows.text["source"] if name)
+    if not names:
+        return []
+    units = {name: place for place, name in enumerate(dict.fromkeys(rows.groups))}
+    # A row without a group is one of its own.
+    unit_N = np.array([units[name] if name else len(units) + row for row, name in enumerate(rows.groups)])
+    source_N, colour = np.array(rows.text["source"], dtype=object), colours(labels)
+    left_out = f" {MAX_SOURCES} of {len(names):,} sources, those with most rows." if len(names) > MAX_SOURCES else ""
+    found = []
+    for label in labels:
+        score_N, human_N = rows.numbers[label], rows.numbers[f"{label}_label"]
+        means = [
+            (name, _means([score_N, human_N], source_N == name, unit_N)) for name, _ in names.most_common(MAX_SOURCES)
+        ]
+        known = sorted((one for one in means if np.isfinite(one[1][0].value)), key=lambda one: -one[1][0].value)
+        figures = []
+        for name, (score, human) in known:
+            for words, number_of, mean in ((name, colour[label], score), ("human", FLOOR, human)):
+                if np.isfinite(mean.value):
+                    ends = (mean.lo, mean.hi) if np.isfinite(mean.lo) else (None, None)
+                    figures.append(charts.Figure(name=words, colour=number_of, value=mean.value, interval=ends))
+        people = ", grey by people" if np.isfinite(human_N).any() else ""
+        words = f"Coloured by the run{people}; whiskers are 95 % intervals of a bootstrap over prompts.{left_out}"
+        plot = charts.figure_plot(figures, x_label=f"mean {label}")
+        found += [Panel(heading=f"Mean {label} by source", plot=plot, words=words)] if figures else []
+    return found
+
+
+def _means(values: Sequence[NDArray[np.float64]], of_source_N: NDArray[Any], unit_N: NDArray[Any]) -> list[Mean]:
+    """Return the mean of each column over the units of a source, each unit once."""
+    unit_M = np.unique(unit_N[of_source_N], return_inverse=True)[1]
+    columns = [unit_means(value_N[of_source_N], unit_M, int(unit_M.max()) + 1) for value_N in values]
+    return ranked_means(np.stack(columns, axis=1), resamples=RESAMPLES)[0]
+
+
 def scatter_panels(rows: Rows, points: Sequence[int], at: dict[int, int], labels: Sequence[str]) -> list[Panel]:
     """Return predicted against human scores of some rows.
 
@@ -197,12 +244,15 @@ PARTS = ("{}_label", "{}", "{}_base", "{}_delta")  # columns of a target
 class Rows:
     """N rows: `text` columns (N) str and `numbers` columns (N,) float64, NaN where a cell is empty.
 
-    `flags` (N) say what of a row is unlike the training; none of a run of an earlier release.
+    `flags` (N) say what of a row is unlike the training; none of a run of an earlier release. `groups` (N) are what is
+    drawn as a whole, '' of a row that stands alone, and `places` (N) the rows' numbers in their table.
     """
 
     text: dict[str, list[str]]
     numbers: dict[str, NDArray[np.float64]]
     flags: list[str]
+    groups: list[str]
+    places: list[int]
 
     def __len__(self) -> int:
         return len(self.text["image"])
@@ -222,7 +272,7 @@ def read_rows(path: Path, *, split: str) -> Rows:
     columns = [part.format(target) for target in recorded_targets(path) for part in PARTS]
     text: dict[str, list[str]] = {name: [] for name in TEXT}
     numbers: dict[str, list[float]] = {name: [] for name in columns}
-    flags: list[str] = []
+    flags, groups, places = list[str](), list[str](), list[int]()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)
@@ -230,8 +280,10 @@ def read_rows(path: Path, *, split: str) -> Rows:
             for name in ("split", *TEXT, *columns):
                 if name not in table.fieldnames:
                     raise UserError(f"has no column {name!r}", place=path, remedy="train again")
-            for row in table:
+            for place, row in enumerate(table):
                 if row["split"] == split:
+                    places.append(place)
+                    groups.append(row.get("group") or row["prompt"])
                     for name in TEXT:
                         text[name].append(row[name])
                     for name in columns:
@@ -239,7 +291,8 @@ def read_rows(path: Path, *, split: str) -> Rows:
                     flags += [row["flag"]] if "flag" in row else []
     except (OSError, csv.Error, ValueError, TypeError) as error:  # TypeError: a row that ends early
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
-    return Rows(text=text, numbers={name: np.array(values) for name, values in numbers.items()}, flags=flags)
+    arrays = {name: np.array(values) for name, values in numbers.items()}
+    return Rows(text=text, numbers=arrays, flags=flags, groups=groups, places=places)
 
 
 def read_history(path: Path) -> dict[str, NDArray[np.float64]]:

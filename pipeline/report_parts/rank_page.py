@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from deltaclip.pipeline.report_parts.page import PARTS, pictures
+from deltaclip.pipeline.report_parts.page import PARTS
+from deltaclip.pipeline.report_parts.shown_rows import pictures
 from deltaclip.pipeline.words.rank_words import CONTROLS, check_words, rank_summary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deltaclip.pipeline.comparing.generators import ScoredGenerator
-    from deltaclip.pipeline.report_parts.page import Picture
+    from deltaclip.pipeline.report_parts.shown_rows import Picture
 
 
 def rank_page(

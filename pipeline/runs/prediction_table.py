@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CSV_FIELD_BYTES = 2**31 - 1  # a prompt may be longer than the csv module's 128 kB
 BLOCK = 65_536  # rows of a table that are Python objects at a time
+FLAGGED = "unlike: "  # before the part that a row is flagged by
 SCORE_BATCH = 4096  # rows scored at a time: 50 MB of activations at D = 768
 
 
@@ -64,7 +65,7 @@ class TrustColumns(NamedTuple):
     @property
     def flags(self) -> list[str]:
         """The flag of each row in words, '' of one that is like those of the training."""
-        return [f"unlike: {self.parts[flag]}" if flag >= 0 else "" for flag in self.flag_N.tolist()]
+        return [f"{FLAGGED}{self.parts[flag]}" if flag >= 0 else "" for flag in self.flag_N.tolist()]
 
     @classmethod
     def nothing(cls, num_rows: int, targets: Sequence[str], parts: tuple[str, ...]) -> TrustColumns:

@@ -10,6 +10,7 @@ Shapes: N rows of a cache, M rows that are fitted to, B rows of a block, W width
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,13 +22,13 @@ from deltaclip.features.data.views import CENTER
 from deltaclip.pipeline.model.kernel import chosen_rows
 from deltaclip.pipeline.rows.cached_rows import row_keys
 from deltaclip.pipeline.rows.split_rows import joined_groups
-from deltaclip.pipeline.runs.prediction_table import Scores, TrustColumns
+from deltaclip.pipeline.runs.prediction_table import FLAGGED, Scores, TrustColumns
 from deltaclip.pipeline.scoring.conformal import Curve, Intervals, Reach, Sources, fit_intervals
 from deltaclip.pipeline.scoring.likeness import Likeness, Part, fit_likeness
 from deltaclip.pipeline.scoring.set_likeness import Metric, SetLikeness, Usual, fit_set_likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -139,11 +140,16 @@ class Trust:
 
 def unlike_words(columns: TrustColumns, num_scored: int, what: str) -> str:
     """Say how many of the scored rows, `what` they are called, are unlike those of the training, and by which part."""
-    flagged = columns.flag_N[columns.flag_N >= 0]
-    if not len(flagged):
+    return flagged_words(columns.flags, num_scored, what)
+
+
+def flagged_words(flags: Iterable[str], num_scored: int, what: str) -> str:
+    """Say the same from the column `flag` of a table."""
+    flagged = [flag.removeprefix(FLAGGED) for flag in flags if flag]
+    if not flagged:
         return f"none of {num_scored:,} {what} is unlike those that the run was trained on"
-    parts = [(int((flagged == place).sum()), name) for place, name in enumerate(columns.parts)]
-    by = ", ".join(f"{count:,} by {name}" for count, name in sorted(parts, reverse=True) if count)
+    parts = [(count, name) for name, count in Counter(flagged).items()]
+    by = ", ".join(f"{count:,} by {name}" for count, name in sorted(parts, reverse=True))
     verb = "is" if len(flagged) == 1 else "are"
     doubt = ": their scores and intervals are a guess" if len(flagged) > UNUSUAL * num_scored else ""
     return f"{len(flagged):,} of {num_scored:,} {what} {verb} unlike those that the run was trained on ({by}){doubt}"

@@ -13,7 +13,9 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report import report
-from deltaclip.pipeline.report_parts.page import MAX_POINTS, pictures, sample
+from deltaclip.pipeline.report_parts.page import MAX_POINTS
+from deltaclip.pipeline.report_parts.panels import Rows
+from deltaclip.pipeline.report_parts.shown_rows import Picture, pictures, sample, show_rows
 from deltaclip.pipeline.settings import ReportConfig, SweepConfig, newest_run
 from deltaclip.pipeline.sweep import sweep
 from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
@@ -127,9 +129,9 @@ def test_points_bars_and_rows_are_the_test_rows(demo_page, demo_run):
     shown = demo_page.data[0]["rows"]
     assert len(shown) == len(rows)
     by_image = {row["image"]: row for row in rows}
-    for image, prompt, source, *values in shown:
+    for image, prompt, source, *values, flag in shown:
         row = by_image[image]
-        assert (prompt, source) == (row["prompt"], row["source"])
+        assert (prompt, source, flag) == (row["prompt"], row["source"], row["flag"])
         names = [f"{label}{part}" for label in ("quality", "consistency") for part in ("_label", "", "_base", "_delta")]
         np.testing.assert_allclose(values, [float(row[name]) for name in names], atol=6e-6)  # five decimals
     points = demo_page.find("circle", "point")
@@ -148,7 +150,7 @@ def test_the_gallery_has_the_worst_and_the_best_rows_with_pictures(demo_page, de
             images = {demo_page.data[0]["rows"][int(card["data-at"])][0] for card in found}
             assert images == {row["image"] for row in expected}
     pictures = demo_page.find("img")
-    assert len(pictures) == len(cards)
+    assert len(pictures) == len(cards) + len(demo_page.find("li", "shot"))
     assert all(picture["src"].startswith("data:image/webp;base64,") for picture in pictures)
 
 
@@ -159,6 +161,79 @@ def test_nothing_comes_from_elsewhere(demo_page):
     assert not re.search(r"url\(|@import|https?:|fetch|XMLHttp|[\"'(]//", source)
     (policy,) = [one["content"] for one in demo_page.find("meta") if one.get("http-equiv")]
     assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_it_opens_on_the_highest_and_lowest_scored(demo_page, demo_run):
+    rows = [row for row in read_csv(demo_run / "predictions.csv") if row["split"] == "test"]
+    first, *_ = demo_page.source.split('id="run1-result"')
+    shown = re.findall(r'alt="([^":]+): ', first)  # name of the image, then its prompt
+    for place, label in enumerate(("quality", "consistency")):
+        scores = {row["image"]: float(row[label]) for row in rows}
+        order = sorted(scores, key=lambda image: -scores[image])
+        for part, expected in ((0, order[:6]), (1, order[::-1][:6])):
+            found = shown[12 * place + 6 * part :][:6]
+            assert [scores[image] for image in found] == [scores[image] for image in expected]
+    flagged = sum(bool(row["flag"]) for row in rows)
+    assert f"{flagged or 'None'} of {len(rows)} test rows is unlike" in demo_page.words.replace(
+        " are unlike", " is unlike"
+    )
+    assert f"All {len(rows)} test rows." in demo_page.words
+
+
+def test_means_per_source_count_each_prompt_once(demo_page, demo_run):
+    rows = [row for row in read_csv(demo_run / "predictions.csv") if row["split"] == "test"]
+    for name, words in (("quality", "{}"), ("quality_label", "human")):
+        for source in {row["source"] for row in rows}:
+            prompts = {}
+            for row in rows:
+                if row["source"] == source:
+                    prompts.setdefault(row["prompt"], []).append(float(row[name]))
+            mean = np.mean([np.mean(values) for values in prompts.values()])
+            assert f"{words.format(source)}: {figure(mean)}" in demo_page.source
+
+
+def test_beyond_what_a_page_holds_rows_are_drawn_and_said():
+    score = np.linspace(0, 1, 300)
+    text = {name: [f"{name} {row}" + "w" * 400 for row in range(300)] for name in ("image", "prompt", "source")}
+    rows = Rows(
+        text=text,
+        numbers={"quality": score, **{f"quality_{part}": np.full(300, np.nan) for part in ("label", "base", "delta")}},
+        flags=[],
+        groups=[""] * 300,
+        places=list(range(300)),
+    )
+
+    def shown(most):
+        blank = lambda images: [Picture(reason="none")] * len(images)  # noqa: E731
+        return show_rows(rows, ["quality"], number=0, most=most, what="rows", pictures_of=blank, drawn=range(20, 30))
+
+    found = shown(100)
+    assert found.listing.words == "100 of 300 rows: those with pictures above, the others drawn at random."
+    assert list(found.at) == sorted(found.at)
+    assert {0, 299, *range(20, 30)} <= found.at.keys()
+    assert len(found.data["rows"]) == 100
+    assert max(found.at.keys() - {*range(294, 300)}) > 200  # from all over, not the first ones
+    assert len(found.data["rows"][found.at[20]][1]) == 300
+    assert len(found.data["rows"][found.at[0]][1]) > 400  # whole, since its picture stands beside it
+    assert shown(300).listing.words == "All 300 rows."
+    assert found.unlike_words == ""
+
+
+def test_where_runs_disagree_most(demo_run, train_demo, tmp_path):
+    other = train_demo(residual_learning=False, epochs=2).run
+    page = page_of([demo_run, other], tmp_path)
+    first, second = ({row["image"]: row for row in read_csv(run / "predictions.csv")} for run in (demo_run, other))
+    for label in ("quality", "consistency"):
+        apart = {
+            image: abs(float(row[label]) - float(second[image][label]))
+            for image, row in first.items()
+            if row["split"] == "test"
+        }
+        expected = sorted(apart.values(), reverse=True)[:6]
+        strip = page.source.split(f"Where the runs disagree most on {label}")[1].split("</ul>")[0]
+        images = re.findall(r'alt="([^":]+): ', strip)
+        assert [apart[image] for image in images] == pytest.approx(expected)
+        assert f"{other.name} {figure(float(second[images[0]][label]))}" in strip
 
 
 def test_three_targets_are_shown_each_in_its_colour(colour_run, tmp_path):
@@ -354,7 +429,7 @@ def test_pictures_come_from_where_they_lie_now(changed_run, demo_folder, tmp_pat
     assert "no such file" in result.summary()
     assert "--image-root" in result.summary()
     again = report(ReportConfig(runs=[run], image_root=moved))
-    assert again.pictures == again.cards > 0
+    assert again.pictures == again.rows > 0
 
 
 def test_a_cache_without_record_of_its_images(changed_run, tmp_path):

@@ -119,6 +119,98 @@ def test_rows_without_a_label_come_last_and_hostile_sources_can_be_chosen(page):
     assert {row[2] for row in shown(page, "#run1-gallery")} == {HOSTILE}
 
 
+def listed(page, value, target=""):
+    """Return a value of the rows in the table of all rows, in order."""
+    return page.evaluate(
+        """([value, target]) => [...document.querySelectorAll("#run2-rows tbody .enlarge")]
+            .map((button) => valueOf(sections[1].rows[Number(button.dataset.at)], value, target))""",
+        [value, target],
+    )
+
+
+def test_all_rows_are_sorted_filtered_and_paged(page):
+    part = page.locator("#run2-rows")
+    pager, output = part.locator(".pager"), part.locator("output")
+    assert output.inner_text() == "48 of 48 rows"
+    assert len(listed(page, "image")) == 25
+    heading = part.locator("thead th[data-value=over][data-target=quality]")
+    heading.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    first = listed(page, "over", "quality")
+    pager.get_by_role("button", name="next").click()
+    assert pager.locator("span").inner_text() == "26 to 48"
+    assert page.evaluate("document.activeElement.textContent") == "first"  # `next` is off: the keyboard is not lost
+    both = first + listed(page, "over", "quality")
+    assert both == sorted(both, reverse=True)
+    word = listed(page, "prompt")[0].split()[-1]
+    part.get_by_label("Image or prompt has").fill(word.upper())
+    found = listed(page, "prompt")
+    assert found
+    assert all(word in prompt for prompt in found)
+    part.get_by_label("Image or prompt has").fill("no such words")
+    assert pager.locator("span").inner_text() == "none"
+    part.get_by_role("button", name="reset").click()
+    page.wait_for_timeout(20)
+    source = listed(page, "source")[0]
+    part.get_by_label("Source").select_option(source)
+    assert set(listed(page, "source")) == {source}
+
+
+def test_a_picture_is_enlarged_by_click_and_by_key_and_escape_gives_the_keyboard_back(page):
+    viewer = page.locator("#viewer")
+    button = page.locator("#run2-pictures .enlarge").nth(1)
+    button.click()
+    assert viewer.is_visible()
+    assert viewer.locator("img").get_attribute("src") == button.locator("img").get_attribute("src")
+    assert viewer.locator("img").bounding_box()["width"] > 2 * button.bounding_box()["width"]
+    viewer.get_by_role("button", name="close").click()
+    assert viewer.is_hidden()
+    part = page.locator("#run2-rows")
+    part.get_by_label("Source").select_option("")
+    button = part.locator("tbody .enlarge").last
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.inner_text() in viewer.inner_text()
+    page.keyboard.press("Escape")
+    assert viewer.is_hidden()
+    assert page.evaluate("document.activeElement.textContent") == button.inner_text()
+
+
+@pytest.mark.slow
+def test_twenty_thousand_rows_stay_fluent(browser, demo_run, tmp_path):
+    run = tmp_path / "many"
+    shutil.copytree(demo_run, run)
+    rows = [row for row in read_csv(run / "predictions.csv") if row["split"] == "test"]
+    many = (dict(row, image=f"{copy}/{row['image']}") for copy in range(420) for row in rows)
+    write_csv(run / "predictions.csv", list(itertools.islice(many, 20_000)))
+    made = report(ReportConfig(runs=[run], out=tmp_path / "page.html"))
+    assert made.size_bytes < 10e6
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(made.page.as_uri())
+    assert page.locator("#run1-rows output").inner_text() == "20,000 of 20,000 rows"
+    seconds = page.evaluate(
+        """() => {
+          const part = document.querySelector("#run1-rows");
+          const timed = (act) => {
+            const start = performance.now();
+            act();
+            part.offsetHeight;
+            return performance.now() - start;
+          };
+          const words = part.querySelector("input");
+          const filter = () => {
+            words.value = "red";
+            words.dispatchEvent(new Event("input", { bubbles: true }));
+          };
+          const buttons = [...part.querySelectorAll("thead button")];
+          return [...buttons.map((button) => timed(() => button.click())), timed(filter)];
+        }"""
+    )
+    page.close()
+    assert max(seconds) < 3_000  # milliseconds; some 100 on an idle machine
+
+
 def test_tables_sort_by_their_headings(page):
     table = page.locator("#run2-sources table")
     button = table.get_by_role("button", name="quality SROCC")
