@@ -97,7 +97,7 @@ def _print(rows: CacheRows, split: Split, pairs: RowPairs, *, num_pairs: int, nu
     generator = np.random.default_rng(split.seeds[0])
     learned = pairs.among(seen)
     kept = generator.permutation(len(learned))[:num_pairs]
-    learned = RowPairs(*(column[kept] for column in learned))
+    learned = RowPairs(learned.a_P[kept], learned.b_P[kept], learned.preferred_P[kept])
     rated = generator.permutation(seen)[:num_ratings]
     label_N = np.full(len(rows.rows), np.nan, dtype=np.float32)
     label_N[rated] = rows.label("quality")[rated]

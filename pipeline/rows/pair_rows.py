@@ -7,7 +7,8 @@ Shapes: N rows of the cache, P pairs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.scoring.splits import Split
 
 
-class RowPairs(NamedTuple):
+@dataclass(frozen=True)
+class RowPairs:
     """P pairs of rows that speak for one target; `preferred_P` is the probability that a is preferred, .5 a tie."""
 
     a_P: NDArray[np.int64]

@@ -118,7 +118,11 @@ def _pairs(
                 continue
             x_N, groups_P = scores.of(target), group_N[pairs.a_P]
             figures = ordering(x_N[pairs.a_P] - x_N[pairs.b_P], pairs.preferred_P, groups=groups_P).to_json()
-            if side == "test" and rows.has_text and (rows.rows.prompt[np.concatenate(pairs[:2])] >= 0).all():
+            if (
+                side == "test"
+                and rows.has_text
+                and (rows.rows.prompt[np.concatenate([pairs.a_P, pairs.b_P])] >= 0).all()
+            ):
                 cosine_P = rows.cosine(pairs.a_P) - rows.cosine(pairs.b_P)
                 figures["cosine"] = ordering(cosine_P, pairs.preferred_P, groups=groups_P).to_json()
             found[side][target] = figures

@@ -213,7 +213,8 @@ class _Fitter:
 
         Scores that it is fitted to may be no input of another base: nothing refits it without some rows.
         """
-        said = Said(labels[target.name].cpu(), *(torch.from_numpy(column) for column in pairs))
+        columns = (pairs.a_P, pairs.b_P, pairs.preferred_P)
+        said = Said(labels[target.name].cpu(), *(torch.from_numpy(column) for column in columns))
         only = plain_kernel(view, sees_pair=target.sees == "pair", has_score=False) if view else None
         fitter = PairFitter(inputs=self.inputs, parts=self.parts, groups_N=self.groups_N, said=said, seed=self.seed)
         label_N = labels[target.name]
