@@ -38,6 +38,8 @@ from deltaclip.pipeline.settings import (
     ExportConfig,
     FinetuneConfig,
     PredictConfig,
+    PullConfig,
+    PushConfig,
     RankConfig,
     ReportConfig,
     ServeConfig,
@@ -453,6 +455,22 @@ def export(config: ExportConfig) -> StageResult:
 def share(config: ShareConfig) -> StageResult:
     """Write what scores elsewhere and tells no prompts or ratings."""
     from deltaclip.pipeline.share import share as stage
+
+    return stage(config)
+
+
+@command(PushConfig, example="deltaclip push shared/ ORG/NAME --dry-run")
+def push(config: PushConfig) -> StageResult:
+    """Send a shared folder to a Hub."""
+    from deltaclip.pipeline.push import push as stage
+
+    return stage(config)
+
+
+@command(PullConfig, example="deltaclip pull ORG/NAME scorer/")
+def pull(config: PullConfig) -> StageResult:
+    """Fetch a shared folder from a Hub."""
+    from deltaclip.pipeline.pull import pull as stage
 
     return stage(config)
 

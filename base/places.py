@@ -54,6 +54,8 @@ def check_run(path: Path, option: str = "") -> None:
     Raises:
         UserError: what to make it with.
     """
+    if is_address(path):
+        raise UserError("is no folder here", place=path, remedy="fetch it first: deltaclip pull ORG/NAME DIR")
     if not path.is_dir():
         raise UserError("no such run directory", place=path, remedy="make one with `deltaclip train`")
     if (count := len(list(path.glob("*_best.safetensors")))) != 1:

@@ -404,6 +404,15 @@ TABLE = [
         "share {at}/run {at}/new --license my/own",
         "--license: 'my/own' is no name of a licence; give one word, such as apache-2.0, or other",
     ),
+    ("push {at}/gone a/b", "{at}/gone: no such run directory; make one with `deltaclip train`"),
+    (
+        "push {at}/run a/b",
+        "{at}/run: is a run with the rows of its training; make a folder without them: deltaclip share {at}/run OUT",
+    ),
+    ("push {at}/run ab", "REPO: 'ab' is no name of a repository; give ORG/NAME or ORG/NAME@REVISION"),
+    ("pull a/b@ {at}/new", "REPO: 'a/b@' is no name of a repository; give ORG/NAME or ORG/NAME@REVISION"),
+    ("pull a/b {at}/empty", "{at}/empty: already exists; give another OUT or remove it first"),
+    ("predict hf://a/b {at}/a.png", "hf:/a/b: is no folder here; fetch it first: deltaclip pull ORG/NAME DIR"),
     # Caches.
     ("inspect {at}/gone.h5", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
     ("inspect {at}/gone.h5 --verify", "{at}/gone.h5: no such cache; make it with `deltaclip extract`"),
@@ -646,6 +655,7 @@ predict {at}/run {at}/empty --prompts {at}/gone.csv | predict {at}/run {at}/good
 report {at}/run --out {at}/x.json | report {at}/run --out {at}/good.csv/x.html | report
 export {at}/gone --out {at}/x.onnx | export {at}/run --out {at}/x.csv | export {at}/run --out {at}/good.csv/x.onnx
 share {at}/gone {at}/new | share {at}/run {at}/empty | share {at}/run {at}/new --license my/own
+push {at}/gone a/b | pull a/b {at}/empty
 rank {at}/run a={at}/good.csv | rank {at}/run a={at}/gone b={at}/good.csv | rank {at}/gone a={at}/empty b={at}/empty
 rank {at}/run a={at}/good.csv b={at}/empty --baseline c | rank {at}/run a={at}/good.csv b={at}/empty --only beauty
 rank {at}/run a={at}/good.csv b={at}/empty --max-drop 0.1 | rank {at}/run a={at}/good.csv a={at}/empty

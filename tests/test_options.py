@@ -32,6 +32,8 @@ from deltaclip.pipeline.settings import (
     ExportConfig,
     FinetuneConfig,
     PredictConfig,
+    PullConfig,
+    PushConfig,
     RankConfig,
     ReportConfig,
     ServeConfig,
@@ -48,6 +50,7 @@ STAGES |= {"report": ReportConfig, "demo": DemoConfig}
 STAGES |= {"import": ImportConfig, "data check": CheckConfig}
 STAGES |= {"export": ExportConfig, "serve": ServeConfig}
 STAGES |= {"finetune": FinetuneConfig, "share": ShareConfig}
+STAGES |= {"push": PushConfig, "pull": PullConfig}
 REQUIRED = {"extract": {"data": "demo"}, "train": {"cache": Path("c.h5")}, "sweep": {"cache": Path("c.h5")}}
 REQUIRED |= {"ablate": {"cache": Path("c.h5")}, "compare": {"runs": [Path("a"), Path("b")]}}
 REQUIRED |= {"data check": {"data": "demo"}}
@@ -59,6 +62,7 @@ REQUIRED |= {"finetune": {"cache": Path("c.h5")}}
 REQUIRED |= {"import": {"source": Path("e"), "out": Path("c.h5"), "backbone": "ViT-B-32", "precision": "fp16"}}
 
 REQUIRED |= {"export": {"run": Path("r"), "out": Path("m.onnx")}, "serve": {"run": Path("r")}}
+REQUIRED |= {"push": {"folder": Path("o"), "repo": "a/b"}, "pull": {"repo": "a/b", "out": Path("o")}}
 REQUIRED |= {"share": {"run": Path("r"), "out": Path("o")}}
 
 

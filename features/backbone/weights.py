@@ -234,14 +234,14 @@ def _shards_of(weights: Path) -> tuple[Path, ...]:
 
 
 def _on_hub(backbone: str) -> WeightsSource:
-    _stay_offline_without_hub()
+    stay_offline_without_hub()
     from open_clip.pretrained import download_pretrained_from_hf
 
     repo = backbone.removeprefix(HF_HUB)
     try:
         config = Path(download_pretrained_from_hf(repo, filename=CONFIG_NAME))
         weights = Path(download_pretrained_from_hf(repo))
-    except _hub_errors() as error:
+    except hub_errors() as error:
         if (folder := _transformers_on_hub(repo)) is not None:
             return replace(_in_folder(f"{LOCAL_DIR}{folder}"), name=backbone)
         files = f"{CONFIG_NAME} and open_clip_model.safetensors of {repo}"
@@ -255,7 +255,7 @@ def _transformers_on_hub(repo: str) -> Path | None:
 
     safe = ["model*.safetensors", f"model.safetensors{INDEX}"]
     unsafe = ["pytorch_model*.bin", f"pytorch_model.bin{INDEX}"]
-    with contextlib.suppress(*_hub_errors()):
+    with contextlib.suppress(*hub_errors()):
         folder = Path(snapshot_download(repo, allow_patterns=["config.json", *BESIDE]))
         if not is_transformers_folder(folder):
             return None
@@ -279,16 +279,17 @@ def _by_tag(model: str, tag: str | None) -> WeightsSource:
         close = nearest(tag, tags)
         hint = f"did you mean {close!r}?" if close else f"tags of {model}: {', '.join(tags) or 'none'}"
         raise UserError(f"{tag!r} is neither a file nor a tag of {model}", place="--pretrained", remedy=hint)
-    _stay_offline_without_hub()
+    stay_offline_without_hub()
     try:
         weights = Path(download_pretrained(config))
-    except _hub_errors() as error:
+    except hub_errors() as error:
         files = config.get("hf_hub") or config.get("url")
         raise _not_fetched(error, f"{model} ({tag})", f"{files}", "--pretrained FILE") from error
     return WeightsSource(name=model, model=model, pretrained=tag, weights=weights, config=None)
 
 
-def _stay_offline_without_hub() -> None:
+def stay_offline_without_hub() -> None:
+    """Tell the hub's client to use its cache alone where nobody answers at the hub's address."""
     # Where nobody answers at the hub's address, its client would retry for 20 s a file and log each try; told to
     # stay offline it answers at once, from its cache where the file lies there. Behind a proxy only that can tell.
     import huggingface_hub.constants as hub
@@ -303,7 +304,8 @@ def _stay_offline_without_hub() -> None:
         hub.HF_HUB_OFFLINE = True
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises."""
     # The client's own errors, those of the library that connects (its HTTP error derives from them), a ValueError for a
     # malformed name; open_clip's RuntimeError for a file that is not what was published.
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError

@@ -43,6 +43,7 @@ from deltaclip.pipeline.api.pictures import (
 from deltaclip.pipeline.model.scores import Batch, cosine
 from deltaclip.pipeline.rows.cached_rows import text_keys
 from deltaclip.pipeline.runs.folder import open_run
+from deltaclip.pipeline.runs.hub import place_of_run
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, blank_untrained, read_predictions, score
 from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_recorded, put_tuned
 from deltaclip.pipeline.runs.trust import COVERAGE, PROMPT
@@ -171,7 +172,7 @@ class Scorer:
         """Load a run directory.
 
         Args:
-            run: made by `deltaclip train`.
+            run: made by `deltaclip train`, or `hf://ORG/NAME[@REVISION]`: what `deltaclip push` sent to a Hub.
             device: auto, cpu, cuda or cuda:N.
             backbone: where the backbone lies now, if it has moved.
             pretrained: where its checkpoint lies now, if it has moved.
@@ -180,7 +181,7 @@ class Scorer:
         Raises:
             UserError: a damaged run, or a backbone whose weights are not those of the run.
         """
-        folder = open_run(Path(run))
+        folder = open_run(place_of_run(run))
         facts, request = folder.config["backbone"], folder.config["request"]
         if request.get("imported"):
             message = f"was trained on imported embeddings: nothing says which weights of {facts['backbone']} made them"

@@ -27,7 +27,7 @@ from deltaclip.pipeline.settings.learning import (
     words_by_target,
 )
 from deltaclip.pipeline.settings.ranking import RankConfig, no_such_generator
-from deltaclip.pipeline.settings.sharing import ShareConfig
+from deltaclip.pipeline.settings.sharing import PullConfig, PushConfig, ShareConfig
 from deltaclip.pipeline.settings.sweeping import (
     BY_TARGET,
     LOGARITHMIC,
@@ -59,6 +59,8 @@ __all__ = [
     "FrozenClip",
     "LearningSettings",
     "PredictConfig",
+    "PullConfig",
+    "PushConfig",
     "Range",
     "RankConfig",
     "ReportConfig",

@@ -1,4 +1,4 @@
-"""Settings of what gives a run to others: a folder of it, and that folder on a Hub and back."""
+"""Settings of what gives a run to others: a folder of it, and that folder to a Hub and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.options import check_settings, setting
 
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -28,3 +28,35 @@ class ShareConfig:
             raise UserError(f"{self.license!r} is no name of a licence", place="--license", remedy=remedy)
         if self.trained_on is not None and not self.trained_on.isprintable():
             raise UserError("is no line of text", place="--trained-on", remedy="give one line, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Settings of `push`."""
+
+    folder: Path = setting(help="Folder made by `deltaclip share`.", argument=True, names="run")
+    repo: str = setting(help="Repository of the Hub, ORG/NAME, made where it is not there; @BRANCH.", argument=True)
+    dry_run: bool = setting(False, help="Only list what would go, with sizes; needs no network.")
+    private: bool = setting(False, help="Make a new repository private.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def check_more(self) -> None:
+        """Refuse to start without the extra."""
+        require_extra("hub", "huggingface_hub", place="push")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Settings of `pull`."""
+
+    repo: str = setting(help="Repository of the Hub: ORG/NAME or ORG/NAME@REVISION.", argument=True)
+    out: Path = setting(help="Folder to write.", argument=True, names="new")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def check_more(self) -> None:
+        """Refuse to start without the extra."""
+        require_extra("hub", "huggingface_hub", place="pull")

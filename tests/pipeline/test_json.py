@@ -33,7 +33,8 @@ COMMANDS = {
     "inspect": ("{few_cache} --verify", "damaged"),
     "import": ("{exported} --out in.h5 --backbone tiny --precision fp32", "cache"),
 }
-ELSEWHERE = {"serve"}  # ends with a signal: tests/pipeline/test_serve.py
+# Ends with a signal: tests/pipeline/test_serve.py; need a server: tests/pipeline/test_hub.py.
+ELSEWHERE = {"serve", "push", "pull"}
 
 
 @pytest.fixture(scope="session")
