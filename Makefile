@@ -14,10 +14,10 @@ CACHE      ?= cache/$(NAME).h5
 THE_RUN    := $(or $(RUN),runs/$(basename $(notdir $(CACHE)))_residual_frozen)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extract train report predict test slow lint format bench docs backbone clean
+.PHONY: help setup extract train report predict test slow lint format bench bench-gpu docs backbone clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "  variables: DATA=$(DATA) BACKBONE=$(BACKBONE) PRETRAINED=$(PRETRAINED) RUN=$(RUN) CACHE=$(CACHE)"
 
 setup: $(VENV)/installed ## install deltaclip into .venv
@@ -67,6 +67,9 @@ format: $(VENV)/installed-dev ## rewrite the code in house format
 
 bench: $(VENV)/installed-dev ## measure speed, both sides of every ratio in one run
 	$(BIN)/python -m benchmarks.run
+
+bench-gpu: $(VENV)/installed-dev ## a GPU's numbers against the CPU's, and its speed, under ten minutes; DRY=1 tries it on the CPU
+	$(BIN)/python -m benchmarks.gpu $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry)
 
 docs: $(VENV)/installed ## write docs/commands.md from the settings
 	$(BIN)/python -m tools.commands_page

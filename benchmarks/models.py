@@ -37,9 +37,9 @@ def vit_b_32() -> WeightsSource:
     return find_weights("ViT-B-32", str(path))
 
 
-def drawn_jpegs(count: int, *, side: int = 512) -> list[bytes]:
+def drawn_jpegs(count: int, *, side: int = 512, seed: int = 0) -> list[bytes]:
     """Return distinct smooth pictures with some noise as JPEG files of quality 90."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     files = []
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (max(4, side // 16),) * 2 + (3,), dtype=np.uint8))
