@@ -131,8 +131,11 @@ def create_app(service: Service, *, run: str) -> FastAPI:
     scored = scores_model(service.columns)
     answers = create_model(
         "BatchScores",
-        __doc__="One entry a pair, in order: its scores, or its error.",
+        __doc__="One entry a pair, in order: its scores, or its error. `unlike` counts those that are unlike the "
+        "training, null where nobody can tell, and `trust` says in lines what is to be known of all together.",
         results=(list[scored | Failure], ...),  # type: ignore[valid-type]
+        unlike=(int | None, ...),
+        trust=(list[str], ...),
     )
     one = [
         Field("prompt", "What the image was asked to show.", required=bool(prompted)),
@@ -177,7 +180,7 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         (found,) = await service.score(_pairs(images, form.texts["prompt"], most=1))
         if isinstance(found, Refused):
             raise found
-        return scored.model_validate(found)
+        return scored.model_validate(found.values)
 
     @app.post(
         "/score/batch",
@@ -192,9 +195,11 @@ def create_app(service: Service, *, run: str) -> FastAPI:
         images = _images(form, "images", "paths", words="images, files, or paths, paths")
         found = await service.score(_pairs(images, form.texts["prompts"], most=service.queue_size))
         results = [
-            Failure(error=str(each)) if isinstance(each, Refused) else scored.model_validate(each) for each in found
+            Failure(error=str(each)) if isinstance(each, Refused) else scored.model_validate(each.values)
+            for each in found
         ]
-        return answers(results=results)
+        together = service.together(found)
+        return answers(results=results, unlike=together.unlike, trust=together.lines)
 
     _answer_errors(app)
     return app

@@ -7,16 +7,21 @@ asyncio. Must not know HTTP.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import numpy as np
 
 from deltaclip.features.backbone.decode_ahead import default_workers
 from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.sources import UnreadableImage, container_of, read_image_bytes
+from deltaclip.pipeline.runs.prediction_table import TrustColumns
+from deltaclip.pipeline.runs.trust import flagged_words, together_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +33,24 @@ if TYPE_CHECKING:
 
 # ---- Scores for whoever asks: uploads and paths to images, images and prompts to micro-batches
 
-# Scores by name, None for what the run has not; the flag is a text.
-Answered = dict[str, float | bool | str | None]
+
+class Scored(NamedTuple):
+    """Scores by name, None for what the run has not, the flag a text; and what a set of pictures is judged by.
+
+    `rank` is how strange the picture is among those of the training's sources, NaN where nobody can tell, and `image`
+    the same for a picture that is sent twice.
+    """
+
+    values: dict[str, float | bool | str | None]
+    rank: float
+    image: str
+
+
+class Together(NamedTuple):
+    """What is said of pictures together: how many are unlike the training, None where nobody can tell, and lines."""
+
+    unlike: int | None
+    lines: list[str]
 
 
 class Refused(Exception):  # noqa: N818 - an answer
@@ -46,6 +67,7 @@ class Pair(NamedTuple):
 class _Ready(NamedTuple):
     crops: dict[str, Tensor]
     prompt: str | None
+    image: str
 
 
 class Service:
@@ -80,7 +102,7 @@ class Service:
         self.max_bytes, self.max_prompt_chars = max_bytes, max_prompt_chars
         self._open = file_opener(scorer.backbone, max_pixels=max_pixels)
         self.queue_size, self._most_held, self._num_held = queue_size, queue_size + batch_size, 0
-        self.batcher: MicroBatcher[_Ready, Answered] = MicroBatcher(
+        self.batcher: MicroBatcher[_Ready, Scored] = MicroBatcher(
             self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size
         )
         self._decoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="decode")
@@ -95,8 +117,8 @@ class Service:
         await self.batcher.stop()
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
-    async def score(self, pairs: Sequence[Pair]) -> list[Answered | Refused]:
-        """Return for each pair its scores by name, None for what the run has not, or why it is refused.
+    async def score(self, pairs: Sequence[Pair]) -> list[Scored | Refused]:
+        """Return for each pair its scores, or why it is refused.
 
         Raises:
             QueueFull: as many images wait as may wait; found out before anything is decoded, where it is known then.
@@ -114,6 +136,20 @@ class Service:
         scores = iter(found)
         return [next(scores) if isinstance(each, _Ready) else each for each in made]
 
+    def together(self, found: Sequence[Scored | Refused]) -> Together:
+        """Return what `predict` would say of pairs that were asked together: of those that were scored."""
+        trust, scored = self.scorer.trust, [each for each in found if isinstance(each, Scored)]
+        if trust is None or not scored:
+            return Together(None, [])
+        what, lines = "pairs" if self.scorer.needs_prompts else "images", trust.notes(self.coverage)
+        if not trust.parts:
+            return Together(None, lines)
+        rank_N = np.array([each.rank for each in scored], dtype=np.float32)
+        columns = TrustColumns.nothing(len(scored), (), trust.parts)._replace(rank_N=rank_N)
+        flags = [str(each.values["flag"]) for each in scored]
+        lines += together_words(trust.excess(columns, np.array([each.image for each in scored])), what)
+        return Together(sum(map(bool, flags)), [*lines, flagged_words(flags, len(scored), what)])
+
     def _prepare(self, pair: Pair) -> _Ready | Refused:
         try:
             if pair.prompt is not None:
@@ -123,7 +159,7 @@ class Service:
                 return Refused("image: empty file")
             image = self._open(content)
             # The image itself ends here: what waits in the queue is as small as the model's input.
-            return _Ready(self.scorer.crops(image), pair.prompt)
+            return _Ready(self.scorer.crops(image), pair.prompt, hashlib.sha256(content).hexdigest())
         except UnreadableImage as reason:
             return Refused(f"{'path' if isinstance(pair.image, str) else 'image'}: {reason}")
         except Refused as refused:
@@ -157,7 +193,7 @@ class Service:
             raise Refused(f"path: {error.strerror}") from error
         return read_image_bytes(path, self.root)
 
-    def _score(self, items: Sequence[_Ready]) -> list[Answered]:
+    def _score(self, items: Sequence[_Ready]) -> list[Scored]:
         prompts = [item.prompt for item in items if item.prompt is not None and self.scorer.needs_prompts]
         texts = list(dict.fromkeys(prompts))
         t_TD, truncated_T = self.scorer.embed_prompts(texts)
@@ -167,9 +203,14 @@ class Service:
         scores = self.scorer.score_crops(crops, t_BD, range(len(items)), coverage=self.coverage)
         truncated = truncated_T[place].tolist() if self.scorer.needs_prompts else [False] * len(items)
         columns = scores.columns()
+        rank_B = np.full(len(items), np.nan) if scores.trust is None else scores.trust.rank_N
         return [
-            {name: _plain(values[row]) for name, values in columns.items()} | {"prompt_truncated": truncated[row]}
-            for row in range(len(items))
+            Scored(
+                {name: _plain(values[row]) for name, values in columns.items()} | {"prompt_truncated": truncated[row]},
+                float(rank_B[row]),
+                item.image,
+            )
+            for row, item in enumerate(items)
         ]
 
 

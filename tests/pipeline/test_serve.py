@@ -22,10 +22,12 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.api.scorer import Scorer
+from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.serve import _application, serve
-from deltaclip.pipeline.serving.service import Pair, QueueFull, Service
-from deltaclip.pipeline.settings import ServeConfig
+from deltaclip.pipeline.serving.service import Pair, QueueFull, Refused, Scored, Service
+from deltaclip.pipeline.settings import PredictConfig, ServeConfig
 from deltaclip.tests.features.data.odd_images import png_header, refused_files, usable_files
+from deltaclip.tests.pipeline.conftest import write_csv
 
 server_of = pytest.importorskip("deltaclip.pipeline.serving.app", reason="the extra serve is not installed")
 
@@ -162,6 +164,31 @@ def test_a_batch_answers_pair_by_pair(client, scorer, demo_folder, demo_rows):
     assert status == 200
     assert found["results"][0]["consistency"] == pytest.approx(float(scorer.score(paths[0], "x").c[0]), abs=CLOSE)
     assert found["results"][1] == {"error": "path: no such file"}
+
+
+def test_a_batch_says_of_all_what_predict_says(client, demo_run, *, demo_folder, demo_rows, tmp_path):
+    rows = list({row["image"]: row for row in demo_rows}.values())[:12]
+    fields = [("images", (demo_folder / row["image"]).read_bytes()) for row in rows] + [("images", b"no image")]
+    status, found = client.post("/score/batch", *fields, *[("prompts", row["prompt"]) for row in [*rows, rows[0]]])
+    write_csv(tmp_path / "rows.csv", [{"image": row["image"], "prompt": row["prompt"]} for row in rows])
+    target = str(tmp_path / "rows.csv")
+    expected = predict(PredictConfig(run=demo_run, target=target, image_root=demo_folder, device="cpu"))
+    assert status == 200
+    assert (found["unlike"], found["trust"]) == (expected.unlike, expected.trust)
+    assert found["trust"][-1].endswith("12 pairs is unlike those that the run was trained on")
+    assert client.post("/score/batch", ("images", b"x"), ("prompts", "x"))[1]["trust"] == []  # nothing was scored
+
+
+def test_of_a_batch_of_strange_pictures_it_is_said_how_many_and_whether_they_are_together(scorer):
+    limits = {"root": None, "max_pixels": 10**6, "max_bytes": 10**6, "max_prompt_chars": 100, "wait_s": 0}
+    service = Service(scorer, **limits, coverage=0.9, batch_size=1, queue_size=2)
+    found = [Scored({"flag": "unlike: center" if place else ""}, 0.999, str(place)) for place in range(13)]
+    unlike, lines = service.together([*found, Refused("image: none")])
+    assert unlike == 12
+    assert lines[-2].startswith("together the pairs are unlike every source that the run was trained on")
+    assert lines[-1].startswith("12 of 13 pairs are unlike those that the run was trained on (12 by center)")
+    same = [each._replace(image="one") for each in found]  # one picture many times is no set
+    assert not [line for line in service.together(same).lines if line.startswith("together")]
 
 
 def test_a_long_prompt_is_scored_and_said_to_be_cut(client, picture):
@@ -436,7 +463,7 @@ def test_a_rule_has_one_sentence_at_every_address(client, path, encoding, *, fie
         kind = kind.replace("multipart/form-data", "Multipart/Form-Data").replace("application/x", "APPLICATION/X")
     found = client.ask("POST", path, encoded(encoding, fields), {"content-type": kind})
     failure = {"error": sentence}
-    assert found == (status, {"results": [failure]} if status == 200 else failure)
+    assert found == (status, {"results": [failure], "unlike": None, "trust": []} if status == 200 else failure)
 
 
 @pytest.mark.parametrize("path", [SCORE, BATCH])
@@ -526,7 +553,7 @@ def test_what_finds_no_room_is_not_decoded(scorer, picture):
 
     with ThreadPoolExecutor(1) as pool:  # the loop of a browser in another test may still run on this thread
         (first, second), again = pool.submit(lambda: asyncio.run(ask())).result()
-    assert [0 <= each["quality"] <= 1 for each in first] == [True, True]
+    assert [0 <= each.values["quality"] <= 1 for each in first] == [True, True]
     assert isinstance(second, QueueFull)  # decoded, they would have been refused
     assert [str(each) for each in again] == ["image: not an image in a known format"] * 2
 
