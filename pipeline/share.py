@@ -119,7 +119,7 @@ def _write(out: Path, run: RunFolder, about: Mapping[str, Any], texts: Mapping[s
     with whole_folder(out) as growing:
         folder = growing.work
         header = {name: about[name] for name in ("backbone", "request", "mode", "labels")}
-        tuned = TunedBackbone(tensors=run.tuned_tensors()) if run.is_tuned else None
+        tuned = TunedBackbone(tensors=run.tuned_tensors(), low_rank=run.low_rank) if run.is_tuned else None
         save_heads(folder / run.checkpoint.name, run.heads, run.spec, header, tuned=tuned)
         if run.trust:
             save_trust(folder / TRUST_FILE, run.trust)

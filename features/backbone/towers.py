@@ -8,21 +8,25 @@ heads, nor what is frozen.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.block_means import find_blocks
+from deltaclip.features.backbone.low_rank import A, B, attach, find_weights, weight_deltas
 from deltaclip.features.backbone.pixels import input_size
 from deltaclip.features.backbone.twins import Enough, Given, fold_attention, stop_after, stop_before, twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
     from deltaclip.features.backbone.load import Backbone
+    from deltaclip.features.backbone.low_rank import Addition, LowRank
 
 
 # ---- Cut a backbone's towers after N blocks: what is frozen runs once, what trains runs every epoch
@@ -63,6 +67,8 @@ class CutTower:
             UserError: the tower cannot be cut.
         """
         self.kind, self.frozen_blocks, self.all_frozen = kind, frozen_blocks, all_frozen
+        self.low_rank: LowRank | None = None
+        self._additions: dict[str, Addition] = {}
         self._backbone_name = str(backbone.facts["backbone"])
         self._named = tower_parameters(backbone.model, kind)
         first = next(iter((*self._named.values(), *backbone.model.parameters())))  # a text tower may be none
@@ -128,8 +134,87 @@ class CutTower:
             block = self._after.get_submodule(name)
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
+    def add_low_rank(self, plan: LowRank) -> None:
+        """From now on train additions to the linear layers of the blocks that are not frozen, and nothing else.
+
+        They are 0 until `draw_additions` and a step. The model's own weights stay as they are.
+
+        Raises:
+            UserError: no block is free or known, or has such layers; the rank is larger than a layer.
+        """
+        if self._blocks and self.frozen_blocks == self.depth:
+            message = f"all {self.depth} blocks of the {self.kind} tower are frozen: nothing is left to add to"
+            raise UserError(message, place="--lora-rank", remedy=f"give {OPTIONS[self.kind]} below {self.depth}")
+        places = find_weights(self._after, self._blocks[self.frozen_blocks :], plan.layers)
+        if not places:
+            raise self._no_layers(plan)
+        narrow = min(places, key=lambda place: min(place.shape))
+        if plan.rank > min(narrow.shape):
+            message = f"{plan.rank} is more than {narrow.full} of the {self.kind} tower has, {min(narrow.shape)}"
+            raise UserError(message, place="--lora-rank", remedy=f"give at most {min(narrow.shape)}")
+        for parameter in self._named.values():
+            parameter.requires_grad = False
+        self.low_rank = plan
+        self._additions = attach(places, plan, self._run_once)
+
+    def _run_once(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.from_boundary(self.to_boundary(self._one_input), self._one_input if self.kind == "text" else None)
+
+    def _no_layers(self, plan: LowRank) -> UserError:
+        remedy, what = "leave out --lora-rank", "no blocks under a known name"
+        if free := self._blocks[self.frozen_blocks :]:
+            what = f"no linear layers in its blocks {self.frozen_blocks + 1} to {self.depth}"
+            if find_weights(self._after, free, "all"):
+                what, remedy = what.replace("linear", plan.layers), "give --lora-layers all"
+        if self.kind == "text":
+            remedy += f", or give {OPTIONS['text']} {self.depth} to freeze all of it"
+        message = f"low-rank additions have no place in the {self.kind} tower of {self._backbone_name}: {what}"
+        return UserError(message, place="--lora-rank", remedy=remedy)
+
+    def draw_additions(self, seed: int) -> None:
+        """Set all additions to 0 and draw what trains of them anew: A as torch draws linear layers, B is 0."""
+        import numpy as np
+        import torch
+
+        generator = np.random.default_rng((seed, KINDS.index(self.kind)))
+        for addition in self._additions.values():
+            drawn = generator.uniform(-1, 1, tuple(addition.a.shape)) * addition.a.shape[1] ** -0.5
+            with torch.no_grad():
+                addition.a.copy_(torch.from_numpy(drawn))
+                addition.b.zero_()
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """Have the additions in the model's own weights meanwhile; afterwards these are what they were, bit for bit."""
+        import torch
+
+        plan = self.low_rank
+        if plan is None:
+            yield
+            return
+        deltas = weight_deltas({name: part.detach() for name, part in self.named_trainable().items()}, plan)
+        before = {name: self._named[name].detach().clone() for name in deltas}
+        with torch.no_grad():
+            for name, delta in deltas.items():
+                self._named[name].add_(delta)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in before.items():
+                    self._named[name].copy_(weight)
+
     def named_trainable(self) -> dict[str, torch.nn.Parameter]:
-        """Return what trains, by the name in the model's state dict."""
+        """Return what trains, by the name in the model's state dict; A and B of an addition by that of its weight."""
+        if self.low_rank:
+            return {
+                name + suffix: part
+                for name, addition in self._additions.items()
+                for suffix, part in ((A, addition.a), (B, addition.b))
+            }
         return {name: parameter for name, parameter in self._named.items() if parameter.requires_grad}
 
     def named_frozen(self) -> dict[str, torch.nn.Parameter]:
@@ -142,6 +227,7 @@ class CutTower:
         Raises:
             ValueError: the tower has no such parameter.
         """
+        name = name.removesuffix(A).removesuffix(B)
         if name not in self._named:
             raise ValueError(f"the {self.kind} tower has no parameter {name!r}")
         return self._place.get(name, self.depth + 1)
@@ -153,9 +239,24 @@ class CutTower:
         what = "all frozen" if self.all_frozen else f"{self.frozen_blocks} of {self.depth} blocks frozen"
         if self.frozen_blocks and not self.all_frozen:
             what += ", embeddings too"
+        if self.low_rank:
+            what += ", additions to the others"
         share = trainable / max(1, trainable + frozen)
-        words = f"{self.kind} tower: {what}; {trainable:,} parameters train ({share:.0%}), {frozen:,} do not"
+        shown = f"{share:.2%}" if self.low_rank else f"{share:.0%}"
+        words = f"{self.kind} tower: {what}; {trainable:,} parameters train ({shown}), {frozen:,} do not"
         return ParameterCount(trainable=trainable, frozen=frozen, words=words)
+
+    def addition_words(self) -> str:
+        """Say which layers of which blocks have additions, empty where none has."""
+        if not self._additions:
+            return ""
+        layers = dict[str, None]()
+        for name in self._additions:
+            block = max((block for block in self._blocks if name.startswith(f"{block}.")), key=len)
+            layers[re.sub(r"\b\d+\b", "*", name.removeprefix(f"{block}.").removesuffix(".weight"))] = None
+        first = self.frozen_blocks + 1
+        blocks = f"block {first}" if first == self.depth else f"blocks {first} to {self.depth}"
+        return f"{self.kind} tower, {blocks}: {', '.join(layers)}"
 
     def _moved(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.device, self.dtype if x.is_floating_point() else None, non_blocking=True)
@@ -193,7 +294,12 @@ class CutTower:
 
 
 def cut_towers(
-    backbone: Backbone, *, freeze_layers: int, freeze_text_layers: int | None, train_text: bool = True
+    backbone: Backbone,
+    *,
+    freeze_layers: int,
+    freeze_text_layers: int | None,
+    train_text: bool = True,
+    low_rank: LowRank | None = None,
 ) -> tuple[CutTower, CutTower]:
     """Cut and freeze the image and the text tower of a model.
 
@@ -206,9 +312,10 @@ def cut_towers(
         freeze_text_layers: those of the text tower, whose depth freezes all of it; None takes as many as of the image
             tower, at most that depth.
         train_text: False freezes all of the text tower, whatever `freeze_text_layers` says.
+        low_rank: train additions to the layers of the other blocks, and no weight of the model.
 
     Raises:
-        UserError: a tower has fewer blocks, or cannot be cut.
+        UserError: a tower has fewer blocks, or cannot be cut, or has no layers to add to.
     """
     image_depth, text_depth = (tower_depth(backbone.model, kind) for kind in KINDS)
     _check_range(backbone, "image", freeze_layers, image_depth)
@@ -225,6 +332,9 @@ def cut_towers(
         raise UserError(message, place=backbone.facts["backbone"], remedy=remedy)
     image = CutTower(backbone, "image", frozen_blocks=freeze_layers, all_frozen=False)
     text = CutTower(backbone, "text", frozen_blocks=wanted, all_frozen=all_frozen)
+    if low_rank:
+        for tower in (image, *([] if text.all_frozen else [text])):
+            tower.add_low_rank(low_rank)
     trainable = image.named_trainable() | text.named_trainable()
     for name, parameter in backbone.model.named_parameters():
         if name not in trainable:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
+
+    Product = Callable[[torch.Tensor], torch.Tensor]
 
 Module = TypeVar("Module", bound="torch.nn.Module")
 
@@ -86,7 +87,7 @@ def fold_attention(block: torch.nn.Module) -> None:
 
     for module in block.modules():
         if isinstance(module, torch.nn.MultiheadAttention) and is_plain_attention(module):
-            module.forward = functools.partial(_attend, module)  # type: ignore[method-assign]
+            module.forward = FoldedAttention(module)  # type: ignore[method-assign, assignment]
 
 
 def is_plain_attention(module: torch.nn.MultiheadAttention) -> bool:
@@ -100,29 +101,46 @@ def is_plain_attention(module: torch.nn.MultiheadAttention) -> bool:
     )
 
 
-def _attend(
-    attention: torch.nn.MultiheadAttention,
-    x_BSC: torch.Tensor,
-    key_BSC: torch.Tensor,
-    value_BSC: torch.Tensor,
-    *,
-    need_weights: bool,
-    attn_mask: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, None]:
-    """Do what the module's own forward does with these arguments, by products of two matrices.
+class FoldedAttention:
+    """The forward pass of self-attention by products of two matrices, each of which can be exchanged."""
 
-    Key and value are `x_BSC` itself; the mask is added to the products, (S, S) or (B heads, S, S).
-    """
-    from torch.nn import functional as F
+    def __init__(self, module: torch.nn.MultiheadAttention) -> None:
+        self._module = module
+        self.to_qkv: Product = self._qkv
+        self.to_out: Product = self._out
 
-    assert key_BSC is x_BSC, "self-attention only"
-    assert value_BSC is x_BSC, "self-attention only"
-    assert not need_weights, "the weights are never made"
-    (B, S, C), heads = x_BSC.shape, attention.num_heads
-    qkv = F.linear(x_BSC.reshape(B * S, C), attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.view(B, S, 3, heads, C // heads).permute(2, 0, 3, 1, 4)  # each (B, heads, S, C / heads)
-    if attn_mask is not None:
-        attn_mask = (attn_mask if attn_mask.dim() == 2 else attn_mask.view(B, heads, S, S)).to(q.dtype)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-    out = F.linear(mixed.transpose(1, 2).reshape(B * S, C), attention.out_proj.weight, attention.out_proj.bias)
-    return out.view(B, S, C), None
+    def __call__(
+        self,
+        x_BSC: torch.Tensor,
+        key_BSC: torch.Tensor,
+        value_BSC: torch.Tensor,
+        *,
+        need_weights: bool,
+        attn_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """Do what the module's own forward does with these arguments.
+
+        Key and value are `x_BSC` itself; the mask is added to the products, (S, S) or (B heads, S, S).
+        """
+        from torch.nn import functional as F
+
+        assert key_BSC is x_BSC, "self-attention only"
+        assert value_BSC is x_BSC, "self-attention only"
+        assert not need_weights, "the weights are never made"
+        (B, S, C), heads = x_BSC.shape, self._module.num_heads
+        qkv = self.to_qkv(x_BSC.reshape(B * S, C))
+        q, k, v = qkv.view(B, S, 3, heads, C // heads).permute(2, 0, 3, 1, 4)  # each (B, heads, S, C / heads)
+        if attn_mask is not None:
+            attn_mask = (attn_mask if attn_mask.dim() == 2 else attn_mask.view(B, heads, S, S)).to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.to_out(mixed.transpose(1, 2).reshape(B * S, C)).view(B, S, C), None
+
+    def _qkv(self, x_NC: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.linear(x_NC, self._module.in_proj_weight, self._module.in_proj_bias)
+
+    def _out(self, x_NC: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.linear(x_NC, self._module.out_proj.weight, self._module.out_proj.bias)

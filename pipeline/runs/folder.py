@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, keep_result, whole_folder
 from deltaclip.base.places import check_file, check_new, check_run
+from deltaclip.features.backbone.low_rank import LowRank
 from deltaclip.pipeline.model.earlier import scales_of_two_targets, today_name
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
 from deltaclip.pipeline.rows.cached_rows import FILE, write_keys
@@ -77,6 +78,7 @@ class RunFolder:
     config: dict[str, Any]
     metrics: dict[str, Any]
     trust: Trust | None = None
+    low_rank: LowRank | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -213,6 +215,7 @@ def open_run(path: Path) -> RunFolder:
         config=config,
         metrics=_read_json(path / "metrics.json"),
         trust=load_trust(path / TRUST_FILE),
+        low_rank=LowRank(**header["low_rank"]) if header.get("low_rank") else None,
     )
 
 
@@ -256,10 +259,12 @@ BACKBONE = "backbone."  # before the names of tensors of the backbone; those of 
 class TunedBackbone:
     """What a training changed of a backbone: tensors by their names in its model, none of the frozen ones.
 
+    With `low_rank` they are additions to weights, which stand beside these names as A and B.
     `write_full` writes the whole model with these tensors into a folder, where that is wanted.
     """
 
     tensors: Mapping[str, Tensor]
+    low_rank: LowRank | None
     write_full: Callable[[Path, Mapping[str, Tensor]], None] | None = None
 
 
@@ -272,6 +277,8 @@ def save_heads(
     named = dict(heads.state_dict())
     if tuned is not None:
         named |= {f"{BACKBONE}{name}": tensor for name, tensor in tuned.tensors.items()}
+        if tuned.low_rank:
+            about = about | {"low_rank": tuned.low_rank.to_json()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     save_file(state, path, metadata={HEADER_KEY: json.dumps({"spec": spec.to_json(), **about})})
 

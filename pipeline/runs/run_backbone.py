@@ -14,6 +14,7 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.backbone.load import check_same, load_backbone, request_facts
+from deltaclip.features.backbone.low_rank import weight_deltas
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.data.addresses import address, as_place
 from deltaclip.features.data.sources import is_there
@@ -21,6 +22,8 @@ from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import differences
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.pipeline.rows.cached_rows import CacheRows
@@ -85,6 +88,8 @@ def put_tuned(backbone: Backbone, run: RunFolder) -> None:
         UserError: the checkpoint holds nothing of it, or what does not fit.
     """
     tensors, known = run.tuned_tensors(), backbone.model.state_dict()
+    if run.low_rank:
+        tensors = _merged(tensors, known, run)
     wrong = [name for name, tensor in tensors.items() if name not in known or known[name].shape != tensor.shape]
     if wrong or not tensors:
         what = (
@@ -92,6 +97,20 @@ def put_tuned(backbone: Backbone, run: RunFolder) -> None:
         )
         raise UserError(what, place=run.checkpoint, remedy="fine-tune again")
     backbone.model.load_state_dict(tensors, strict=False)
+
+
+def _merged(tensors: dict[str, Tensor], known: dict[str, Tensor], run: RunFolder) -> dict[str, Tensor]:
+    """Return weights with the additions of a run in them; one that does not fit as it is."""
+    assert run.low_rank is not None
+    try:
+        deltas = weight_deltas(tensors, run.low_rank)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"holds damaged additions ({error})", place=run.checkpoint, remedy="fine-tune again") from error
+    fits = {name for name, delta in deltas.items() if name in known and known[name].shape == delta.shape}
+    return {
+        name: known[name].float() + delta.to(known[name].device) if name in fits else delta
+        for name, delta in deltas.items()
+    }
 
 
 # ---- Where the images of a cache lie

@@ -12,6 +12,8 @@ from deltaclip.base.options import setting
 from deltaclip.pipeline.settings.learning import LearningSettings, Preset
 from deltaclip.pipeline.settings.training import TrainConfig
 
+LORA_LR = 3e-4  # --lr with --lora-rank, where none is given
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(LearningSettings):
@@ -30,7 +32,8 @@ class FinetuneConfig(LearningSettings):
     batch_size: int = setting(32, help="Rows per forward and backward pass, of all processes together.", ge=1)
     lr: float = setting(
         3e-5,
-        help="Peak learning rate of CLIP; sane: 3e-5 to 1e-4 with blocks frozen, 1e-5 to 5e-5 without.",
+        help="Peak learning rate of CLIP; sane: 3e-5 to 1e-4 with blocks frozen, 1e-5 to 5e-5 without; with "
+        "--lora-rank 1e-4 to 1e-3, default 3e-4.",
         ge=0,
     )
     head_lr: float = setting(1e-3, help="Peak learning rate of the heads.", ge=0)
@@ -48,6 +51,18 @@ class FinetuneConfig(LearningSettings):
     )
     freeze_clip: bool | None = setting(
         None, help="--no-freeze-clip is --freeze-layers 0; freezing all of CLIP is what `train` does."
+    )
+    lora_rank: int = setting(
+        0,
+        help="Train low-rank additions to the linear layers of the blocks that are not frozen, of this rank, in place "
+        "of their weights; 0 trains the weights.",
+        ge=0,
+    )
+    lora_alpha: float | None = setting(
+        None, help="The additions count --lora-alpha / --lora-rank times; default --lora-rank, so once.", gt=0
+    )
+    lora_layers: Literal["attention", "mlp", "all"] = setting(
+        "all", help="Layers with additions: those of attention, all others, or both."
     )
     precision: PrecisionChoice = setting(
         "auto", help="Number format of CLIP's activations; its weights are trained in fp32."
@@ -91,6 +106,8 @@ class FinetuneConfig(LearningSettings):
     def __post_init__(self) -> None:
         """Refuse values out of range, and options that contradict each other."""
         super().__post_init__()
+        if self.lora_rank and "lr" not in self.given:
+            object.__setattr__(self, "lr", LORA_LR)
         for name in ("freeze_layers", "freeze_text_layers"):
             value = getattr(self, name)
             if value is not None and value > 1 and value != int(value):

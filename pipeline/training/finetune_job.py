@@ -24,6 +24,7 @@ from deltaclip.base.options import option_name, settings_to_json
 from deltaclip.base.progress import say
 from deltaclip.features.backbone.decode_ahead import default_workers, spread
 from deltaclip.features.backbone.load import save_model
+from deltaclip.features.backbone.low_rank import LowRank
 from deltaclip.features.backbone.precision import Choice, autocast_type, probe_pixels, training_precision
 from deltaclip.features.backbone.towers import cut_towers, tower_depth
 from deltaclip.features.store.writer import differences
@@ -157,6 +158,7 @@ class TuningJob:
             freeze_layers=_blocks(image, tower_depth(model, "image")),
             freeze_text_layers=None if text is None else _blocks(text, tower_depth(model, "text")),
             train_text=self.whole.sees_prompts,
+            low_rank=low_rank_of(config),
         )
 
     def _digest(self) -> str:
@@ -178,6 +180,8 @@ class TuningJob:
                 what = f"training {number} of {len(self.tasks)}" if len(self.tasks) > 1 else "training"
                 if number > 1:
                     self._put_back(originals)
+                for tower in self.towers:
+                    tower.draw_additions(task.config.seed)
                 done = self._repeat(task, stage, what=what)
                 if number > 1:  # the run keeps the weights of the first
                     done = replace(done, learned=replace(done.learned, tuned=None))
@@ -232,7 +236,8 @@ class TuningJob:
             say(f"{what}: goes on from {state.path}")
         learned, model = tune_towers(task, stage=stage, state=state, what=what)
         write_full = self._write_full if config.save_full else None
-        learned = replace(learned, tuned=TunedBackbone(tensors=self._copied(), write_full=write_full))
+        tuned = TunedBackbone(tensors=self._copied(), low_rank=low_rank_of(config), write_full=write_full)
+        learned = replace(learned, tuned=tuned)
         shown = self.processes.is_first
         # What rows are like is told from these embeddings also where scores need more digits than training has.
         embedded = model.embed(self.rows, np.arange(len(self.rows.rows)))
@@ -249,7 +254,8 @@ class TuningJob:
         scorer = Scorer(learned.heads, self.backbone, learned.spec.names)
         everything = np.arange(len(self.rows.rows))
         mine = self.processes.share(len(everything))
-        found = score_images(scorer, self.rows, self.files, everything[mine])
+        with self._merged():
+            found = score_images(scorer, self.rows, self.files, everything[mine])
         return Scores(
             {
                 target: ScoreColumns(
@@ -261,7 +267,16 @@ class TuningJob:
 
     def _write_full(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         self._put_back(tensors)
-        save_model(self.backbone, folder)
+        with self._merged():
+            save_model(self.backbone, folder)
+
+    @contextlib.contextmanager
+    def _merged(self) -> Iterator[None]:
+        """Have low-rank additions, where there are any, in the model's own weights meanwhile."""
+        with contextlib.ExitStack() as stack:
+            for tower in self.towers:
+                stack.enter_context(tower.merged())
+            yield
 
     def _put_back(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -302,7 +317,17 @@ class TuningJob:
 def run_mode(config: FinetuneConfig, frozen_blocks: int) -> str:
     """Return the name of a mode, which is that of its checkpoint."""
     what = f"partial_freeze_{frozen_blocks}L" if frozen_blocks else "full"
+    if config.lora_rank:
+        layers = "" if config.lora_layers == "all" else f"_{config.lora_layers}"
+        what = f"lora_R{config.lora_rank}{layers}" + (f"_{frozen_blocks}L" if frozen_blocks else "")
     return f"{'residual' if config.residual_learning else 'direct'}_{what}"
+
+
+def low_rank_of(config: FinetuneConfig) -> LowRank | None:
+    """Return the additions that the settings ask for."""
+    if not config.lora_rank:
+        return None
+    return LowRank(rank=config.lora_rank, alpha=config.lora_alpha or float(config.lora_rank), layers=config.lora_layers)
 
 
 def _blocks(given: float, depth: int) -> int:

@@ -60,7 +60,11 @@ def apply_preset(config: Config, *, num_rows: int) -> tuple[Config, AppliedPrese
         return config, None
     name, reason = choose_preset(config.preset, num_rows=num_rows)
     preset = PRESETS[name]
-    part = _tuning_part(preset) if isinstance(config, FinetuneConfig) else _frozen_part(preset, config.lr)
+    part = (
+        _tuning_part(preset, low_rank=config.lora_rank > 0)
+        if isinstance(config, FinetuneConfig)
+        else _frozen_part(preset, config.lr)
+    )
     without = set() if config.residual_learning else preset.heads.keys() & set(SCALES)
     fitting = {key: value for key, value in part[0].items() if key not in without}
     unused = [*(["scales: direct heads have none"] if without else []), *part[1]]
@@ -94,12 +98,15 @@ def _frozen_part(preset: Preset, lr: float) -> tuple[dict[str, Any], list[str]]:
     return dict(preset.heads), [f"{what}: the backbone is frozen, and heads learn at {lr:g}"]
 
 
-def _tuning_part(preset: Preset) -> tuple[dict[str, Any], list[str]]:
+def _tuning_part(preset: Preset, *, low_rank: bool) -> tuple[dict[str, Any], list[str]]:
     """Return what a preset sets of `finetune`, and what has no place there."""
     fitting = {"head_lr" if key == "lr" else key: value for key, value in preset.heads.items()}
     if preset.backbone_lr is None:
         return fitting, ["freezing all of CLIP: that is what `train` does"]
-    return fitting | {"lr": preset.backbone_lr, "freeze_layers": preset.freeze}, []
+    fitting |= {"freeze_layers": preset.freeze}
+    if low_rank:
+        return fitting, [f"learning rate {preset.backbone_lr:g}: that of whole weights, not of --lora-rank"]
+    return fitting | {"lr": preset.backbone_lr}, []
 
 
 # ---- Presets: settings that suit an amount of data, one table for every mode

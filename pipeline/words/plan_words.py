@@ -263,7 +263,7 @@ def _about_split(config: LearningSettings, rows: CacheRows, split: Split) -> lis
 # ---- What a fine-tuning is about to do, in words: rates, freeze strategy of both towers; and what looks unwise
 
 
-PARTIAL_RANGE, FULL_RANGE = (3e-5, 1e-4), (1e-5, 5e-5)
+PARTIAL_RANGE, FULL_RANGE, LORA_RANGE = (3e-5, 1e-4), (1e-5, 5e-5), (1e-4, 1e-3)
 
 
 def mode_words(
@@ -284,11 +284,22 @@ def mode_words(
         freezing=[
             f"freezing      {counts[0]}",
             f"              {counts[1]}{frozen_text}",
+            *_addition_lines(image, text),
             f"frozen part   {activations}; training images: {_augment_words(config)}",
             f"precision     {precision.precision} activations ({precision.reason}), fp32 weights{again}{step}{several}",
             f"heads         {_start_words(config)}",
         ],
     )
+
+
+def _addition_lines(image: CutTower, text: CutTower) -> list[str]:
+    plan = image.low_rank
+    if plan is None:
+        return []
+    count = sum(tower.count_parameters().trainable for tower in (image, text))
+    size = f"{count:,} numbers, {4 * count / 1e6:.2f} MB of the checkpoint"
+    first = f"additions     W + {plan.scale:g} B A, rank {plan.rank} (LoRA): {size}"
+    return [first, *(f"              {words}" for tower in (image, text) if (words := tower.addition_words()))]
 
 
 def _augment_words(config: FinetuneConfig) -> str:
@@ -306,13 +317,19 @@ def _start_words(config: FinetuneConfig) -> str:
 def tune_warnings(task: Task[FinetuneConfig]) -> list[str]:
     """Return one line for each setting that is unwise, or that changes nothing here."""
     config = task.config
+    lr_range = LORA_RANGE if config.lora_rank else FULL_RANGE if config.trains_all else PARTIAL_RANGE
     found = [
-        *rate_warnings("--lr", config.lr, FULL_RANGE if config.trains_all else PARTIAL_RANGE),
+        *rate_warnings("--lr", config.lr, lr_range),
         *rate_warnings("--head-lr", config.head_lr, LR_RANGE),
         *settings_warnings(task),
     ]
     if config.crops != type(config).crops and config.augment != "views":
         found.append(f"--crops {config.crops} is not used: it belongs to --augment views")
+    if not config.lora_rank:
+        changed = [
+            name for name in ("lora_alpha", "lora_layers") if getattr(config, name) != getattr(type(config), name)
+        ]
+        found += [f"{option_name(name)} is not used: give --lora-rank" for name in changed]
     if config.init_heads:
         unused = ("head_epochs", "base", "dropout")
         changed = [name for name in unused if getattr(config, name) != getattr(type(config), name)]

@@ -96,16 +96,16 @@ def make_model(name, noise=None):
 
 def as_backbone(name, precision="fp32"):
     """Return a model as `load_backbone` gives it."""
-    model = make_model(name)
+    model, config = make_model(name), (MODELS | PUBLISHED)[name]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     facts = {
         "backbone": name,
         "weights_sha256": "00" * 32,
-        "preprocessing": {"size": MODELS[name]["vision_cfg"]["image_size"]},
+        "preprocessing": {"size": config["vision_cfg"]["image_size"]},
         "precision": precision,
-        "dim": MODELS[name].get("embed_dim", WIDTH),
+        "dim": config.get("embed_dim", WIDTH),
         "context_length": TEXT["context_length"],
-        "quick_gelu": bool(MODELS[name].get("quick_gelu")),
+        "quick_gelu": bool(config.get("quick_gelu")),
     }
     return Backbone(
         model=model.to(dtype), preprocess=None, tokenizer=tokenizer(), device="cpu", precision=precision, facts=facts
