@@ -262,6 +262,25 @@ def one_writer(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_abandoned(path: Path, process: int) -> bool:
+    """Tell whether `path` is this user's, of a process by this number that has ended.
+
+    False where nothing can tell, as on Windows, where to ask for a process is to end it.
+
+    Raises:
+        OSError: there is no such path.
+    """
+    if not hasattr(os, "getuid") or path.stat().st_uid != os.getuid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits, read in bounded memory."""
     with path.open("rb") as file:

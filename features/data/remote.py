@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaclip.base.errors import MachineError, UserError, moved
+from deltaclip.base.files import is_abandoned
 from deltaclip.base.progress import say
 from deltaclip.features.data.addresses import WEB, RemotePath, address, forget_secrets, full_address
 
@@ -220,18 +221,8 @@ def _sweep() -> None:
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
         number = left.name.removeprefix(FOLDER).partition("-")[0]
         with contextlib.suppress(OSError, ValueError):
-            if left.stat().st_uid == os.getuid() and not _is_running(int(number)):
+            if is_abandoned(left, int(number)):
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 _HERE: list[_Copies] = []  # one of this process
@@ -240,8 +231,7 @@ _HERE: list[_Copies] = []  # one of this process
 def _copies() -> _Copies:
     with _LOCK:
         if not _HERE or _HERE[0].process != os.getpid():
-            if hasattr(os, "getuid"):
-                _sweep()
+            _sweep()
             _HERE[:] = [_Copies()]
         return _HERE[0]
 

@@ -14,7 +14,7 @@ import pytest
 import deltaclip
 from deltaclip.base import files
 from deltaclip.base.errors import UserError
-from deltaclip.base.files import one_writer, prove_space, reserve, sync_file, sync_folder
+from deltaclip.base.files import is_abandoned, one_writer, prove_space, reserve, sync_file, sync_folder
 from deltaclip.features.store.reader import FeatureStore
 
 ROOT = Path(deltaclip.__file__).parent
@@ -22,12 +22,13 @@ ROOT = Path(deltaclip.__file__).parent
 MODULES = {"fcntl", "grp", "msvcrt", "pwd", "resource", "select", "termios", "tty", "winreg"}
 NAMES = {
     "chroot", "copy_file_range", "fchmod", "fchown", "fork", "forkpty", "geteuid", "getgid", "getpriority", "getpgid",
-    "getuid", "killpg", "lchown", "link", "mkfifo", "nice", "posix_fadvise", "posix_fallocate", "posix_spawn", "pread",
-    "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sendfile", "setpriority", "setsid",
-    "statvfs", "sync", "sysconf", "uname", "wait", "waitpid", "O_DIRECTORY", "O_NOFOLLOW", "SIGALRM", "SIGHUP",
+    "getuid", "kill", "killpg", "lchown", "link", "mkfifo", "nice", "posix_fadvise", "posix_fallocate", "posix_spawn",
+    "pread", "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sendfile", "setpriority",
+    "setsid", "statvfs", "sync", "sysconf", "uname", "wait", "waitpid", "O_DIRECTORY", "O_NOFOLLOW", "SIGALRM", "SIGHUP",
     "SIGKILL", "SIGUSR1", "SIGUSR2", "alarm", "setitimer", "pthread_kill", "pause", "WTERMSIG", "epoll", "poll",
 }  # fmt: skip
 ALLOWED = {("base/files.py", "posix_fallocate"), ("base/files.py", "link"), ("base/device.py", "sched_getaffinity")}
+ALLOWED |= {("base/files.py", "getuid"), ("base/files.py", "kill")}
 
 
 def modules():
@@ -65,7 +66,7 @@ def test_text_files_say_their_encoding():
 
 WITHOUT = """
 import os, sys, signal, json
-sys.modules["fcntl"] = None
+sys.modules["fcntl"] = sys.modules["pwd"] = None
 for name in ("posix_fallocate", "sched_getaffinity", "sched_setaffinity", "O_DIRECTORY", "O_NOFOLLOW", "link",
              "symlink", "fork", "getuid", "sync", "posix_fadvise"):
     delattr(os, name)
@@ -90,12 +91,17 @@ def test_the_whole_path_without_what_linux_alone_has(demo_folder, tmp_path, demo
         ["train", "c.h5", "--epochs", "1", "--out", "run"],
         ["inspect", "c.h5", "--verify", "--merge", "m.h5", "--export", "out"],
         ["predict", "run", data, "--out", "s.csv"],
+        ["share", "run", "shared"],
+        ["predict", "shared", data, "--out", "again.csv"],
     ]
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT, json.dumps(calls)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5", "m.h5", "out", "run", "s.csv"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "again.csv", "c.h5", "m.h5", "out", "run", "s.csv", "shared",
+    ]  # fmt: skip
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
     with FeatureStore.open(tmp_path / "c.h5") as found, FeatureStore.open(demo_cache) as wanted:
         assert (found.status() == wanted.status()).all()
         assert (found.embeddings("images") == wanted.embeddings("images")).all()
@@ -143,6 +149,15 @@ def test_folders_are_not_synced_where_that_cannot_be(tmp_path, monkeypatch):
     sync_folder(tmp_path / "not there")  # Windows: not even opened
     (tmp_path / "a").touch()
     sync_file(tmp_path / "a")
+
+
+def test_what_a_process_left_is_known_by_its_number_where_that_can_be_asked(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert is_abandoned(tmp_path, ended.pid)
+    assert not is_abandoned(tmp_path, os.getpid())
+    take_away(monkeypatch, "getuid", "kill")
+    assert not is_abandoned(tmp_path, ended.pid)
 
 
 HOLD = """

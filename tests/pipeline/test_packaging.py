@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 import deltaclip
+from deltaclip.features.data.adapters.demo import demo_folder
+from deltaclip.features.scenes.render import render_demo
 
 ROOT = Path(deltaclip.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -178,6 +180,20 @@ def test_the_installed_wheel_runs_a_users_script_and_the_command(elsewhere, scri
     assert all(0 <= float(score) <= 1 for score in scores)
     assert len(scores) == 11
     assert "deltaclip demo" in run(elsewhere.parent / "deltaclip", "demo", "--help", **outside)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_installed_wheel_shows_the_demo_and_shares_it(elsewhere, tmp_path, monkeypatch):
+    """Backbone, pages and words come with the wheel: no file of the repository is near."""
+    monkeypatch.setenv("DELTACLIP_CACHE", str(tmp_path / "user_cache"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    render_demo(demo_folder(), seed=0, num_prompts=12, images_per_prompt=3)  # where it would draw the larger one
+    assert "page:   runs/demo/report.html" in run(elsewhere, "-m", "deltaclip", "demo", cwd=tmp_path)
+    run(elsewhere, "-m", "deltaclip", "share", "runs/demo", "shared", cwd=tmp_path)
+    assert "quality" in run(elsewhere, "shared/example.py", cwd=tmp_path)
+    said = run(elsewhere, "-m", "deltaclip", "--version", cwd=tmp_path)
+    assert said == f"deltaclip {deltaclip.__version__}\n"
 
 
 @pytest.mark.slow
