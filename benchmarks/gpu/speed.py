@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.caches import random_cache
+from benchmarks.gpu import decoding
 from benchmarks.gpu.scene import Check, Scene, Shape, Watch, extracted, model, pictures, synchronize, watched
 from benchmarks.machine import decode_rate, gflops
 from deltaclip.pipeline.settings import FinetuneConfig, SweepConfig, TrainConfig
@@ -214,6 +215,8 @@ def ceilings(scene: Scene) -> None:
     rows = np.random.default_rng(0).integers(0, 255, (64, 65_536 if scene.dry else 526_336), dtype=np.uint8)
     scene.figure("checksums, one thread", rows.nbytes / scene.timed(lambda: row_checksums(rows)) / 1e9, "GB/s")
     scene.figure("JPEG 512 decoded and resized, all processors", decode_rate(), "images/s")
+    with Check(scene, "decoding by TorchCodec"):
+        decoding.measure(scene)
 
 
 def _copies(scene: Scene) -> None:
