@@ -63,6 +63,11 @@ def check_run(path: Path, option: str = "") -> None:
         raise UserError(f"holds {count} checkpoints, not one", place=path, remedy=remedy)
 
 
+def _check_run_or_table(path: Path, option: str) -> None:
+    if not path.is_file():  # of a table its content says whether it is one
+        check_run(path, option)
+
+
 def check_new(path: Path, option: str = "--out") -> None:
     """Refuse a name for a result that is taken, or under which nothing can be written.
 
@@ -128,6 +133,7 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
 CHECKS: dict[str, Callable[[Any, str], None]] = {
     "cache": check_cache,
     "run": check_run,
+    "run or table": _check_run_or_table,
     "new": check_new,
     "file": check_file,
     "within": _check_within,

@@ -138,7 +138,8 @@ def predict(config: PredictConfig) -> PredictResult:
     earlier = begin()
     found, pairs = _scored_zero_shot(config) if config.run is None else _scored(config, config.run)
     _check_failures(found.failed, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
-    columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **found.columns}
+    sources = {"source": pairs.made_by} if pairs.made_by else {}
+    columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **sources, **found.columns}
     columns["error"] = _errors(found.failed, pairs)
     columns, first = _sorted(columns, config)
     if config.out:

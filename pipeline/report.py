@@ -1,4 +1,4 @@
-"""STAGE report: one run, or several side by side, as one HTML page that needs nothing else."""
+"""STAGE report: one run, several side by side, or a table of scores, as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from deltaclip.pipeline.comparing.run_differences import read_round
 from deltaclip.pipeline.report_parts import page_tables, panels
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.report_parts.page import make_section, render
+from deltaclip.pipeline.report_parts.scores_page import scores_page
 from deltaclip.pipeline.report_parts.shown_rows import MAX_ROWS, SHOTS, Strip, make_shot
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import RUNS, CompareConfig, newest_run
@@ -55,12 +56,14 @@ class ReportResult:
 
 
 def report(config: ReportConfig) -> ReportResult:
-    """Write the page of one run or several.
+    """Write the page of one run or several, or of a table that `predict` wrote.
 
     Raises:
         UserError: no such run, something in it cannot be read, or the page would replace something else.
     """
     paths = config.runs or [newest_run(RUNS)]
+    if tables := [path for path in paths if path.is_file()]:
+        return _scores_report(config, tables[0])
     out = _page_path(config.out, paths)
     runs = [open_run(path) for path in paths]
     for run in runs:
@@ -98,6 +101,33 @@ def report(config: ReportConfig) -> ReportResult:
         rows=len(found),
         pictures=sum(bool(picture.address) for picture in found),
         why_not="; ".join(dict.fromkeys(section.missing_words for section in sections if section.missing_words)),
+    )
+
+
+def _scores_report(config: ReportConfig, table: Path) -> ReportResult:
+    """Write the page of a table of scores; an option that would change nothing is refused."""
+    if len(config.runs or []) > 1:
+        raise UserError("is a file, and a table of scores is shown alone", place=table, remedy="give it alone, or runs")
+    if config.gallery != type(config).gallery:
+        remedy = "leave it out: without labels no row is worst or best"
+        raise UserError("would not be used", place="--gallery", remedy=remedy)
+    out = config.out or table.with_suffix(".html")
+    check_file(out)
+    found = scores_page(
+        table,
+        image_root=config.image_root,
+        allow_outside=config.allow_outside,
+        footer=f"Made by deltaclip {importlib.metadata.version('deltaclip')} from {table}",
+    )
+    keep_result(out, lambda path: _write(path, found.html))
+    pictures = found.shown.pictures.values()
+    return ReportResult(
+        page=out,
+        runs=[table],
+        size_bytes=out.stat().st_size,
+        rows=len(pictures),
+        pictures=sum(bool(picture.address) for picture in pictures),
+        why_not=found.missing_words,
     )
 
 

@@ -381,6 +381,10 @@ TABLE = [
         "report {at}/run --out {at}/run/config.json",
         "{at}/run/config.json: unknown suffix '.json'; use one of .html, .htm",
     ),
+    (
+        "report {at}/good.csv",
+        "{at}/good.csv: is no table of scores; give a run, or what `deltaclip predict RUN DATA --out FILE` wrote",
+    ),
     ("report {at}/run --gallery -1", "--gallery: -1 is out of range; give a value at least 0"),
     ("predict {at}/run {at}/a.png", "{at}/a.png: has no prompt to be scored against; give --prompt 'TEXT'"),
     (

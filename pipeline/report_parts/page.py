@@ -50,12 +50,13 @@ _OPTION = re.compile(r"--[a-z][a-z-]*")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def render(title: str, sections: Sequence[Section], **about: Any) -> str:
+def render(title: str, sections: Sequence[Section], *, scores: Shown | None = None, **about: Any) -> str:
     """Return the page.
 
     Args:
         title: name of the page.
         sections: one per run.
+        scores: instead, the rows of a table of scores.
         about: further values for the template.
     """
     script, style = _part("page.js"), _part("page.css")
@@ -75,10 +76,11 @@ def render(title: str, sections: Sequence[Section], **about: Any) -> str:
     page = environment.get_template("page.html").render(
         title=title,
         sections=sections,
+        scores=scores,
         policy=policy,
         script=Markup(script),  # noqa: S704 - ours, from this package
         style=Markup(style),  # noqa: S704
-        data=_for_script([section.shown.data for section in sections]),
+        data=_for_script([scores.data] if scores else [section.shown.data for section in sections]),
         **about,
     )
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", page)

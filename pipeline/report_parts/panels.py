@@ -6,6 +6,7 @@ Knows the table of predictions, of one side, columns as arrays. Must not know th
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report_parts import charts, page_tables
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.runs.prediction_table import CSV_FIELD_BYTES, recorded_targets, today_names
-from deltaclip.pipeline.scoring.prompt_means import ranked_means, unit_means
+from deltaclip.pipeline.scoring.prompt_means import Mean, ranked_means, unit_means
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deltaclip.pipeline.runs.folder import RunFolder
-    from deltaclip.pipeline.scoring.prompt_means import Mean
 
 
 # ---- The plots of a page with their headings and a sentence each, from what runs recorded
@@ -159,8 +159,8 @@ def source_means(rows: Rows, labels: Sequence[str]) -> list[Panel]:
                 if np.isfinite(mean.value):
                     ends = (mean.lo, mean.hi) if np.isfinite(mean.lo) else (None, None)
                     figures.append(charts.Figure(name=words, colour=number_of, value=mean.value, interval=ends))
-        people = ", grey by people" if np.isfinite(human_N).any() else ""
-        words = f"Coloured by the run{people}; whiskers are 95 % intervals of a bootstrap over prompts.{left_out}"
+        who = "Coloured by the run, grey by people. " if np.isfinite(human_N).any() else ""
+        words = f"{who}Whiskers are 95 % intervals of a bootstrap over prompts.{left_out}"
         plot = charts.figure_plot(figures, x_label=f"mean {label}")
         found += [Panel(heading=f"Mean {label} by source", plot=plot, words=words)] if figures else []
     return found
@@ -169,8 +169,13 @@ def source_means(rows: Rows, labels: Sequence[str]) -> list[Panel]:
 def _means(values: Sequence[NDArray[np.float64]], of_source_N: NDArray[Any], unit_N: NDArray[Any]) -> list[Mean]:
     """Return the mean of each column over the units of a source, each unit once."""
     unit_M = np.unique(unit_N[of_source_N], return_inverse=True)[1]
-    columns = [unit_means(value_N[of_source_N], unit_M, int(unit_M.max()) + 1) for value_N in values]
-    return ranked_means(np.stack(columns, axis=1), resamples=RESAMPLES)[0]
+    found = []
+    for value_N in values:
+        mean_U = unit_means(value_N[of_source_N], unit_M, int(unit_M.max()) + 1)
+        known_U = mean_U[np.isfinite(mean_U)]
+        none = Mean(value=math.nan, lo=math.nan, hi=math.nan, p_value=math.nan, units=0)
+        found.append(ranked_means(known_U[:, None], resamples=RESAMPLES)[0][0] if known_U.size else none)
+    return found
 
 
 def scatter_panels(rows: Rows, points: Sequence[int], at: dict[int, int], labels: Sequence[str]) -> list[Panel]:

@@ -226,10 +226,14 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The table of rows, which the script of the page fills: `count` of `total` are in it, `words` say which."""
+    """The table of rows, which the script of the page fills: `count` of `total` are in it, `words` say which.
+
+    `what` they are called.
+    """
 
     count: int
     total: int
+    what: str
     words: str
     columns: list[Column]
     sources: list[str]
@@ -338,4 +342,6 @@ def _listing(rows: Rows, labels: Sequence[str], at: Mapping[int, int], what: str
     words = f"All {len(rows):,} {what}."
     if len(at) < len(rows):
         words = f"{len(at):,} of {len(rows):,} {what}: those with pictures above, the others drawn at random."
-    return Listing(count=len(at), total=len(rows), words=words, columns=columns, sources=sources, has_flags=has_flags)
+    return Listing(
+        count=len(at), total=len(rows), what=what, words=words, columns=columns, sources=sources, has_flags=has_flags
+    )

@@ -155,16 +155,18 @@ class ReportConfig:
 
     runs: list[Path] | None = setting(
         None,
-        help="One run directory, or several side by side; default the newest in runs/.",
+        help="One run directory, several side by side, or a table that `predict` wrote; default the newest in runs/.",
         argument=True,
-        names="run",
+        names="run or table",
     )
     out: Path | None = setting(
-        None, help="Page to write; default RUN/report.html, of several RUN/../report.html.", names="file"
+        None,
+        help="Page to write; default RUN/report.html, of several RUN/../report.html, of a table NAME.html beside it.",
+        names="file",
     )
     image_root: Path | None = setting(
         None,
-        help="Where the images lie now; default the folder that the cache recorded.",
+        help="Where the images lie now; default the folder that the cache recorded, of a table its own.",
         names="folder",
     )
     allow_outside: bool = setting(False, help="Permit image paths that leave the image root.")

@@ -96,7 +96,11 @@ def test_three_targets_are_predicted_one_of_a_name_of_its_own(
     result = scored(colour_table, run=colour_run, image_root=demo_folder, out=out)
     names = [f"{target}{part}" for target in ("quality", "consistency", "colour") for part in PARTS]
     whole = [f"{target}{part}" for target in ("quality", "consistency", "colour") for part in WHOLE]
-    assert list(result.columns) == list(read_csv(out)[0]) == ["image", "prompt", *whole, "q", "c", "flag", "error"]
+    assert (
+        list(result.columns)
+        == list(read_csv(out)[0])
+        == ["image", "prompt", "source", *whole, "q", "c", "flag", "error"]
+    )
     assert result.labels == ("quality", "consistency", "colour")
     for name in names:
         assert result.columns[name] == pytest.approx([float(row[name]) for row in recorded], abs=BATCH_NOISE), name

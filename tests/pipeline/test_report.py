@@ -499,3 +499,95 @@ def test_what_is_no_run(tmp_path, demo_run):
         with pytest.raises(UserError) as error:
             report(ReportConfig(runs=[broken]))
         assert str(error.value) == f"{broken / 'predictions.csv'}: has no column {missing}; train again"
+
+
+# A table of scores
+
+
+@pytest.fixture
+def scores_table(demo_run, tmp_path):
+    """Write a table as `predict` does, of the first rows of the demo run, with changes; pictures are not there."""
+
+    def write(change=None, name="scores.csv", without=()):
+        rows = [
+            {key: cell for key, cell in row.items() if key not in ("group", "split") and not key.endswith("_label")}
+            for row in read_csv(demo_run / "predictions.csv")[:40]
+        ]
+        rows = [{key: cell for key, cell in (row | {"error": ""}).items() if key not in without} for row in rows]
+        for number, row in enumerate(rows):
+            if change:
+                change(number, row)
+        write_csv(tmp_path / name, rows)
+        return tmp_path / name, rows
+
+    return write
+
+
+def test_a_table_of_scores_is_shown_without_labels(scores_table, demo_folder):
+    def change(number, row):
+        row["flag"] = "unlike: center" if number < 39 else ""
+
+    table, rows = scores_table(change)
+    result = report(ReportConfig(runs=[table], image_root=demo_folder))
+    assert result.page == table.with_suffix(".html")
+    assert result.pictures == result.rows > 0
+    page = Page(result.page)
+    assert not page.open
+    assert "39 of 40 pairs are unlike those that the run was trained on (39 by center)" in page.words
+    assert "All 40 pairs." in page.words
+    assert "human" not in page.words
+    best = max(rows, key=lambda row: float(row["quality"]))
+    assert page.source.index(f'alt="{best["image"]}: ') < page.source.index("Lowest quality")
+    sources = {row["source"] for row in rows}
+    for source in sources:
+        prompts = {}
+        for row in rows:
+            if row["source"] == source:
+                prompts.setdefault(row["prompt"], []).append(float(row["quality"]))
+        assert f"{source}: {figure(np.mean([np.mean(values) for values in prompts.values()]))}" in page.source
+
+
+def test_rows_without_a_score_are_left_out_and_counted(scores_table, tmp_path):
+    def change(number, row):
+        if number < 3:
+            row.update(dict.fromkeys(("quality", "consistency"), ""), error="no such file")
+
+    table, _ = scores_table(change, without=("source", "flag"))
+    page = page_of(table, tmp_path)
+    assert "3 of 40 rows have no score and are not here; column error says why." in page.words
+    assert "All 37 pairs." in page.words
+    assert "unlike" not in page.words
+    assert "--image-root" in page.words  # its pictures do not lie beside it
+    assert "by source" not in page.words
+
+
+def test_a_table_of_zero_shot_scores(scores_table, demo_folder, tmp_path):
+    def change(number, row):
+        for name in [name for name in row if name.partition("_")[0] in ("quality", "consistency", "q", "c", "flag")]:
+            del row[name]
+        row.update(cosine=f"{number / 100}", antonym_quality="0.5", antonym_noise="0.5")
+
+    page = page_of(scores_table(change)[0], tmp_path, image_root=demo_folder)
+    assert page.data[0]["labels"] == ["cosine", "antonym_quality"]
+    assert "Highest cosine 0.390" in page.words
+
+
+def test_what_is_no_table_of_scores(scores_table, demo_run, demo_folder, tmp_path):
+    table, _ = scores_table()
+    broken, _ = scores_table(lambda number, row: row.update(quality="high" if number == 1 else "1"), "broken.csv")
+    empty, _ = scores_table(lambda _, row: row.update(quality="", consistency=""), "empty.csv")
+    alone = "is a file, and a table of scores is shown alone; give it alone, or runs"
+    remedy = "give a run, or what `deltaclip predict RUN DATA --out FILE` wrote"
+    for settings, words in (
+        ({"runs": [demo_folder / "demo.csv"]}, f"{demo_folder / 'demo.csv'}: is no table of scores; {remedy}"),
+        ({"runs": [demo_run, table]}, f"{table}: {alone}"),
+        ({"runs": [broken]}, f"{broken}, line 3, column quality: 'high' is no number; predict again"),
+        ({"runs": [empty]}, f"{empty}: has no score in any row; its column error says why"),
+        (
+            {"runs": [table], "gallery": 3},
+            "--gallery: would not be used; leave it out: without labels no row is worst or best",
+        ),
+    ):
+        with pytest.raises(UserError) as error:
+            report(ReportConfig(**settings, out=tmp_path / "page.html"))
+        assert str(error.value) == words
