@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from deltaclip.pipeline.training.pair_bases import PairBase
 
 NO_PAIRS: Mapping[str, RowPairs] = MappingProxyType({})
-# Rows on which all candidates are tried; those that may win are then fitted to all. Whole groups. 1,000 take a fifth more
-# time and are worth nothing: docs/log.md.
+# Rows on which all candidates are tried; those that may win are then fitted to all. Whole groups. 1,000 take a fifth
+# more time and are worth nothing: docs/log.md.
 SCREEN_ROWS = 600
 
 

@@ -24,8 +24,9 @@ NAMES = {
     "chroot", "copy_file_range", "fchmod", "fchown", "fork", "forkpty", "geteuid", "getgid", "getpriority", "getpgid",
     "getuid", "kill", "killpg", "lchown", "link", "mkfifo", "nice", "posix_fadvise", "posix_fallocate", "posix_spawn",
     "pread", "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sendfile", "setpriority",
-    "setsid", "statvfs", "sync", "sysconf", "uname", "wait", "waitpid", "O_DIRECTORY", "O_NOFOLLOW", "SIGALRM", "SIGHUP",
-    "SIGKILL", "SIGUSR1", "SIGUSR2", "alarm", "setitimer", "pthread_kill", "pause", "WTERMSIG", "epoll", "poll",
+    "setsid", "statvfs", "sync", "sysconf", "uname", "wait", "waitpid", "O_DIRECTORY", "O_NOFOLLOW", "SIGALRM",
+    "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "alarm", "setitimer", "pthread_kill", "pause", "WTERMSIG", "epoll",
+    "poll",
 }  # fmt: skip
 ALLOWED = {("base/files.py", "posix_fallocate"), ("base/files.py", "link"), ("base/device.py", "sched_getaffinity")}
 ALLOWED |= {("base/files.py", "getuid"), ("base/files.py", "kill")}
