@@ -319,6 +319,9 @@ def test_on_paper_controls_are_gone_and_everything_is_unfolded(page):
     page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".controls").first.is_hidden()
+    # Of the table of all rows a part is on paper, and which one stands below it.
+    assert page.locator(".pager button").first.is_hidden()
+    assert page.locator(".pager span").first.is_visible()
     assert page.evaluate("[...document.querySelectorAll('details')].every((one) => one.open)")
     page.emulate_media(media="screen")
 
