@@ -53,7 +53,7 @@ test: $(VENV)/installed-dev ## all fast tests
 
 slow: $(VENV)/installed-dev ## the tests that take minutes, those on Ray included
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[distributed]'
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
 
 lint: $(VENV)/installed-dev ## format, lint, types, import contracts, spelling
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
