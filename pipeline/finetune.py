@@ -15,6 +15,7 @@ from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.save_run import TrainedResult
+from deltaclip.pipeline.runs.tracking import track_run
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.training.finetune_job import TuningJob
 from deltaclip.pipeline.training.presets import apply_preset
@@ -32,6 +33,7 @@ def finetune(config: FinetuneConfig) -> TrainedResult:
             cut, the disk has no room for the activations.
     """
     started = time.monotonic()
+    config.check_more()
     with OneVoice() as voice:
         if config.out is not None:
             free_run_path(config.out, "")  # refused now if taken, not after the training
@@ -48,4 +50,6 @@ def finetune(config: FinetuneConfig) -> TrainedResult:
                     say(line)
             repeats = job.learn()
             run = job.save(repeats, preset=preset.to_json() if preset else None)
+    if config.track and processes.is_first:
+        track_run(config.track, run)
     return TrainedResult.of(repeats, run=run, started=started, is_silent=not processes.is_first)

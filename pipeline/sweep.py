@@ -25,6 +25,7 @@ from deltaclip.pipeline.rows.task import Task, of_rows, rankable_labels, trainab
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
 from deltaclip.pipeline.runs.save_run import Finished, TrainedResult, judge, save_run
+from deltaclip.pipeline.runs.tracking import track_run
 from deltaclip.pipeline.scoring.verdict import margin
 from deltaclip.pipeline.training.sweep_grid import (
     axis_names,
@@ -90,6 +91,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     Raises:
         UserError: settings that cannot be, too few validation rows to choose by, and all that `train` refuses.
     """
+    config.check_more()
     started, settings = time.monotonic(), sweep_settings(config)
     run_name = f"{config.cache.stem}_sweep"
     free_run_path(config.out, run_name)
@@ -132,6 +134,8 @@ def sweep(config: SweepConfig) -> SweepResult:
         tables={"sweep.csv": {name: [row[name] for row in table] for name in table[0]}},
         sweep={**about, "num_settings": len(settings), "num_heads": stacked.num_heads, "heatmaps": maps},
     )
+    if config.track:
+        track_run(config.track, run)
     return SweepResult.of(
         [done],
         run=run,

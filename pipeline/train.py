@@ -17,10 +17,11 @@ from deltaclip.pipeline.rows.beside import with_caches_beside
 from deltaclip.pipeline.rows.cached_rows import load_rows
 from deltaclip.pipeline.rows.split_rows import split_cache
 from deltaclip.pipeline.rows.task import Task, loss_weights
-from deltaclip.pipeline.runs.curves import EpochLog, live_events, require_tensorboard
+from deltaclip.pipeline.runs.curves import EpochLog, live_events
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.measure import repeat_configs
 from deltaclip.pipeline.runs.save_run import TrainedResult, judge, run_mode, save_run
+from deltaclip.pipeline.runs.tracking import track_run
 from deltaclip.pipeline.scoring.splits import repeat_seeds
 from deltaclip.pipeline.training.presets import apply_preset
 from deltaclip.pipeline.training.train_heads import learn, views_of
@@ -40,8 +41,7 @@ def train(config: TrainConfig) -> TrainedResult:
     started = time.monotonic()
     run_name = f"{config.cache.stem}_{run_mode(config)}"
     path = free_run_path(config.out, run_name)  # refused now if taken, not after the training
-    if config.tensorboard:
-        require_tensorboard()
+    config.check_more()
     rows = load_rows(config.cache, choose_device(config.device), views=views_of(config))
     rows = with_caches_beside(rows, config.beside or ())
     loss_weights(config, rows, learns_pairs=True)  # refused before anything is split
@@ -67,4 +67,6 @@ def train(config: TrainConfig) -> TrainedResult:
         done, *others = repeats
         about = {"preset": preset.to_json() if preset else None}
         run = save_run(whole, replace(done, events=events), name=run_name, others=others, **about)
+    if config.track:
+        track_run(config.track, run)
     return TrainedResult.of(repeats, run=run, started=started)

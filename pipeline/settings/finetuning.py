@@ -9,14 +9,14 @@ from typing import Any, Literal
 from deltaclip.base.device import PrecisionChoice
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import setting
-from deltaclip.pipeline.settings.learning import LearningSettings, Preset
+from deltaclip.pipeline.settings.learning import LearningSettings, Preset, Tracked
 from deltaclip.pipeline.settings.training import TrainConfig
 
 LORA_LR = 3e-4  # --lr with --lora-rank, where none is given
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(LearningSettings):
+class FinetuneConfig(Tracked, LearningSettings):
     """Settings of `finetune`: heads, and CLIP but for its first blocks."""
 
     base: Literal["calibrated", "identity"] = setting(

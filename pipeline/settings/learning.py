@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.options import LARGEST_NUMBER, check_settings, option_name, setting
 
 # The names that options take; what they mean is said where each is read.
@@ -197,3 +197,17 @@ class LearningSettings:
         check_fractions(self.fractions)
         for numbers in (self.scales, self.weights):  # refused when they are parsed
             assert numbers.default >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """Where a finished run is written to besides its directory."""
+
+    track: Literal["mlflow", "wandb"] | None = setting(
+        None, help="Write the finished run to MLflow or Weights & Biases too (extra of that name)."
+    )
+
+    def check_more(self) -> None:
+        """Refuse to start without the library of an option."""
+        if self.track:
+            require_extra(self.track, self.track, place="--track")

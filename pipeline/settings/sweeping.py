@@ -18,6 +18,7 @@ from deltaclip.pipeline.settings.learning import (
     ScaleMode,
     Schedule,
     SplitKind,
+    Tracked,
     check_fractions,
     words_by_target,
 )
@@ -25,7 +26,7 @@ from deltaclip.pipeline.settings.training import FrozenClip, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(FrozenClip):
+class SweepConfig(Tracked, FrozenClip):
     """Settings of `sweep`: residual heads on cached embeddings, many settings of `train` at once.
 
     The first are lists; what `train` has beside these has its meaning of there.

@@ -15,6 +15,7 @@ from deltaclip.pipeline.settings.learning import (
     ScaleMode,
     Schedule,
     SplitKind,
+    Tracked,
     check_fractions,
 )
 
@@ -116,7 +117,7 @@ class AblateConfig(FrozenClip):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FrozenClip, LearningSettings):
+class TrainConfig(Tracked, FrozenClip, LearningSettings):
     """Settings of `train`: heads on cached embeddings, the backbone frozen."""
 
     beside: list[Path] | None = setting(
@@ -134,5 +135,6 @@ class TrainConfig(FrozenClip, LearningSettings):
 
     def check_more(self) -> None:
         """Refuse to start without the library of an option."""
+        super().check_more()
         if self.tensorboard:
             require_extra("tensorboard", "tensorboard", place="--tensorboard")
