@@ -70,9 +70,10 @@ class Addition:
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    rank = b.shape[1]
-    parts = len(a) // rank
-    return (b.view(parts, -1, rank) @ a.view(parts, rank, -1)).flatten(0, 1)
+    import torch
+
+    parts = len(a) // b.shape[1]
+    return torch.cat([rows @ columns for rows, columns in zip(b.chunk(parts), a.chunk(parts), strict=True)])
 
 
 def weight_deltas(tensors: Mapping[str, torch.Tensor], plan: LowRank) -> dict[str, torch.Tensor]:

@@ -18,7 +18,15 @@ from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.block_means import find_blocks
 from deltaclip.features.backbone.low_rank import A, B, attach, find_weights, weight_deltas
 from deltaclip.features.backbone.pixels import input_size
-from deltaclip.features.backbone.twins import Enough, Given, fold_attention, stop_after, stop_before, twin_of
+from deltaclip.features.backbone.twins import (
+    Enough,
+    Given,
+    fold_attention,
+    fold_pools,
+    stop_after,
+    stop_before,
+    twin_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -155,6 +163,7 @@ class CutTower:
         for parameter in self._named.values():
             parameter.requires_grad = False
         self.low_rank = plan
+        fold_pools(self._after.get_submodule(tower_root(self._after, self.kind).removesuffix(".")))
         self._additions = attach(places, plan, self._run_once)
 
     def _run_once(self) -> None:

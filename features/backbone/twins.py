@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -88,6 +89,52 @@ def fold_attention(block: torch.nn.Module) -> None:
     for module in block.modules():
         if isinstance(module, torch.nn.MultiheadAttention) and is_plain_attention(module):
             module.forward = FoldedAttention(module)  # type: ignore[method-assign, assignment]
+
+
+def fold_pools(tower: torch.nn.Module) -> None:
+    """Free attention of other queries than keys in a twin, whose weights are frozen, from the same trap."""
+    for module in tower.modules():
+        if _is_pool(module):
+            module.forward = functools.partial(_pool, module)
+
+
+def _is_pool(module: Any) -> bool:
+    import torch
+
+    if not isinstance(module, torch.nn.MultiheadAttention) or "forward" in vars(module):
+        return False
+    nothing_more: Any = module.bias_k is None and not module.add_zero_attn and module.dropout == 0
+    return bool(module.batch_first and nothing_more)
+
+
+def _pool(
+    attention: Any,
+    q_BQC: torch.Tensor,
+    k_BSK: torch.Tensor,
+    v_BSK: torch.Tensor,
+    *,
+    need_weights: bool,
+    attn_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, None]:
+    """Do what the module's own forward does with these arguments, by products of two matrices."""
+    from torch.nn import functional as F
+
+    assert not need_weights, "the weights are never made"
+    assert attn_mask is None, "a pool sees all"
+    heads, joint, biases = attention.num_heads, attention.in_proj_weight, attention.in_proj_bias
+    apart = attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+    weights = apart if joint is None else joint.chunk(3)
+    products = []
+    for x, weight, bias in zip(
+        (q_BQC, k_BSK, v_BSK), weights, (None,) * 3 if biases is None else biases.chunk(3), strict=True
+    ):
+        y = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        products.append(y.view(*x.shape[:2], heads, -1).transpose(1, 2))
+    q, k, v = products
+    mixed_BHQC = F.scaled_dot_product_attention(q, k, v)
+    mixed = mixed_BHQC.transpose(1, 2).flatten(2).flatten(0, 1)
+    out = F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+    return out.view(*q_BQC.shape[:2], -1), None
 
 
 def is_plain_attention(module: torch.nn.MultiheadAttention) -> bool:

@@ -71,7 +71,7 @@ def far(found, expected):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_before_the_first_step_the_tower_is_untouched(name):
-    """Bit for bit: B is 0."""
+    """Bit for bit: B is 0. A pool that is frozen multiplies in another order."""
     given = inputs(name)
     plain = cut_towers(as_backbone(name), freeze_layers=frozen_blocks(name), freeze_text_layers=1)
     for tower in plain:
@@ -79,7 +79,7 @@ def test_before_the_first_step_the_tower_is_untouched(name):
             parameter.requires_grad = False  # attention pools take another path where nothing trains
     _, towers = cut(name)
     for found, expected in zip(through(towers, given), through(plain, given), strict=True):
-        assert torch.equal(found, expected)
+        assert far(found, expected) <= (1e-6 if name == "coca" else 0)
         assert found.requires_grad
 
 
@@ -216,7 +216,7 @@ def test_a_weight_that_another_module_takes_is_added_to():
 
 @pytest.mark.parametrize("layers", ["all", "mlp"])
 @pytest.mark.parametrize(
-    "name", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("timm vit", "timm convnext"))]
+    "name", ["vit", "coca", *(pytest.param(name, marks=pytest.mark.slow) for name in ("timm vit", "timm convnext"))]
 )
 def test_no_product_of_a_frozen_weight_is_made_in_batches(name, layers):
     """The frozen-backbone trap: all weights are frozen here."""
