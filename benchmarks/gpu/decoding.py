@@ -1,13 +1,16 @@
 """What decoding on a GPU would give: TorchCodec (nvJPEG there), then torchvision's resizing there, in batches.
 
-Rate against all processors' (`machine.decode_rate`), and what moves against `--decode exact`, as `benchmarks.decode`
-tells it of the other ways: levels of 255 and the cosine of embeddings. TorchCodec is not needed for anything else:
-without it a figure says so. In a dry run it decodes on the CPU, with another decoder than a GPU's.
+Its rate against all processors' (`machine.decode_rate`); what moves against `--decode exact`, as `benchmarks.decode`
+tells of the other ways: levels of 255 and the cosine of embeddings; and whether it refuses files that were cut short,
+as Pillow does, since an extraction could not tell them from whole ones. Nothing else needs TorchCodec: without it
+a figure says so. In a dry run it decodes on the CPU, with another decoder than a GPU's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +53,16 @@ def measure(scene: Scene) -> None:
     scene.figure(f"{what}: levels apart from exact, mean", float(apart.float().mean()))
     one, other = (encode_images(backbone, pixels).unit_BD for pixels in (exact, found))
     scene.figure(f"{what}: cosine with exact, least", float((one * other).sum(axis=1).min()), floor=LEAST_COSINE)
+    scene.figure(f"{what}: files cut short that were taken for whole", _taken_short(files, scene.device), most=0)
+
+
+def _taken_short(files: Sequence[bytes], device: str) -> int:
+    count = 0
+    for content, share in itertools.product(files[:4], (0.3, 0.6, 0.9, 0.99)):
+        with contextlib.suppress(RuntimeError):  # what it raises of a file that it cannot decode
+            decoded([content[: int(share * len(content))]], side=32, device=device)
+            count += 1
+    return count
 
 
 def decoded(files: Sequence[bytes], *, side: int, device: str) -> torch.Tensor:

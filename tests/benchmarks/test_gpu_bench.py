@@ -14,8 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import decoding
 from benchmarks.gpu.figures import as_line
 from benchmarks.gpu.scene import SMALL, Check, Scene, Shape, pictures
+from benchmarks.models import drawn_jpegs
+from deltaclip.features.backbone.load import load_backbone
+from deltaclip.features.backbone.pixels import center_crops
+from deltaclip.features.backbone.view_vectors import file_opener
+from deltaclip.features.backbone.weights import find_weights
 
 ROOT = Path(command.__file__).parents[2]
 
@@ -114,6 +120,32 @@ def test_pictures_are_distinct_and_drawn_once(tmp_path):
     before = files[0].stat().st_mtime_ns
     assert len(pictures(scene, 6, side=32).read_text().splitlines()) == 7
     assert files[0].stat().st_mtime_ns == before
+
+
+def test_torchcodec_gives_the_pixels_of_fast_on_a_cpu():
+    files = [saved for size in (96, 160) for saved in drawn_jpegs(2, side=size, seed=size)]
+    backbone = load_backbone(find_weights("tiny", None), device="cpu", precision="fp32", decode="fast")
+    crops, open_file = center_crops(backbone), file_opener(backbone)
+    expected = torch.cat([crops(open_file(content)) for content in files])
+    assert torch.equal(decoding.decoded(files, side=expected.shape[-1], device="cpu"), expected)
+
+
+def test_decoding_is_measured(tmp_path, capsys, monkeypatch):
+    scene = Scene(part="ceilings", folder=tmp_path, dry=True)
+    monkeypatch.setattr(decoding, "decode_rate", lambda: 100.0)
+    decoding.measure(scene)
+    found = {line["name"].partition(": ")[2]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert found["levels apart from exact, most"]["value"] <= 2
+    assert found["cosine with exact, least"]["verdict"] == "met"
+    assert found["files cut short that were taken for whole"] | {"part": ""} == {
+        "part": "",
+        "name": "decoding by TorchCodec on cpu: files cut short that were taken for whole",
+        "value": 0,
+        "unit": "",
+        "most": 0,
+        "ratio": None,
+        "verdict": "met",
+    }
 
 
 @pytest.mark.slow
