@@ -268,6 +268,7 @@ def test_ctrl_c_is_one_line_and_130(demo_cache, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_the_output_is_one_line(tmp_path):
     # The summary is printed when the work is done: what happens then has no other place to be caught.
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device

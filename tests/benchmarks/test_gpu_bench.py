@@ -68,6 +68,7 @@ def test_an_error_is_a_figure_and_the_others_go_on(tmp_path, capsys):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_cut_off_with_what_it_started(capsys):
     program = "import subprocess as s; print('{\"part\": 1}', flush=True); s.run(['sleep', '60'])"
     started = time.monotonic()

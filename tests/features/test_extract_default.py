@@ -127,6 +127,7 @@ def spare(folder, backbone, views=""):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [{}, {"views": "center"}, {"views": "center,statistics,anchors"}])
 def test_a_tower_without_known_blocks_has_the_others(twelve, regnet, before):
     if before:

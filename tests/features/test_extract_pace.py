@@ -147,6 +147,7 @@ def test_few_images_are_not_measured(photos, tmp_path, tiny_backbone):
     assert "batch_size" not in result.facts
 
 
+@pytest.mark.slow
 def test_threads_follow_the_first_batches(photos, tmp_path, tiny_backbone, monkeypatch):
     asked = []
 

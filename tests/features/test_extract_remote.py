@@ -94,7 +94,9 @@ def pattern(folder):
     return f"{{{numbers[0]}..{numbers[-1]}}}.tar"
 
 
-@pytest.mark.parametrize("form", ["addresses", "table", "parquet", "shards", "memory"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("addresses", marks=pytest.mark.slow), "table", "parquet", "shards", "memory"]
+)
 def test_one_cache_from_files_and_from_addresses(form, server, folder, *, tmp_path, of_files, tiny_backbone):
     data = {
         "addresses": lambda: with_addresses(folder, f"{server.url}/metadata", tmp_path / "far.csv"),

@@ -104,6 +104,7 @@ def test_one_seed_in_common_is_a_comparison_over_rows(demo_run, trained):
     assert found["labels"]["quality"][1]["difference"]["difference"] == 0
 
 
+@pytest.mark.slow
 def test_repeats_on_one_split_are_judged_over_weights(trained, relabelled):
     def mark(rows):
         for number, row in enumerate(rows):

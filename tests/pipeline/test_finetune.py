@@ -183,6 +183,7 @@ def test_three_targets_are_learned_and_predicted(tune_few, few_again, few_folder
     assert list(plain.metrics["test"]) == names[:2]
 
 
+@pytest.mark.slow
 def test_targets_of_images_alone_leave_the_text_tower_as_it_is(tune_few, few_again, few_folder, capsys):
     names = ["quality", "authenticity"]
     table, cache = few_again(
@@ -311,6 +312,7 @@ def test_heads_that_do_not_belong_are_refused_by_name(tune_few, tuned, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_heads_that_know_the_prompts_of_test_rows_are_refused(tune_few, tmp_path, few_folder, few_cache):
     """Heads of other images of the same prompts have seen no test row, but what a clean split keeps from them."""
     rows = read_csv(few_folder / "demo.csv")
@@ -349,6 +351,7 @@ def test_heads_that_know_test_rows_under_other_names_of_groups_are_refused(tune_
     assert re.search(r"has seen \d+ test rows, or others of their images, prompts or groups, of split seed 42", line)
 
 
+@pytest.mark.slow
 def test_recorded_scores_are_not_taken_for_other_rows(tuned, tmp_path, few_cache):
     """A cache of the same plan may by now have an image that could not be read when the run was made."""
     run = tmp_path / "run"

@@ -109,6 +109,7 @@ def test_cached_activations_give_the_losses_of_the_whole_towers(tune_lora):
     assert abs(plain[0] - plain[-1]) > 1e-3  # it is a training that moves
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_additions_of_an_unbroken_one(
     tune_lora, tmp_path, few_cache, monkeypatch
 ):

@@ -53,7 +53,12 @@ def test_every_command_is_here():
     assert {*COMMANDS, *ELSEWHERE} == set(command_names())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+LONG = ("export", "demo")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow) if each in LONG else each for each in COMMANDS]
+)
 def test_stdout_is_one_json_object(name, request, *, tmp_path, monkeypatch, capfd):
     words, key = COMMANDS[name]
     fixtures = {one: request.getfixturevalue(one) for one in ("few_folder", "few_cache", "demo_run", "exported")}

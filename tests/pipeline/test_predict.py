@@ -279,6 +279,7 @@ def test_a_head_without_labels_says_nothing(scored, train_demo, relabelled, pict
         assert result.note == "the prompts are not used: the run scores quality alone"
 
 
+@pytest.mark.slow
 def test_direct_heads_have_no_parts(scored, train_demo, pictures):
     folder, rows = pictures
     run = train_demo(residual_learning=False).run

@@ -124,6 +124,7 @@ def test_an_ablation_gives_what_train_gives(train_demo, three_cache, tmp_path):
     assert {row["label"] for row in read_csv(found.folder / "ablate.csv")} == set(TARGETS)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_the_targets_of_both(train_demo, three_cache, relabelled):
     first, second = (train_demo(cache=three_cache, scale=scale, epochs=2).run for scale in ("0.2", "colour=0.4"))
     found = compare(CompareConfig(runs=[first, second])).to_json()

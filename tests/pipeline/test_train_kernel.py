@@ -159,6 +159,7 @@ def test_ablate_compares_kernels_where_the_cache_has_the_view(train_kernel, stag
     )
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_a_kernel_nothing(train_kernel, with_rows, demo_rows):
     found = []
     for seed in range(3):

@@ -132,6 +132,7 @@ def test_other_commands_say_that_pairs_are_for_train(caches, tmp_path):
     assert str(error.value) == f"{caches['alone']}: has no labels; learn from its pairs by `deltaclip train`"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

@@ -160,6 +160,7 @@ ELSEWHERE = {
     "freeze_clip": "test_cli.py, what published commands say",
     "partial_freeze": "test_cli.py, what published commands say",
     "tensorboard": "runs/test_curves.py",
+    "track": "runs/test_tracking.py",
 }
 
 

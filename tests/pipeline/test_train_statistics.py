@@ -25,6 +25,7 @@ def trained(tmp_path_factory, demo_folder, tiny_backbone):
     return train(TrainConfig(cache=cache, out=folder / "run", base="kernel", view="statistics", epochs=3))
 
 
+@pytest.mark.slow
 def test_quality_of_the_demo_is_ranked(trained):
     # .86 is reached with 1,200 pictures; these are 240, of which 48 are for testing.
     assert trained.metrics["test"]["quality"]["srocc"] > 0.55

@@ -132,6 +132,7 @@ def test_every_form_of_a_checkpoint_gives_the_same_embeddings(small, tmp_path, n
     assert json.loads(json.dumps(facts)) == facts
 
 
+@pytest.mark.slow
 def test_an_openai_archive_is_loaded_with_quick_gelu(small, tmp_path, capfd, caplog):
     state, plain = small
     path = tmp_path / "ViT.pt"
@@ -241,6 +242,7 @@ def test_a_bare_file_that_needs_another_preprocessing(tmp_path, model, there, he
     check_preprocessing(bare, published_tags(bare))
 
 
+@pytest.mark.slow
 def test_a_bare_file_whose_activation_is_open(small, tmp_path, monkeypatch):
     bare = {"pretrained": "w", "weights": Path("w"), "config": None}
     tags = published_tags(WeightsSource(name="ViT-B/16", model="ViT-B/16", **bare))

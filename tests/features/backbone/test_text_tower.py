@@ -92,6 +92,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 16)
 
 
+@pytest.mark.slow
 def test_batches_hold_texts_of_one_length_and_every_text_once(small_batches):
     backbone, _ = make_backbone("CLIP")
     rng = random.Random(0)

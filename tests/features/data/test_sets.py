@@ -121,6 +121,7 @@ def test_aigciqa2023(aigciqa):
     assert ranges(found) == dict.fromkeys(("quality", "consistency", "authenticity"), "0 to 100 (adapter)")
 
 
+@pytest.mark.slow
 def test_aigciqa2023_without_authenticity_or_with_one_of_another_length(aigciqa):
     folder, _ = aigciqa
     path = folder / "DATA" / "MOS" / "mosz2.mat"

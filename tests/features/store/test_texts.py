@@ -34,7 +34,7 @@ def test_a_column_is_its_rows(texts):
     assert [column[row] for row in range(len(texts))] == texts
 
 
-@pytest.mark.parametrize("row_bytes", [128, 1536, GAP_BYTES, 2 * PIECE_BYTES])
+@pytest.mark.parametrize("row_bytes", [128, 1536, GAP_BYTES, pytest.param(2 * PIECE_BYTES, marks=pytest.mark.slow)])
 def test_pieces_cover_every_entry_once_and_stay_small(row_bytes):
     generator = np.random.default_rng(0)
     for share in (0.001, 0.1, 0.9, 1.0):

@@ -90,6 +90,7 @@ def drawn(rng, num_groups, *, noise_K=(0.03, 0.1, 0.2), per_group=6):
     return score_N, score_N + error_N, groups_N, source_N.astype(np.uint64), looks_NC
 
 
+@pytest.mark.slow
 def test_fresh_groups_are_covered_as_asked_on_average_and_by_source():
     rng, inside = np.random.default_rng(3), {}
     for _ in range(60):
