@@ -52,9 +52,15 @@ class FileServer(http.server.ThreadingHTTPServer):
         """Say nothing: a client that was killed hangs up."""
 
 
-@contextlib.contextmanager
 def serving(folder):
-    with FileServer(folder) as server:
+    """Serve the files of a folder inside a `with` block."""
+    return running(FileServer(folder))
+
+
+@contextlib.contextmanager
+def running(made):
+    """Answer requests in a thread inside the block, and stop with it."""
+    with made as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

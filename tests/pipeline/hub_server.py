@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import http.server
 import json
 import re
-import threading
 from urllib.parse import unquote, urlsplit
+
+from deltaclip.tests.features.file_server import running
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -142,14 +142,6 @@ class HubServer(http.server.ThreadingHTTPServer):
         """Say nothing: a client that has ended hangs up."""
 
 
-@contextlib.contextmanager
 def hub():
-    """Yield a Hub that is empty."""
-    with HubServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    """Serve a Hub that is empty inside a `with` block."""
+    return running(HubServer())
