@@ -20,8 +20,8 @@ from deltaclip.features.backbone.differentiable import DifferentiableViews
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.views import CENTER
 from deltaclip.pipeline.api.pictures import ROUNDING, named, remedy_for_range
-from deltaclip.pipeline.api.scorer import Scorer
-from deltaclip.pipeline.model.scores import Batch, TargetScores, cosine, run_heads
+from deltaclip.pipeline.api.scorer import Scorer, with_prompts
+from deltaclip.pipeline.model.scores import Batch, TargetScores, run_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,11 +99,8 @@ class Reward(nn.Module):
             vectors |= {
                 f"{number}:{name}" if number > 1 else name: found for name, found in views(images.float()).items()
             }
-        v_BD, widths = vectors[CENTER], [backbone.dim for backbone in self._backbones]
-        t_BD, *further = self._prompts(texts, len(images)).to(v_BD.device).split(widths, dim=1)
-        for number, other_BD in enumerate(further, start=2):
-            vectors[f"{number}:prompt"] = other_BD
-            vectors[f"{number}:cosine"] = (cosine(vectors[f"{number}:{CENTER}"], other_BD)[:, None] + 1) / 2
+        v_BD = vectors[CENTER]
+        t_BD = with_prompts(vectors, self._prompts(texts, len(images)).to(v_BD.device), self._backbones)
         terms = self.heads.base_terms(vectors, v_BD, t_BD)
         found = run_heads(self.heads, Batch(v_BD, t_BD, {}, fitted_B=terms)).targets
         return {
@@ -122,6 +119,9 @@ class Reward(nn.Module):
             raise ValueError(f"heads are float32, not {head.dtype}: give precision= to Reward instead")
         device = str(head.device)
         self._backbones = tuple(replace(backbone, device=device) for backbone in self._backbones)
+        # Prompts go through the scorer's backbones, which have to say the new device too.
+        first, *others = self._backbones
+        self._scorer = Scorer(self.heads, first, self.labels, others=others)
         self._said = {}
         self._views = self._made_views()
         return self

@@ -317,10 +317,7 @@ class Scorer:
         if t_BD is None:
             # No score of the image alone looks at it.
             t_BD, labels = torch.zeros(len(v_BD), sum(each.dim for each in self._backbones)).to(v_BD), self.of_image
-        t_BD, *further = t_BD.split([each.dim for each in self._backbones], dim=1)
-        for number, other_BD in enumerate(further, start=2):
-            vectors[f"{number}:prompt"] = other_BD
-            vectors[f"{number}:cosine"] = (cosine(vectors[f"{number}:{CENTER}"], other_BD)[:, None] + 1) / 2
+        t_BD = with_prompts(vectors, t_BD, self._backbones)
         terms = self.heads.base_terms(vectors, v_BD, t_BD)
         found_scores = score(self.heads, [Batch(v_BD, t_BD, {}, fitted_B=terms)])
         if self.trust is not None:
@@ -364,6 +361,22 @@ def _check_there(facts: Mapping[str, Any], request: Mapping[str, Any], run: Path
         message = f"needs its backbone {name}{f' {file}' if file else ''}, weights of SHA-256 {facts['weights_sha256']}"
         option = "--pretrained FILE" if file else f"--backbone {LOCAL_DIR}PATH"
         raise UserError(message, place=run, remedy=f"fetch it and give {option}")
+
+
+def with_prompts(vectors: dict[str, Tensor], t_BD: Tensor, backbones: Sequence[Backbone]) -> Tensor:
+    """Add to vectors what bases see of prompts by further backbones; return the first backbone's prompts.
+
+    Args:
+        vectors: (B, W) by name, as bases call them; `center` of each backbone is there.
+        t_BD: prompts of all backbones side by side.
+        backbones: in their order.
+    """
+    first_BD: Tensor
+    first_BD, *further = t_BD.split([each.dim for each in backbones], dim=1)
+    for number, other_BD in enumerate(further, start=2):
+        vectors[f"{number}:prompt"] = other_BD
+        vectors[f"{number}:cosine"] = (cosine(vectors[f"{number}:{CENTER}"], other_BD)[:, None] + 1) / 2
+    return first_BD
 
 
 def _others(folder: RunFolder, run: Path | str, device: str) -> list[Backbone]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +89,27 @@ def test_it_stays_in_evaluation_and_can_be_moved_and_copied(reward, pictures, pr
         assert all(torch.equal(score, expected[name]) for name, score in other(pixels, prompts).items())
     with pytest.raises(ValueError, match=r"heads are float32, not torch\.float16: give precision= to Reward instead"):
         copy.deepcopy(reward).half()
+
+
+MOVED = """
+import sys, torch
+from deltaclip import Reward
+from deltaclip.tests import pretended_gpu
+pixels, prompts = torch.rand(2, 3, 64, 64), ["a red circle", "two cats"]
+reward = Reward(sys.argv[1], device="cpu")
+expected = reward(pixels, prompts)
+pretended_gpu.install()
+found = reward.to(pretended_gpu.DEVICE)(pixels.to(pretended_gpu.DEVICE), prompts)
+for name, score in found.items():
+    assert str(score.device) == pretended_gpu.DEVICE
+    assert torch.equal(score.to("cpu"), expected[name]), name
+"""
+
+
+@pytest.mark.slow
+def test_it_moves_whole_prompts_included(demo_run):
+    done = subprocess.run([sys.executable, "-c", MOVED, str(demo_run)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_scores_are_flat_at_the_ends_and_sums_are_not(demo_run, pictures):
