@@ -16,10 +16,10 @@ from deltaclip.tests.pretended_stages import FAMILIES, STAGES, TUNINGS, of_famil
 # The pretended device computes with the CPU's kernels in the CPU's order, so what differs is a path that a GPU takes
 # and a CPU does not: float32 sums in another order, of numbers of about 1.
 TOLERANCE = 1e-5
-# The most that a step may wait, on the thread that trains. Extraction waits for the vectors of each shape of picture,
-# once. timm's Eva makes its positions on the host, in every pass through a part of the tower, and moves them.
-WAITS = {"extract": 8, "train": 0, "sweep": 0, "predict": 1} | dict.fromkeys(TUNINGS, 0)
-OF_LIBRARY = {"eva": 2}
+# The most that a step may wait, on the thread that trains. Extraction waits for vectors of each view, and where a form of
+# pictures is met first for three constants. timm's Eva makes its positions on the host: kept in a twin, not in the model.
+WAITS = {"extract": 5, "train": 0, "sweep": 0, "predict": 1} | dict.fromkeys(TUNINGS, 0)
+OF_LIBRARY = {("eva", "predict"): 1}
 # Launches of a step, a few above what they are.
 LAUNCHES = {"vit": 310, "resnet": 345, "timm convnext": 385, "siglip": 540, "coca": 355, "eva": 940}
 
@@ -158,9 +158,9 @@ def test_every_stage_runs_there_as_on_the_cpu(family):
     apart = {stage: max(each["apart"].values()) for stage, each in found.items()}
     assert max(apart.values()) < TOLERANCE, apart
     waits = {stage: (each["waits"], each["where"]) for stage, each in found.items() if "waits" in each}
-    most = OF_LIBRARY.get(family, 0)
-    assert not {stage: waited for stage, waited in waits.items() if waited[0] > WAITS[stage] + most}
+    most = {stage: WAITS[stage] + OF_LIBRARY.get((family, stage), 0) for stage in waits}
+    assert not {stage: waited for stage, waited in waits.items() if waited[0] > most[stage]}
     assert found["finetune"]["launches"] <= LAUNCHES[family]
     assert found["train"]["launches"] <= 120
     assert found["sweep"]["launches"] <= 270
-    assert all(found[stage]["copies"] <= 1 + most for stage in TUNINGS)
+    assert all(found[stage]["copies"] <= 1 for stage in TUNINGS)

@@ -11,12 +11,13 @@ import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
     Product = Callable[[torch.Tensor], torch.Tensor]
 
+MOST_SHAPES = 64  # of grids whose positions are kept: pictures may go through at their own aspect
 Module = TypeVar("Module", bound="torch.nn.Module")
 
 
@@ -50,7 +51,39 @@ class Given:
 
 def twin_of(module: Module) -> Module:
     """Return a copy of the modules, in evaluation mode, whose parameters and buffers are those of `module` itself."""
-    return copy.deepcopy(module, {id(part): part for part in (*module.parameters(), *module.buffers())}).eval()
+    twin = copy.deepcopy(module, {id(part): part for part in (*module.parameters(), *module.buffers())}).eval()
+    for part in twin.modules():
+        if hasattr(part, "get_embed") and not any(True for _ in part.parameters()):
+            part.get_embed = KeptPositions(part)  # type: ignore[assignment]
+    return twin
+
+
+class KeptPositions:
+    """Gives the rotary positions of a timm module that has nothing to learn, made once for each shape, type and device.
+
+    Such a module makes them anew in each pass, from numbers that may lie on the host: on a GPU that is a wait a pass.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._made: dict[object, Any] = {}
+
+    def __call__(self, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
+        """Return what the module's own function does, for a grid of this shape (of None its own) and this type."""
+        import torch
+
+        module = self._module
+        make = functools.partial(type(module).get_embed, module, shape, dtype=dtype)  # type: ignore[arg-type]
+        if module.training:  # then it may move them at random
+            return make()
+        devices = tuple(buffer.device for buffer in module.buffers())
+        key = (None if shape is None else tuple(shape), dtype, devices)
+        if key not in self._made:
+            if len(self._made) == MOST_SHAPES:
+                del self._made[next(iter(self._made))]
+            with torch.inference_mode(mode=False), torch.no_grad():  # whoever is first, others may want gradients
+                self._made[key] = make()
+        return self._made[key]
 
 
 def around(model: Module, name: str, part: torch.nn.Module) -> Module:

@@ -295,10 +295,12 @@ def _encode_stages(
     backbone: Backbone, tower: StageTower, crops: Sequence[torch.Tensor], *, most_pixels: int
 ) -> Embeddings:
     """Return the means over each image of what the blocks give, and the lengths of these vectors."""
+    chunks = chunks_of_shape([tuple(crop.shape) for crop in crops], most_pixels)
+    batches = (as_batch(backbone, [crops[place] for place in places]) for places in chunks)
+    found = [run_images(backbone, lambda part: tower(normalise(backbone, part)), pixels) for pixels in batches]
     mean_BW = np.empty((len(crops), sum(tower.widths)), dtype=np.float32)
-    for places in chunks_of_shape([tuple(crop.shape) for crop in crops], most_pixels):
-        pixels = as_batch(backbone, [crops[place] for place in places])
-        mean_BW[places] = run_images(backbone, lambda part: tower(normalise(backbone, part)), pixels).cpu().numpy()
+    for places, mean_KW in zip(chunks, fetched(*found), strict=True):
+        mean_BW[places] = mean_KW
     return _as_they_are(mean_BW, backbone)
 
 
