@@ -16,8 +16,8 @@ from deltaclip.tests.pretended_stages import FAMILIES, STAGES, TUNINGS, of_famil
 # The pretended device computes with the CPU's kernels in the CPU's order, so what differs is a path that a GPU takes
 # and a CPU does not: float32 sums in another order, of numbers of about 1.
 TOLERANCE = 1e-5
-# The most that a step may wait, on the thread that trains. Extraction waits for vectors of each view, and where a form of
-# pictures is met first for three constants. timm's Eva makes its positions on the host: kept in a twin, not in the model.
+# The most that a step may wait, on the thread that trains. Extraction waits for the vectors of each view, and once for
+# three constants. timm's Eva makes its positions on the host in each pass: a twin keeps them, the model does not.
 WAITS = {"extract": 5, "train": 0, "sweep": 0, "predict": 1} | dict.fromkeys(TUNINGS, 0)
 OF_LIBRARY = {("eva", "predict"): 1}
 # Launches of a step, a few above what they are.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.scene import BrokenOffError, Check, Scene, Watch, apart, extracted, pictures, watched
+from benchmarks.gpu.scene import BrokenOffError, Check, Scene, Watch, apart, extracted, losses_of, pictures, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,12 +112,6 @@ class Rig:
 
         given = {"cache": self.cache, "out": self.scene.new_run(what), "device": self.scene.device, "precision": "fp32"}
         return finetune(FinetuneConfig(**(SETTINGS | given | settings))).run
-
-
-def losses_of(run: Path) -> list[float]:
-    """Return the training loss of each epoch."""
-    with (run / "history.csv").open(newline="") as file:
-        return [float(row["train_loss"]) for row in csv.DictReader(file)]
 
 
 def weights_apart(one: Path, other: Path) -> float:

@@ -112,6 +112,12 @@ def apart(a: Any, b: Any) -> float:
     return float(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-9)))
 
 
+def losses_of(run: Path) -> list[float]:
+    """Return the training loss of each epoch."""
+    with (run / "history.csv").open(newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file)]
+
+
 # ---- Pictures and models
 
 

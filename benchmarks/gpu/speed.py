@@ -14,8 +14,21 @@ import torch
 
 from benchmarks.caches import random_cache
 from benchmarks.gpu import decoding
-from benchmarks.gpu.scene import Check, Scene, Shape, Watch, extracted, model, pictures, synchronize, watched
+from benchmarks.gpu.scene import (
+    Check,
+    Scene,
+    Shape,
+    Watch,
+    apart,
+    extracted,
+    losses_of,
+    model,
+    pictures,
+    synchronize,
+    watched,
+)
 from benchmarks.machine import decode_rate, gflops
+from deltaclip.pipeline.finetune import finetune as run_finetune
 from deltaclip.pipeline.settings import FinetuneConfig, SweepConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -103,6 +116,28 @@ def finetune(scene: Scene) -> None:
             _kernels(scene, name, shape)
 
 
+def compiled(scene: Scene) -> None:
+    """Measure what `--compile` takes and gives at the default batch, where launches count most."""
+    name, count = ("small", 24) if scene.dry else ("ViT-B-32", 1000)
+    backbone, shape = model(scene, name)
+    table = pictures(scene, count, side=_side(scene))
+    with Check(scene, f"{name}: cache"):
+        extracted(scene, f"compile-{name}", table, backbone, precision="bf16")
+    cache = scene.folder / f"compile-{name}.h5"
+    epoch, command, losses = (dict[bool, Any]() for _ in range(3))
+    for on in (False, True):
+        with Check(scene, f"{name}: compile={on}"), watched(Watch()) as watch:
+            settings = {"cache": cache, "compile": on, "dropout": 0.0, "epochs": 3}
+            settings |= {"batch_size": 8} if scene.dry else {}
+            result = run_finetune(_config(scene, name, shape, **settings))
+            epoch[on], command[on], losses[on] = watch.spent["epoch"][-1], result.seconds, losses_of(result.run)
+    if len(losses) == 2:
+        scene.speed(f"{name}: an epoch plain over compiled", epoch[False] / epoch[True], "x", floor=1.0)
+        scene.figure(f"{name}: what compiling adds to the command", command[True] - command[False], "s")
+        difference = apart(losses[False], losses[True])
+        scene.figure(f"{name}: losses of both, bf16", difference, "relative", most=2e-2)
+
+
 def _config(scene: Scene, name: str, shape: Shape, **settings: Any) -> FinetuneConfig:
     given: dict[str, Any] = {"cache": scene.folder / f"tune-{name}.h5", "out": scene.new_run(name), "epochs": 2}
     given |= {"freeze_layers": shape.frozen, "precision": "bf16", "device": scene.device, "save_minutes": 0.0}
@@ -111,12 +146,10 @@ def _config(scene: Scene, name: str, shape: Shape, **settings: Any) -> FinetuneC
 
 def _tune(scene: Scene, what: str, config: FinetuneConfig, shape: Shape) -> None:
     """Fine-tune two epochs; the second is the figure, the first has warmed up."""
-    from deltaclip.pipeline.finetune import finetune as run
-
     if not scene.dry:
         torch.cuda.reset_peak_memory_stats()
     with watched(Watch()) as watch:
-        result = run(config)
+        result = run_finetune(config)
     epoch, save = watch.spent["epoch"][-1], watch.spent["save"][-1]
     step = shape.step_flops(all_trains=config.trains_all, boundary_cache=config.boundary_cache)
     floor = 0.5 * EAGER * _products(scene) / step
@@ -150,11 +183,9 @@ def _kernels(scene: Scene, name: str, shape: Shape) -> None:
     """Measure the share of an epoch in which a kernel runs, at the default batch; the profiler slows the host."""
     from torch.profiler import ProfilerActivity, profile
 
-    from deltaclip.pipeline.finetune import finetune as run
-
     profiler = profile(activities=[ProfilerActivity.CPU if scene.dry else ProfilerActivity.CUDA])
     with watched(Watch(around=lambda: profiler)) as watch:
-        run(_config(scene, name, shape, epochs=1, batch_size=8 if scene.dry else 32))
+        run_finetune(_config(scene, name, shape, epochs=1, batch_size=8 if scene.dry else 32))
     events = [event for event in profiler.key_averages() if event.self_device_time_total > 0 or scene.dry]
     busy = sum(event.self_device_time_total for event in events) / 1e6 / watch.spent["epoch"][0]
     scene.speed(f"{name}: an epoch with a kernel running, under the profiler", busy, "share", floor=0.8)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.block_means import find_blocks
+from deltaclip.features.backbone.compiled import compile_blocks, first_pass
 from deltaclip.features.backbone.low_rank import A, B, attach, find_weights, weight_deltas
 from deltaclip.features.backbone.pixels import input_size
 from deltaclip.features.backbone.twins import (
@@ -84,13 +85,13 @@ class CutTower:
         self._blocks, self.depth = block_names(backbone.model, kind), tower_depth(backbone.model, kind)
         self._before, self._after, self._given = twin_of(backbone.model), twin_of(backbone.model), Given()
         self._rewire()
-        self._one_input, probe = (self._moved(probe_inputs(backbone, kind, count)) for count in (1, 2))
-        self._place = {} if all_frozen else find_places(backbone.model, kind, probe)
+        self._one_input, self._probe = (self._moved(probe_inputs(backbone, kind, count)) for count in (1, 2))
+        self._place = {} if all_frozen else find_places(backbone.model, kind, self._probe)
         first_free = frozen_blocks + 1 if frozen_blocks else 0
         for name, parameter in self._named.items():
             trains = name in self._place and self._place[name] >= first_free
             parameter.requires_grad = trains and parameter.requires_grad
-        self.boundary_shape = self._prove(backbone, probe)
+        self.boundary_shape = self._prove(backbone, self._probe)
 
     def to_boundary(self, inputs: torch.Tensor) -> torch.Tensor:
         """Run the frozen part, without gradients.
@@ -141,6 +142,32 @@ class CutTower:
         for name in self._blocks[self.frozen_blocks :]:
             block = self._after.get_submodule(name)
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+    def use_compiling(self, autocast: torch.dtype | None = None, *, backend: str = "inductor") -> None:
+        """From now on run the trainable blocks compiled by torch; a pass is made here, and compared with the plain one.
+
+        Args:
+            autocast: type of the activations that training will have, None for that of the weights.
+            backend: which of torch's compilers.
+
+        Raises:
+            UserError: no block is known or free; torch cannot compile them here, or what it made gives something else.
+        """
+        import torch
+
+        blocks = [self._after.get_submodule(name) for name in self._blocks[self.frozen_blocks :]]
+        if not blocks:
+            why = f"all {self.depth} of them are frozen" if self._blocks else "none has a known name"
+            message = f"there are no blocks to compile in the {self.kind} tower of {self._backbone_name}: {why}"
+            raise UserError(message, place="--compile", remedy="leave it out")
+        x, ids = self.to_boundary(self._probe), self._probe if self.kind == "text" else None
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            expected = self.from_boundary(x, ids).detach().float()
+            compile_blocks(blocks, backend=backend)
+            found = first_pass(lambda: self.from_boundary(x, ids), list(self.named_trainable().values())).float()
+        if not apart(found, expected) <= MOST_ROUNDING["fp32" if autocast in {None, torch.float32} else "bf16"]:
+            message = f"the compiled {self.kind} tower gives another result (by {apart(found, expected):.2g})"
+            raise UserError(message, place="--compile", remedy="leave it out")
 
     def add_low_rank(self, plan: LowRank) -> None:
         """From now on train additions to the linear layers of the blocks that are not frozen, and nothing else.
@@ -287,8 +314,7 @@ class CutTower:
             try:
                 boundary = self.to_boundary(probe)
                 found = self.from_boundary(boundary, probe if self.kind == "text" else None).float()
-                largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-                difference = float((found - expected).abs().max() / largest)
+                difference = apart(found, expected)
             except torch.OutOfMemoryError:  # says nothing of the tower
                 raise
             except MISFITS as error:
@@ -416,6 +442,14 @@ def tower_parameters(model: torch.nn.Module, kind: Kind) -> dict[str, torch.nn.P
         for name, parameter in model.named_parameters()
         if name.startswith(root) and not name.startswith(other)
     }
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference of two tensors of one shape, of the largest value that is expected."""
+    import torch
+
+    largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().max() / largest)
 
 
 def probe_inputs(backbone: Backbone, kind: Kind, count: int) -> torch.Tensor:

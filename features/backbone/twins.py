@@ -66,14 +66,15 @@ class KeptPositions:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
+        self._kind: Any = type(module)  # whose function is the module's own
         self._made: dict[object, Any] = {}
 
     def __call__(self, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
         """Return what the module's own function does, for a grid of this shape (of None its own) and this type."""
         import torch
 
-        module = self._module
-        make = functools.partial(type(module).get_embed, module, shape, dtype=dtype)  # type: ignore[arg-type]
+        module, kind = self._module, self._kind
+        make = functools.partial(kind.get_embed, module, shape, dtype=dtype)
         if module.training:  # then it may move them at random
             return make()
         devices = tuple(buffer.device for buffer in module.buffers())

@@ -71,6 +71,10 @@ class FinetuneConfig(Tracked, LearningSettings):
     checkpointing: bool = setting(
         False, help="Keep one activation per block and compute the rest again: less memory, a third more time."
     )
+    compile: bool = setting(
+        False,
+        help="Let torch compile the blocks that train: fewer launches a step on a GPU, a minute or more at the start.",
+    )
     boundary_cache: bool = setting(
         True, help="Compute the activations behind the frozen blocks once and keep them in a file beside the cache."
     )

@@ -122,6 +122,9 @@ class TuningJob:
         if config.checkpointing:
             for tower in (self.image, self.text):
                 tower.use_checkpointing()
+        if config.compile:
+            for tower in self.towers:
+                tower.use_compiling(self._autocast)
         self.mode = run_mode(config, self.image.frozen_blocks)
         words = mode_words(config, self.image, self.text, precision=choice, processes=processes)
         self.description = describe(self.whole, mode=words)
@@ -196,6 +199,10 @@ class TuningJob:
         """The towers of which something trains."""
         return [self.image, *([] if self.text.all_frozen else [self.text])]
 
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        return None if self.precision == "fp32" else autocast_type(self.precision)
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Hold the state's folder against a second run of the same command; only the first process writes."""
@@ -223,7 +230,7 @@ class TuningJob:
             image=sides.image(self.image),
             text=sides.text(self.text),
             device=self.device,
-            autocast=None if self.precision == "fp32" else autocast_type(self.precision),
+            autocast=self._autocast,
             processes=self.processes,
             started=None if self.started is None else (self.started.spec, self.started.heads),
         )

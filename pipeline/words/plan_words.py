@@ -274,6 +274,7 @@ def mode_words(
     counts = [tower.count_parameters().words for tower in (image, text)]
     frozen_text = " (cached embeddings)" if text.all_frozen else ""
     again = ", activations computed again" if config.checkpointing else ""
+    again += ", blocks compiled" if config.compile else ""
     step = f", {config.accumulate} batches a step" if config.accumulate > 1 else ""
     several = f", {processes.size} processes" if processes.size > 1 else ""
     activations = "run once, activations kept" if config.boundary_cache else "run again in every step"

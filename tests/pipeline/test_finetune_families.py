@@ -109,13 +109,21 @@ def interrupted(monkeypatch, saves):
     monkeypatch.setattr(StateFile, "save", dying)
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")  # of its compiler about itself
 @pytest.mark.parametrize(
     "family",
-    [family if family == "resnet" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
+    [
+        "resnet",
+        *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family != "resnet"),
+        *(pytest.param(f"{family}, compiled", marks=pytest.mark.slow) for family in ("vit", "resnet")),
+    ],
 )
 def test_an_interrupted_training_ends_with_the_weights_of_an_unbroken_one(family, caches, tmp_path, monkeypatch):
     """Bit for bit, interrupted within an epoch; all of the tower trains, so all its layouts are met."""
+    family, _, compiled = family.partition(", ")
     settings = SETTINGS | {"cache": caches(family), "freeze_layers": 0, "freeze_text_layers": 3, "save_minutes": 1e-9}
+    settings["compile"] = bool(compiled)
     whole = open_run(finetune(FinetuneConfig(out=tmp_path / "whole", **settings)).run).tuned_tensors()
     with monkeypatch.context() as patch:
         interrupted(patch, saves=2)

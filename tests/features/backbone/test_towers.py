@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.load import load_backbone
+from deltaclip.features.backbone.low_rank import LowRank
 from deltaclip.features.backbone.towers import cut_towers
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.tests.features.backbone.small_models import MODELS, TEXT, as_backbone, make_model, tokenizer
@@ -245,6 +246,60 @@ def test_checkpointing_changes_no_gradient():
         gradients.append({key: part.grad for key, part in (image.named_trainable() | text.named_trainable()).items()})
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # of torch's compilers about themselves
+@pytest.mark.parametrize(
+    ("name", "backend", "lora"),
+    [
+        ("vit", "inductor", False),
+        *((name, "aot_eager", False) for name in ("resnet", "timm convnext", "siglip")),
+        *((name, "aot_eager", True) for name in ("vit", "coca", "timm vit")),
+    ],
+)
+def test_compiled_blocks_give_features_and_gradients_of_plain_ones(name, backend, lora):
+    """The real compiler once, as it takes its time; what torch sees of the blocks of each family."""
+    torch._dynamo.reset()
+    pixels, ids = inputs(name)
+    given = []
+    for compiled in (False, True):
+        plan = LowRank(rank=2, alpha=2.0, layers="all") if lora else None
+        towers = cut_towers(as_backbone(name), freeze_layers=2, freeze_text_layers=1, low_rank=plan)
+        for tower in towers:
+            if compiled:
+                tower.use_compiling(backend=backend)
+        for tower in towers if lora else ():
+            tower.draw_additions(0)
+            for part in tower.named_trainable().values():
+                part.data.add_(0.01)
+        found = []
+        for count in (3, 2, 1):
+            for tower, x in zip(towers, (pixels[:count], ids[:count]), strict=True):
+                features = tower.from_boundary(tower.to_boundary(x), x if tower.kind == "text" else None)
+                features.square().sum().backward()
+                found.append(features.detach())
+        parts = towers[0].named_trainable() | towers[1].named_trainable()
+        given.append({key: part.grad for key, part in parts.items()} | dict(enumerate(found)))
+    assert torch._dynamo.utils.counters["frames"]["total"] > 0
+    assert not torch._dynamo.utils.counters["unimplemented"]
+    for key, wanted in given[0].items():
+        assert_close(given[1][key], wanted, tolerance=1e-4)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_one_line():
+    image, _ = cut_towers(as_backbone("vit"), freeze_layers=2, freeze_text_layers=1)
+    with pytest.raises(UserError, match=r"--compile: torch cannot compile blocks here: .*; leave it out"):
+        image.use_compiling(backend=_broken)
+    image, _ = cut_towers(as_backbone("vit"), freeze_layers=4, freeze_text_layers=1)
+    with pytest.raises(UserError, match=r"no blocks to compile in the image tower .*: all 4 of them are frozen"):
+        image.use_compiling()
+
+
+def _broken(*_):
+    raise RuntimeError("no compiler for C++ is installed")
 
 
 def test_sixteen_bits_stay_sixteen_bits():
