@@ -6,13 +6,19 @@ bf16 pays only where the processor has units for it; fp16 on a CPU never does.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
@@ -106,11 +112,48 @@ def _quota_of(folder: Path) -> float | None:
     return None
 
 
-def choose_device(requested: str, *, local_rank: int | None = None) -> str:
+@contextlib.contextmanager
+def own_modes(*, learns: bool = False) -> Iterator[None]:
+    """Compute as if nothing were set around a call; for what other programs call, also as a decorator.
+
+    torch has modes of a thread or a process that reach into whatever is called: mixed precision (autocast) rounds the
+    products of a scorer to 16 bits, a default type or device makes tensors that do not fit the others. What is set is
+    put aside for the call and put back. `learns` also lets gradients flow, where they are switched off.
+    """
+    import torch
+
+    with contextlib.ExitStack() as modes:
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if (before := torch.get_default_dtype()) != torch.float32:
+            modes.callback(torch.set_default_dtype, before)
+            torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
+        if learns and torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(mode=False))
+        if learns:
+            modes.enter_context(torch.enable_grad())
+        yield
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuse a number format that is none of a model.
+
+    Raises:
+        UserError: what there is.
+    """
+    if precision is not None and precision not in get_args(Precision):
+        remedy = did_you_mean(str(precision), get_args(Precision))
+        raise UserError(f"{precision!r} is no number format", place="precision", remedy=remedy)
+
+
+def choose_device(requested: str | torch.device, *, local_rank: int | None = None) -> str:
     """Return a torch device name; `auto` takes a CUDA GPU where there is one.
 
     Args:
-        requested: auto, cpu, cuda or cuda:N.
+        requested: auto, cpu, cuda or cuda:N, or a device of torch.
         local_rank: number of this process among those of this machine; with `auto` they take the GPUs in turn.
 
     Raises:
@@ -118,6 +161,7 @@ def choose_device(requested: str, *, local_rank: int | None = None) -> str:
     """
     import torch
 
+    requested = str(requested)
     if requested == "auto":
         if not torch.cuda.is_available():
             return "cpu"
@@ -130,6 +174,8 @@ def choose_device(requested: str, *, local_rank: int | None = None) -> str:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA GPU is present", place="--device", remedy="give cpu or auto")
+    if device.type in ("mps", "xpu") and not torch.get_device_module(device).is_available():
+        raise UserError(f"no device {device.type} is present", place="--device", remedy="give cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
         raise UserError(f"there is no {requested}", place="--device", remedy=f"the last GPU is cuda:{last}")

@@ -41,6 +41,7 @@ GZIP = Kind("gzip", "gzip-compressed", UNPACK)
 ARROW = Kind("arrow", "an Arrow file", "name it .arrow")
 TAR = Kind("tar", "a tar archive", UNPACK)
 HDF5 = Kind("hdf5", "an HDF5 file")
+CACHE = Kind("cache", "a feature cache", "give it to `deltaclip train`")
 PICKLE = Kind("pickle", "a Python pickle", "save it in another format: a pickle can run any program")
 TORCH = Kind("torch", "a checkpoint as torch.save writes it")
 SAFETENSORS = Kind("safetensors", "a safetensors file")
@@ -51,6 +52,7 @@ IMAGE = Kind("image", "a picture")
 MARKS: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs", LFS),
     (b"PAR1", PARQUET),
+    (b"deltaclip-features", CACHE),  # the seal before its HDF5
     (b"\x89HDF\r\n\x1a\n", HDF5),
     (b"MATLAB 7.3", Kind("mat73", "a MATLAB file of version 7.3", "save it with -v7")),
     (b"MATLAB 5.0", Kind("mat", "a MATLAB file")),

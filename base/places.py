@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.device import check_device_words
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place
+from deltaclip.base.kinds import HEAD_BYTES, kind_of, wrong_kind
 from deltaclip.base.options import option_name
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Schemes of addresses that files are fetched from; `memory` is a place in this process, of fsspec.
 SCHEMES = ("https", "http", "s3", "gs", "gcs", "hf", "memory")
 ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(?=[^/])", re.IGNORECASE)
+CHECKPOINT = "*_best.safetensors"  # of a run
+EXTRACTED = ("json", "parquet", "arrow", "xlsx", "tar")  # kinds of files that `extract` takes
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
@@ -31,9 +34,42 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     return ADDRESS.match(os.fspath(text)) is not None
 
 
+def absent(path: Path, what: str, remedy: str) -> UserError:
+    """Return what is said of a file or folder that is not there, or is not `what`: a link that leads nowhere is."""
+    if path.is_symlink() and not path.exists():
+        return UserError(f"is a link that leads nowhere, no {what}", place=path, remedy="give the place itself")
+    return UserError(f"no such {what}", place=path, remedy=remedy)
+
+
 def no_such_cache(path: Path) -> UserError:
-    """Return what is said of a cache that is not there."""
-    return UserError("no such cache", place=path, remedy="make it with `deltaclip extract`")
+    """Return what is said of a cache that is not there, or where something else is."""
+    if path.is_dir():
+        is_run = any(path.glob(CHECKPOINT))
+        remedy = "give the cache that it was trained on" if is_run else _extract(path)
+        return UserError(f"is a {'run' if is_run else 'folder'}, no cache", place=path, remedy=remedy)
+    return absent(path, "cache", "make it with `deltaclip extract`")
+
+
+def _extract(path: Path) -> str:
+    return f"make a cache of it: deltaclip extract {path}"
+
+
+def refuse_no_cache(path: Path) -> None:
+    """Refuse a file that by its first bytes is something else than a cache; what is not known passes.
+
+    Raises:
+        UserError: what it is, and what to do.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        if b"\n" in head and b"\0" not in head:
+            raise UserError("is a text, no cache", place=path, remedy=_extract(path))
+    elif kind.name in EXTRACTED:
+        raise UserError(f"is {kind.words}, no cache", place=path, remedy=_extract(path))
+    elif kind.name not in ("hdf5", "cache", "empty"):
+        raise wrong_kind(path, kind, "cache")
 
 
 def check_cache(path: Path, option: str = "") -> None:
@@ -42,7 +78,10 @@ def check_cache(path: Path, option: str = "") -> None:
     Raises:
         UserError: what to make it with.
     """
-    if path.is_file() or "*" in path.name:
+    if path.is_file():
+        refuse_no_cache(path)
+        return
+    if "*" in path.name:
         return
     if path.exists() or not any(path.parent.glob(f"{path.stem.replace('[', '[[]')}.shard-*-of-*")):
         raise no_such_cache(path)
@@ -56,9 +95,13 @@ def check_run(path: Path, option: str = "") -> None:
     """
     if is_address(path):
         raise UserError("is no folder here", place=path, remedy="fetch it first: deltaclip pull ORG/NAME DIR")
+    if path.is_file():
+        is_inside = any(path.parent.glob(CHECKPOINT))
+        remedy = f"give the folder that it lies in: {path.parent}" if is_inside else "make one with `deltaclip train`"
+        raise UserError("is a file, no run directory", place=path, remedy=remedy)
     if not path.is_dir():
-        raise UserError("no such run directory", place=path, remedy="make one with `deltaclip train`")
-    if (count := len(list(path.glob("*_best.safetensors")))) != 1:
+        raise absent(path, "run directory", "make one with `deltaclip train`")
+    if (count := len(list(path.glob(CHECKPOINT)))) != 1:
         remedy = "give a directory made by `deltaclip train`"
         raise UserError(f"holds {count} checkpoints, not one", place=path, remedy=remedy)
 

@@ -122,14 +122,10 @@ def ablate(config: AblateConfig) -> AblateResult:
 
 def _check_against(config: AblateConfig, rows: CacheRows) -> None:
     against, view = config.against, config.view
-    if against in {one.name for one in TUNED_VARIANTS}:
-        if not config.finetune:
-            raise UserError(f"{against!r} trains CLIP", place="--against", remedy="add --finetune")
-    elif against not in {one.name for one in variants_of(rows, config.view)}:
+    known = {one.name for one in TUNED_VARIANTS} | {one.name for one in variants_of(rows, config.view)}
+    if against not in known:
         message = f"{against!r} needs the view {view!r}, which the cache does not have"
         raise UserError(message, place="--against", remedy=f"give --views {view} to `deltaclip extract`")
-    if config.image_root and not config.finetune:
-        raise UserError("would not be used", place="--image-root", remedy="add --finetune")
 
 
 def _train_config(config: AblateConfig) -> TrainConfig:

@@ -16,8 +16,7 @@ import h5py
 import numpy as np
 
 from deltaclip.base.errors import UserError, did_you_mean
-from deltaclip.base.kinds import refuse_other
-from deltaclip.base.places import no_such_cache
+from deltaclip.base.places import no_such_cache, refuse_no_cache
 from deltaclip.features.data.targets import recorded_targets
 from deltaclip.features.data.views import ANCHORS, CENTER, RECIPES, of_images
 from deltaclip.features.store.integrity import damage_words, damaged_rows, find_damage, has_seal
@@ -89,7 +88,7 @@ class FeatureStore:
             # which fails on some network file systems.
             file = h5py.File(path, "r", locking=False)
         except OSError as error:
-            refuse_other(path, {"hdf5", "empty"}, what="HDF5 file")
+            refuse_no_cache(path)
             reason = str(error).splitlines()[0]
             raise UserError(f"is no readable HDF5 file ({reason})", place=path, remedy=ANEW) from error
         problem = find_problem(file, unfinished=unfinished, has_seal=has_seal(path))

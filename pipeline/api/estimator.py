@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_random_state, column_or_1d, validate_data
 
+from deltaclip.base.device import own_modes
 from deltaclip.pipeline.loop.batches import MemoryBatches, memory_batches
 from deltaclip.pipeline.loop.epochs import FitPlan, Validation, seeded
 from deltaclip.pipeline.loop.head_learner import fit
@@ -101,6 +102,7 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
         self.validation_fraction = validation_fraction
         self.random_state = random_state
 
+    @own_modes(learns=True)
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Fit base and correction.
 
@@ -135,6 +137,7 @@ class DeltaclipRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
         self.heads_ = heads.double()  # so that a row scores the same alone and among others
         return self
 
+    @own_modes()
     def predict(self, X: ArrayLike) -> FloatArray:
         """Return the predictions of (N, F) rows, (N,) float64 in `label_range_`."""
         check_is_fitted(self)
@@ -193,7 +196,7 @@ def _label_range(given: Any, y: FloatArray) -> tuple[float, float]:
         low, high = (0.0, 1.0) if smallest >= 0 and largest <= 1 else (smallest, largest)
         return (low, high) if low < high else (low - 0.5, low + 0.5)
     low, high = (float(end) for end in given)
-    if not low < high:
+    if not low < high or not np.isfinite(high - low):
         raise ValueError(f"label_range must rise, not go from {low:g} to {high:g}")
     if smallest < low or largest > high:
         message = f"labels from {smallest:g} to {largest:g} do not lie in label_range ({low:g}, {high:g})"

@@ -30,11 +30,23 @@ OVERSHOOT = 0.25  # bicubic and Lanczos resizing leave [0, 1] by less
 
 def is_one_image(given: Any) -> bool:
     """Tell one image from a list, an array or a batch of them."""
-    if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) or _is_pillow(given):
+    if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview)) or _is_pillow(given):
+        return True
+    if as_row(given) is not None:
         return True
     if is_array(given):
         return given.ndim in {2, 3} and not _is_text_like(given)
     return _is_file(given)
+
+
+def as_row(given: Any) -> Mapping[Any, Any] | None:
+    """Return a row of a table as a mapping: of `datasets`, or of pandas by `iloc` or `itertuples`; None for others."""
+    if hasattr(given, "_asdict"):
+        given = given._asdict()
+    elif hasattr(given, "iloc") and hasattr(given, "to_dict") and not hasattr(given, "columns"):
+        given = {} if given.index.dtype.kind in "iufM" else given.to_dict()
+        return given if image_column(given) else None  # else it is a column
+    return given if isinstance(given, Mapping) else None
 
 
 def is_array(given: Any) -> bool:
@@ -60,8 +72,8 @@ def as_picture(given: Any, place: str) -> Picture:
         TypeError: no image.
     """
     given = plain(given)
-    if isinstance(given, Mapping):
-        return as_picture(_of_row(given, place), place)
+    if (row := as_row(given)) is not None:
+        return as_picture(_of_row(row, place), place)
     if isinstance(given, (str, os.PathLike)):
         return Path(given)
     if _is_file(given) and not _is_pillow(given):

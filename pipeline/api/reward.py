@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deltaclip.base.device import own_modes
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.differentiable import DifferentiableViews
-from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.views import CENTER
 from deltaclip.pipeline.api.pictures import ROUNDING, named, remedy_for_range
-from deltaclip.pipeline.api.scorer import Scorer, with_prompts
+from deltaclip.pipeline.api.scorer import Scorer, texts_of, with_prompts
 from deltaclip.pipeline.model.scores import Batch, TargetScores, run_heads
 
 if TYPE_CHECKING:
@@ -43,17 +43,18 @@ class Reward(nn.Module):
             gives the sums that training sees, whose base has a gradient beyond the ends too.
         round_pixels: resized pixels are rounded to 8 bits as those of files are, and scores are those of `Scorer` in
             the same precision; the gradient goes straight through. False leaves them: smooth, up to 2e-3 away.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N, or a device of torch.
         precision: of the backbone. fp32 is what gradients are right in; bf16 and fp16 need a GPU.
     """
 
+    @own_modes(learns=True)
     def __init__(
         self,
         run: Scorer | Path | str,
         *,
         clamp: bool = True,
         round_pixels: bool = True,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     ) -> None:
         super().__init__()
@@ -77,6 +78,7 @@ class Reward(nn.Module):
             remedy = "for a gradient of all that counts, extract with --views that leave it out"
             warnings.warn(f"{message}: {remedy}", stacklevel=2)
 
+    @own_modes()
     def forward(self, images: Tensor, prompts: str | Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return the scores of B pictures by target, each (B,) float32 on the device of the pictures.
 
@@ -112,11 +114,21 @@ class Reward(nn.Module):
         del mode
         return super().train(mode=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made again: views, which are functions around the backbone, and embeddings of prompts."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_views", "_said")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._said, self._views = {}, self._made_views()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reward:  # noqa: FBT001, FBT002
+        head = next(self.heads.parameters())
+        other = fn(torch.empty(0, device=head.device)).dtype  # before any weight has lost what it was
+        if other != torch.float32:
+            raise ValueError(f"heads are float32, not {other}: give precision= to Reward instead")
         super()._apply(fn, recurse)
         head = next(self.heads.parameters())
-        if head.dtype != torch.float32:
-            raise ValueError(f"heads are float32, not {head.dtype}: give precision= to Reward instead")
         device = str(head.device)
         self._backbones = tuple(replace(backbone, device=device) for backbone in self._backbones)
         # Prompts go through the scorer's backbones, which have to say the new device too.
@@ -164,17 +176,13 @@ def _check_pictures(images: Tensor) -> None:
         raise ValueError(f"{message}: {remedy_for_range(low, high)}")
 
 
-def _texts(prompts: str | Sequence[str] | None, count: int) -> list[str] | None:
-    if prompts is None:
+def _texts(prompts: Any, count: int) -> list[str] | None:
+    texts, is_lone = texts_of(prompts)
+    if texts is None:
         return None
-    texts = [prompts] * count if isinstance(prompts, str) else list(prompts)
+    texts = texts * count if is_lone else texts
     if len(texts) != count:
         raise ValueError(
             f"{count:,} images but {len(texts):,} prompts: give one prompt an image, or a single text for all"
         )
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"prompts[{number}] is {named(text)}, not a text")
-        if fault := prompt_fault(text):
-            raise ValueError(f"prompts[{number}] {fault}")
     return texts

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from deltaclip.base.device import choose_device
+from deltaclip.base.device import check_precision, choose_device, own_modes
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
@@ -160,11 +160,12 @@ class Scorer:
         self._views = self._make_views()
 
     @classmethod
+    @own_modes(learns=True)
     def load(
         cls,
         run: Path | str,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         backbone: str | None = None,
         pretrained: str | None = None,
         precision: Precision | None = None,
@@ -173,7 +174,7 @@ class Scorer:
 
         Args:
             run: made by `deltaclip train`, or `hf://ORG/NAME[@REVISION]`: what `deltaclip push` sent to a Hub.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, cpu, cuda or cuda:N, or a device of torch.
             backbone: where the backbone lies now, if it has moved.
             pretrained: where its checkpoint lies now, if it has moved.
             precision: of the backbone; None takes the one of the run's cache.
@@ -181,6 +182,7 @@ class Scorer:
         Raises:
             UserError: a damaged run, or a backbone whose weights are not those of the run.
         """
+        check_precision(precision)
         folder = open_run(place_of_run(run))
         facts, request = folder.config["backbone"], folder.config["request"]
         if request.get("imported"):
@@ -242,6 +244,7 @@ class Scorer:
             raise ValueError(f"coverage is {coverage}: give a share between 0 and 1, such as 0.9")
         return self.score_pairs(pair(images, prompts), root=root, batch_size=batch_size, coverage=coverage)
 
+    @own_modes()
     def score_pairs(
         self, pairs: Pairs, *, root: Path | None, batch_size: int, coverage: float = COVERAGE
     ) -> ScoredPairs:
@@ -327,6 +330,7 @@ class Scorer:
             found_scores = Scores(found_scores.targets, columns)
         return blank_untrained(found_scores, labels)
 
+    @own_modes()
     def embed_prompts(self, texts: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return the embeddings of T texts as a cache holds them, (T, D) float32, and which were cut, (T,) bool.
 
@@ -426,7 +430,7 @@ def pair(images: Any, prompts: Any) -> Pairs:
         TypeError: something is neither image nor text.
     """
     given, lone_image = _images(images)
-    texts, lone_prompt = _texts(prompts)
+    texts, lone_prompt = texts_of(prompts)
     if texts is not None:
         if lone_image:
             given *= len(texts)
@@ -461,8 +465,13 @@ def _images(images: Any) -> tuple[list[Any], bool]:
     return _listed(images, "images", "an image or a list of images"), False
 
 
-def _texts(prompts: Any) -> tuple[list[str] | None, bool]:
-    """Return prompts as a list, None where there are none, and whether a single one was given."""
+def texts_of(prompts: Any) -> tuple[list[str] | None, bool]:
+    """Return prompts as a list, None where there are none, and whether a single one was given.
+
+    Raises:
+        ValueError: a prompt is empty.
+        TypeError: something is no text.
+    """
     prompts = plain(prompts)
     if prompts is None:
         return None, False
@@ -483,7 +492,8 @@ def _listed(values: Any, name: str, wanted: str) -> list[Any]:
     # A table would give the names of its columns, a set its values in any order.
     if hasattr(values, "columns"):
         raise TypeError(f"{name} is a table, {named(values)}: give one of its columns")
-    if isinstance(values, (Mapping, Set, bytes)) or not isinstance(values, Iterable):
+    is_scalar = is_array(values) and not values.ndim
+    if isinstance(values, (Mapping, Set, bytes)) or not isinstance(values, Iterable) or is_scalar:
         raise TypeError(f"{name} is {named(values)}: give {wanted}")
     return [plain(value) for value in values]
 

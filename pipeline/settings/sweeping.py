@@ -5,6 +5,7 @@ Knows how values are written. Must not know how they are combined or drawn.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -75,7 +76,7 @@ class SweepConfig(Tracked, FrozenClip):
         check_settings(self)
         check_fractions(self.fractions)
         self.check_frozen()
-        sweep_axes(self)
+        _check_size(sweep_axes(self), self.samples)
 
 
 # Settings with lists of values: one axis each, or one for every target that is named.
@@ -85,6 +86,8 @@ BY_TARGET = {
     "weight": {"quality": "w_q", "consistency": "w_c"},
 }
 LOGARITHMIC = ("lr", "weight_decay")
+# More would fill the table with noise before it fills the machine: 10,000 draws of one winner are chance.
+MAX_SETTINGS = 10_000
 _NOWHERE = Path("cache.h5")  # settings are checked without it
 
 
@@ -149,6 +152,19 @@ def sweep_axes(config: SweepConfig) -> dict[str, list[Any] | Range]:
                 raise UserError(f"{axis} is a setting of its own", place=option_name(option), remedy=remedy)
             axes[axis] = swept_values(option, words)
     return axes | {name: swept_values(name, getattr(config, name)) for name in PLAIN}
+
+
+def _check_size(axes: dict[str, list[Any] | Range], samples: int) -> None:
+    """Refuse a sweep without end, and one of more settings than are worth it."""
+    if samples > MAX_SETTINGS:
+        raise UserError(f"{samples:,} settings", place="--samples", remedy=f"give at most {MAX_SETTINGS:,}")
+    ranges = [axis for axis in axes.values() if isinstance(axis, Range)]
+    if ranges and not samples:
+        raise UserError("a range has no grid", place=ranges[0].place, remedy="give --samples, or values")
+    count = 1 if samples else math.prod(len(axis) for axis in axes.values() if isinstance(axis, list))
+    if count > MAX_SETTINGS:
+        remedy = f"give fewer values, or --samples of at most {MAX_SETTINGS:,}"
+        raise UserError(f"the grid has {count:,} settings", place="sweep", remedy=remedy)
 
 
 def _number(word: str, kind: type, place: str) -> Any:

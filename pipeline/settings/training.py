@@ -67,6 +67,7 @@ Against = Literal[
     "partial-freeze",
     "full",
 ]
+TUNED = ("partial-freeze", "full")  # of them those that train CLIP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,10 @@ class AblateConfig(FrozenClip):
         check_settings(self)
         check_fractions(self.fractions)
         self.check_frozen()
+        if self.against in TUNED and not self.finetune:
+            raise UserError(f"{self.against!r} trains CLIP", place="--against", remedy="add --finetune")
+        if self.image_root and not self.finetune:
+            raise UserError("would not be used", place="--image-root", remedy="add --finetune")
 
 
 @dataclass(frozen=True, kw_only=True)

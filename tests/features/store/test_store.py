@@ -217,6 +217,8 @@ def test_what_is_no_cache(tmp_path):
     path = tmp_path / "c.h5"
     assert refused(path) == f"{path}: no such cache; make it with `deltaclip extract`"
     path.write_text("image,prompt\n")
+    assert refused(path) == f"{path}: is a text, no cache; make a cache of it: deltaclip extract {path}"
+    path.write_bytes(bytes(9))
     line = "is no readable HDF5 file (Unable to synchronously open file (file signature not found))"
     assert refused(path) == f"{path}: {line}; {ANEW}"
     with h5py.File(path, "w") as file:

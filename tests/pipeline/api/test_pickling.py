@@ -13,12 +13,17 @@ import torch
 from sklearn.base import clone
 from torch.utils.data import DataLoader, Dataset
 
-from deltaclip import DeltaclipMetric, DeltaclipRegressor, Scorer, UserError
+from deltaclip import DeltaclipMetric, DeltaclipRegressor, Reward, Scorer, UserError
 
 
 @pytest.fixture(scope="module")
 def scorer(demo_run):
     return Scorer.load(demo_run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def exact(demo_run):
+    return Scorer.load(demo_run, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,17 @@ def test_a_pickled_scorer_needs_no_run_and_holds_its_weights_once(scorer):
     size_bytes = sum(value.numel() * value.element_size() for value in scorer.backbone.model.state_dict().values())
     size_bytes += sum(value.numel() * value.element_size() for value in scorer.heads.state_dict().values())
     assert size_bytes < len(pickle.dumps(scorer)) < size_bytes + 3_000_000  # the tokenizer's vocabulary
+
+
+def test_a_copy_of_a_reward_gives_the_same(exact, copied, monkeypatch):
+    # With views that hold what cannot be copied, as block means do: here all that a base might see.
+    monkeypatch.setattr(Scorer, "seen_views", [["center", "stages", "statistics"]])
+    with pytest.warns(UserWarning, match="statistics"):
+        reward = Reward(exact)
+    pixels = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    expected = reward(pixels, "a red circle")
+    for target, score in copied(reward)(pixels, "a red circle").items():
+        assert torch.equal(score, expected[target])
 
 
 def test_a_copy_of_a_metric_goes_on_where_it_was(scorer, path, copied):

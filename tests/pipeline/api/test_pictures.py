@@ -75,6 +75,9 @@ FORMS = {
     "array of objects": lambda path: np.array([path], dtype=object),
     "array of texts": lambda path: np.array([str(path)]),
     "pandas": lambda path: pd.Series([str(path)], index=[7]),
+    "row of pandas": lambda path: pd.DataFrame({"image": [str(path)], "prompt": ["x"]}).iloc[0],
+    "named rows of pandas": lambda path: pd.DataFrame({"image": [str(path)], "prompt": ["x"]}).itertuples(),
+    "column named by texts": lambda path: pd.Series([str(path)], index=["first"]),
     "pyarrow": lambda path: pa.array([str(path)]),
     "pyarrow bytes": lambda path: pa.array([path.read_bytes()]),
     "pyarrow chunks": lambda path: pa.chunked_array([[str(path)]]),
@@ -187,6 +190,7 @@ REFUSED = {
         "images[0] is a row without an image, it has prompt: give the image itself",
     ),
     "a set": ({"a.png"}, "images is of type set: give an image or a list of images"),
+    "an array of no axis": (np.array(0.5), "images is an array of float64 (): give an image or a list of images"),
     "a number": (7, "images is of type int: give an image or a list of images"),
     "missing in a column": (
         pd.Series(["a.png", None]),
@@ -212,6 +216,7 @@ def test_what_is_no_picture_is_refused_by_place(scorer, images, words):
         (["\ud800"], "prompts[0] holds half a character (U+D800), which is no text"),
         ({"x": "y"}, "prompts is of type dict: give a text or a list of texts"),
         (7, "prompts is of type int: give a text or a list of texts"),
+        (np.array("x"), "prompts is an array of <U1 (): give a text or a list of texts"),
         (["x", "y", "z"], "2 images but 3 prompts: give one prompt an image, or a single text for all"),
     ],
 )

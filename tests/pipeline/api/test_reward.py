@@ -88,7 +88,8 @@ def test_it_stays_in_evaluation_and_can_be_moved_and_copied(reward, pictures, pr
     for other in (reward.to("cpu"), copy.deepcopy(reward)):
         assert all(torch.equal(score, expected[name]) for name, score in other(pixels, prompts).items())
     with pytest.raises(ValueError, match=r"heads are float32, not torch\.float16: give precision= to Reward instead"):
-        copy.deepcopy(reward).half()
+        reward.half()
+    assert all(torch.equal(score, expected[name]) for name, score in reward(pixels, prompts).items())  # as it was
 
 
 MOVED = """
@@ -155,6 +156,10 @@ def test_statistics_count_but_nothing_flows_through_them(run_with_statistics, pi
         ((torch.zeros(2, 3, 8, 8), ["one"]), ValueError, "2 images but 1 prompts"),
         ((torch.zeros(2, 3, 8, 8), ["one", ""]), ValueError, "prompts[1] is empty"),
         ((torch.zeros(2, 3, 8, 8), ["one", 2]), TypeError, "prompts[1] is of type int, not a text"),
+        ((torch.zeros(2, 3, 8, 8), {"one": 1, "two": 2}), TypeError, "prompts is of type dict: give a text or a list"),
+        ((torch.zeros(2, 3, 8, 8), {"one", "two"}), TypeError, "prompts is of type set: give a text or a list"),
+        ((torch.zeros(2, 3, 8, 8), b"one"), TypeError, "prompts is of type bytes: give a text or a list"),
+        ((torch.zeros(2, 3, 8, 8), 5), TypeError, "prompts is of type int: give a text or a list"),
     ],
 )
 def test_wrong_arguments(reward, given, error, line):
