@@ -48,7 +48,8 @@ def first_pass(run: Callable[[], torch.Tensor], weights: Sequence[torch.nn.Param
     except torch.OutOfMemoryError:  # says nothing of compiling
         raise
     except (TorchDynamoException, RuntimeError, NotImplementedError) as error:
-        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+        why = lines[0] if lines else type(error).__name__
         remedy = "leave it out, or install what torch compiles with (a C++ compiler, on a GPU Triton too)"
         raise UserError(f"torch cannot compile blocks here: {why.strip()}", place="--compile", remedy=remedy) from error
     return found.detach()
