@@ -135,6 +135,19 @@ def check_file(path: Path, option: str = "--out") -> None:
     check_place(path, option)
 
 
+def check_outside(out: Path | None, runs: Sequence[Path]) -> None:
+    """Refuse to write a file into a finished run, or where none can be, before any work.
+
+    Raises:
+        UserError: `out` lies in one of the runs, or is a folder, or nothing can be written there.
+    """
+    if out is None:
+        return
+    check_file(out)
+    if any(out.resolve().is_relative_to(run.resolve()) for run in runs):
+        raise UserError("lies in the run", place=out, remedy="give a file outside: a finished run stays as it is")
+
+
 def _check_within(path: Path, option: str) -> None:
     check_place(path / "x", option)
 
@@ -200,5 +213,14 @@ def check_places(settings: Any) -> None:
         if (kind := field.metadata["names"]) is not None and (value := getattr(settings, field.name)) is not None:
             for one in value if isinstance(value, list) else [value]:
                 CHECKS[kind](one, field.name.upper() if field.metadata["argument"] else option_name(field.name))
+    for out in _named(settings, "file"):
+        check_outside(out, _named(settings, "run"))
     if hasattr(settings, "check_more"):
         settings.check_more()
+
+
+def _named(settings: Any, kind: str) -> list[Path]:
+    """Return the paths that settings give for what is of a kind."""
+    fields = [field for field in dataclasses.fields(settings) if field.metadata["names"] == kind]
+    given = [getattr(settings, field.name) for field in fields]
+    return [path for value in given if value is not None for path in (value if isinstance(value, list) else [value])]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, write_json
+from deltaclip.base.places import check_outside
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.comparing.run_differences import Round, compare_label, read_round, source_of_spread
-from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.words.result_words import comparison_table
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, write_json
 from deltaclip.base.options import option_name
+from deltaclip.base.places import check_outside
 from deltaclip.features.store.shards import open_cache
 from deltaclip.features.store.writer import check_request
 from deltaclip.pipeline.api.scorer import tuned_scores
@@ -19,7 +20,7 @@ from deltaclip.pipeline.rows.beside import with_caches_beside
 from deltaclip.pipeline.rows.cached_rows import lacking_views, load_rows, views_there
 from deltaclip.pipeline.rows.pair_rows import spoken_for
 from deltaclip.pipeline.rows.task import present_labels
-from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.runs.measure import measure
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, base_terms, score
 from deltaclip.pipeline.runs.run_split import split_of_run

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, sha256_file
+from deltaclip.base.places import check_outside
 from deltaclip.pipeline.api.onnx_graph import (
     OPSET,
     TOLERANCE,
@@ -20,7 +21,7 @@ from deltaclip.pipeline.api.onnx_graph import (
     write_onnx,
 )
 from deltaclip.pipeline.api.scorer import Scorer
-from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.folder import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

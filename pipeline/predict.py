@@ -1,4 +1,7 @@
-"""STAGE predict: scores of new images, one pair, a folder or a manifest."""
+"""STAGE predict: scores of new images, one pair, a folder or a manifest.
+
+What scores them is imported once it is known what is to be scored: torch takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.files import keep_result
 from deltaclip.base.options import option_name
-from deltaclip.base.places import is_address
+from deltaclip.base.places import check_outside, is_address
 from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.finding import manifest_of
@@ -25,15 +28,12 @@ from deltaclip.features.data.remote import begin, require, tally
 from deltaclip.features.data.sources import container_of, is_there
 from deltaclip.features.data.table import SUFFIXES as TABLE_SUFFIXES
 from deltaclip.features.data.table import read_table
-from deltaclip.pipeline.api.scorer import Scorer, pair
-from deltaclip.pipeline.runs.folder import check_outside, open_run
-from deltaclip.pipeline.runs.prediction_table import write_table
-from deltaclip.pipeline.runs.trust import together_words, unlike_words
+from deltaclip.pipeline.settings.finished import asks_for_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from deltaclip.pipeline.api.scorer import ScoredPairs
+    from deltaclip.pipeline.api.scorer import ScoredPairs, Scorer
     from deltaclip.pipeline.settings import PredictConfig
 
 ROWS_SHOWN = 20
@@ -143,6 +143,8 @@ def predict(config: PredictConfig) -> PredictResult:
     columns["error"] = _errors(found.failed, pairs)
     columns, first = _sorted(columns, config)
     if config.out:
+        from deltaclip.pipeline.runs.prediction_table import write_table
+
         keep_result(config.out, lambda path: write_table(path, columns))
     return PredictResult(
         out=config.out,
@@ -173,8 +175,12 @@ class _Found(NamedTuple):
 
 
 def _scored(config: PredictConfig, place: Path) -> tuple[_Found, _Pairs]:
+    early = _pairs(config, needs_prompts=True) if asks_for_prompts(place) else None
+    from deltaclip.pipeline.api.scorer import Scorer, pair
+    from deltaclip.pipeline.runs.folder import open_run
+
     run = open_run(place)
-    pairs = _pairs(config, needs_prompts=run.needs_prompts)
+    pairs = early or _pairs(config, needs_prompts=run.needs_prompts)
     prompts = pairs.prompts if run.needs_prompts else None
     wanted = replace(pair(pairs.paths, None), prompts=prompts, made_by=pairs.made_by)
     scorer = Scorer.load(place, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
@@ -196,15 +202,16 @@ def _scored(config: PredictConfig, place: Path) -> tuple[_Found, _Pairs]:
 
 
 def _scored_zero_shot(config: PredictConfig) -> tuple[_Found, _Pairs]:
+    pairs = _pairs(config, needs_prompts=False)
     from deltaclip.base.device import choose_device
     from deltaclip.features.backbone.decode_ahead import ImageFile, spread
     from deltaclip.features.backbone.precision import load_in_best_precision, probe_pixels
     from deltaclip.features.backbone.weights import find_weights
+    from deltaclip.pipeline.api.scorer import pair
     from deltaclip.pipeline.api.zero_shot import COLUMNS, COSINE, FIRST, score_zero_shot, zero_shot_words
 
     _check_sort(config, dict.fromkeys(COLUMNS, np.zeros(0)))
     source = find_weights(config.backbone or "tiny", config.pretrained)
-    pairs = _pairs(config, needs_prompts=False)
     wanted = replace(pair(pairs.paths, None), prompts=pairs.prompts)
     files = [source for source in wanted.sources if isinstance(source, ImageFile)]  # all are
     few = [files[place] for place in spread(len(files))]
@@ -252,6 +259,8 @@ def _sorted(columns: dict[str, Any], config: PredictConfig) -> tuple[dict[str, A
 
 def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, pairs: _Pairs, what: str) -> list[str]:
     """Say what is not known of intervals, whether all are unlike the training together, and last how many are alone."""
+    from deltaclip.pipeline.runs.trust import together_words, unlike_words
+
     columns = found.scores.trust
     if scorer.trust is None or columns is None:
         return [f"no intervals: {config.run} is of an earlier release; train again for them"]

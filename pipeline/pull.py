@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import keep_result, whole_folder
 from deltaclip.pipeline.runs.folder import open_run
-from deltaclip.pipeline.runs.hub import Repo, check_names, fetch
+from deltaclip.pipeline.runs.hub import check_names, fetch
+from deltaclip.pipeline.settings.sharing import Repo
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.runs.folder import open_run
-from deltaclip.pipeline.runs.hub import Repo, check_names, upload
+from deltaclip.pipeline.runs.hub import check_names, upload
+from deltaclip.pipeline.settings.sharing import Repo
 
 if TYPE_CHECKING:
     from deltaclip.pipeline.settings import PushConfig

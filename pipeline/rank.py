@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.files import keep_result, whole_file
+from deltaclip.base.places import check_outside
 from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.comparing.generators import read_generators, score_generator, without_learned
 from deltaclip.pipeline.comparing.ranking import DROPPED, UNCLEAR, rank_generators
 from deltaclip.pipeline.report_parts.rank_page import rank_page
-from deltaclip.pipeline.runs.folder import check_outside, open_run
+from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.runs.trust import together_words
 from deltaclip.pipeline.words.rank_words import rank_junit, rank_markdown, rank_summary
 

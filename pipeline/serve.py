@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,15 +55,14 @@ def serve(config: ServeConfig) -> ServeResult:
         UserError: the extra is not installed, the address is taken, no such root, or a run that cannot be loaded.
     """
     config.check_more()
-    from deltaclip.pipeline.api.scorer import Scorer
-    from deltaclip.pipeline.serving.app import listen, make_server, one_line_log
-
     if config.root is not None and not config.root.is_dir():
         raise UserError("no such folder", place=config.root, remedy="give the folder of the images as --root")
-    with (
-        one_line_log(),
-        listen(config.host, config.port) as bound,
-    ):  # before the backbone is loaded, which takes seconds
+    with listen(config.host, config.port) as bound, contextlib.ExitStack() as running:
+        # What scores is imported once the address is taken: torch takes seconds.
+        from deltaclip.pipeline.api.scorer import Scorer
+        from deltaclip.pipeline.serving.app import make_server, one_line_log
+
+        running.enter_context(one_line_log())
         host, port = bound.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         scorer = Scorer.load(config.run, device=config.device, backbone=config.backbone, pretrained=config.pretrained)
@@ -74,6 +77,28 @@ def serve(config: ServeConfig) -> ServeResult:
         started = time.monotonic()
         make_server(app, on_ready=say_address).run(sockets=[bound])
     return ServeResult(run=config.run, address=address, seconds=time.monotonic() - started, answers=dict(app.answered))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address; port 0 takes a free one.
+
+    Raises:
+        UserError: the address is taken, not this machine's or not allowed.
+    """
+    with contextlib.ExitStack() as on_error:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = on_error.enter_context(socket.socket(family, kind))
+            if os.name == "posix":  # elsewhere it would take an address away from another program
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except (OSError, UnicodeError) as error:
+            message = f"cannot be listened on ({getattr(error, 'strerror', None) or error})"
+            is_name = isinstance(error, (socket.gaierror, UnicodeError)) or error.errno == errno.EADDRNOTAVAIL
+            remedy = "give --host an address of this machine" if is_name else "give another --port, or 0 for a free one"
+            raise UserError(message, place=f"{host}:{port}", remedy=remedy) from error
+        on_error.pop_all()
+    return bound
 
 
 def _application(config: ServeConfig, scorer: Scorer) -> Limited:

@@ -660,6 +660,13 @@ train {at}/demo.h5 --zzz | sweep {at}/gone.h5 | sweep {at}/demo.h5 --out {at}/ru
 train {at}/demo.h5 --scale fast | sweep {at}/demo.h5 --weight fast | extract {at}/good.csv --target colour
 train {at}/good.csv | sweep {at}/a.png | ablate {at}/empty | evaluate {at}/run --cache {at}/text.h5 | train {at}/loop.h5
 sweep {at}/demo.h5 --lr 1e-4..1e-2 | ablate {at}/demo.h5 --against full | predict {at}/demo.h5 {at}/a.png
+predict {at}/run {at}/a.png | predict {at}/run {at}/empty | predict {at}/run {at}/demo.h5 | predict {at}/run x:{at}
+predict {at}/run {at}/good.csv --prompt x | predict {at}/run {at}/good.csv --prompts {at}/good.csv
+predict {at}/run {at}/good.csv --out {at}/good.csv | predict {at}/run {at}/good.csv --out {at}/run/x.csv
+predict --zero-shot {at}/empty | predict --zero-shot {at}/no_rows.csv | predict {at}/run {at}/no_prompts.csv
+evaluate {at}/run --out {at}/run/x.json | compare {at}/run {at}/run --out {at}/run/x.json
+export {at}/run --out {at}/run/x.onnx | rank {at}/run a={at}/good.csv b={at}/empty --page {at}/run/x.html
+push {at}/run a/b | push {at}/run ab | pull ab {at}/new | pull a/b@ {at}/new | serve {at}/run --host 999.1.1.1
 sweep {at}/demo.h5 --loss x | finetune {at}/gone.h5 | finetune {at}/demo.h5 --out {at}/run
 finetune {at}/demo.h5 --init-heads {at}/gone | finetune {at}/demo.h5 --image-root {at}/gone
 finetune {at}/demo.h5 --backbone local-dir:{at}/gone | ablate {at}/gone.h5 | ablate {at}/demo.h5 --out {at}/run

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, keep_result, whole_folder
-from deltaclip.base.places import check_file, check_new, check_run
+from deltaclip.base.places import check_new, check_run
 from deltaclip.features.backbone.low_rank import LowRank
 from deltaclip.pipeline.model.earlier import scales_of_two_targets, today_name
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
@@ -29,7 +29,7 @@ from deltaclip.pipeline.runs.trust import FILE as TRUST_FILE
 from deltaclip.pipeline.runs.trust import load_trust, save_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -141,19 +141,6 @@ def free_run_path(out: Path | None, name: str) -> Path:
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
-
-
-def check_outside(out: Path | None, runs: Sequence[Path]) -> None:
-    """Refuse to write a file into a finished run, or where none can be, before any work.
-
-    Raises:
-        UserError: `out` lies in one of the runs, or is a folder, or nothing can be written there.
-    """
-    if out is None:
-        return
-    check_file(out)
-    if any(out.resolve().is_relative_to(run.resolve()) for run in runs):
-        raise UserError("lies in the run", place=out, remedy="give a file outside: a finished run stays as it is")
 
 
 def write_run(out: Path | None, name: str, contents: RunContents) -> Path:

@@ -6,8 +6,6 @@ files mean.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,43 +13,17 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError, one_line, require_extra
 from deltaclip.base.progress import say
 from deltaclip.features.backbone.weights import hub_errors, stay_offline_without_hub
+from deltaclip.pipeline.settings.sharing import SCHEME, Repo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEME = "hf://"
 # What a shared folder may hold, with the largest size in bytes: text, and tensors up to those of a tuned tower.
 _TEXT, _TENSORS = 4 << 20, 16 << 30
 ALLOWED = dict.fromkeys(("README.md", "config.json", "metrics.json", "example.py", "LICENSE"), _TEXT)
 ALLOWED |= {"trust.safetensors": 1 << 30, "*_best.safetensors": _TENSORS}
 NEEDED = ("config.json", "metrics.json", "*_best.safetensors")
 _OF_HUB = (".gitattributes",)  # that the Hub puts into every repository
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True)
-class Repo:
-    """A repository of a Hub, `revision` a branch, tag or commit; None is its default branch."""
-
-    name: str
-    revision: str | None = None
-
-    @classmethod
-    def parse(cls, text: str, place: str) -> Repo:
-        """Read `ORG/NAME` or `ORG/NAME@REVISION`, also behind hf://.
-
-        Raises:
-            UserError: it is neither.
-        """
-        name, at, revision = text.removeprefix(SCHEME).partition("@")
-        if not _NAME.fullmatch(name) or (at and not revision) or "--" in name or ".." in name:
-            raise UserError(
-                f"{text!r} is no name of a repository", place=place, remedy="give ORG/NAME or ORG/NAME@REVISION"
-            )
-        return cls(name, revision or None)
-
-    def __str__(self) -> str:
-        return f"{SCHEME}{self.name}" + (f"@{self.revision}" if self.revision else "")
 
 
 def place_of_run(run: Path | str) -> Path:

@@ -29,7 +29,6 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import deltaclip
-from deltaclip.base.errors import UserError
 from deltaclip.pipeline.serving.forms import (
     MULTIPART,
     URL_ENCODED,
@@ -471,26 +470,6 @@ def one_line_log() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 takes a free one.
-
-    Raises:
-        UserError: the address is taken, not this machine's or not allowed.
-    """
-    with contextlib.ExitStack() as on_error:
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            bound = on_error.enter_context(socket.socket(family, kind))
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-        except OSError as error:
-            message = f"cannot be listened on ({error.strerror})"
-            remedy = "give another --port, or 0 for a free one"
-            raise UserError(message, place=f"{host}:{port}", remedy=remedy) from error
-        on_error.pop_all()
-    return bound
 
 
 def make_server(app: Any, *, on_ready: Callable[[], None]) -> uvicorn.Server:

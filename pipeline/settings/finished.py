@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.options import check_settings, setting
 from deltaclip.base.places import check_suffix
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """Return the `config.json` of a run, without torch; nothing where it cannot be read, which the stage says."""
+    try:
+        return dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def asks_for_prompts(run: Path) -> bool:
+    """Tell whether a run surely scores by prompts, from what it recorded."""
+    found = recorded(run)
+    try:
+        return any(each["sees"] == "pair" and each["name"] in found["labels"] for each in found["targets"])
+    except (KeyError, TypeError):
+        return False
+
 
 COVERAGE_HELP = "Share of human scores that the intervals are to hold."
 TABLES = (".csv", ".jsonl", ".parquet")  # what scores are written as
@@ -137,6 +156,9 @@ class PredictConfig:
         if not (is_named or path.exists() or any(above.is_file() for above in path.parents)):
             remedy = "give an image, a folder, a manifest, demo or ADAPTER:DIR"
             raise UserError("no such file or folder", place=self.data, remedy=remedy)
+        inputs = {Path(self.data).resolve(), *([self.prompts.resolve()] if self.prompts else [])}
+        if self.out and self.out.resolve() in inputs:
+            raise UserError("is an input", place=self.out, remedy="give another --out")
 
 
 def _check_json(out: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.base.options import check_settings, setting
 from deltaclip.base.places import check_suffix
-from deltaclip.pipeline.settings.finished import PAGES
+from deltaclip.pipeline.settings.finished import PAGES, recorded
 
 REMEDY = "give NAME=DATA of each generator, or one DATA whose column source names them"
 
@@ -105,7 +104,7 @@ class RankConfig:
                 remedy = "give a folder, a manifest, demo or ADAPTER:DIR"
                 raise UserError("no such file or folder", place=data, remedy=remedy)
         self._refuse_unused()
-        learned = _learned(self.run)
+        learned = [str(name) for name in recorded(self.run).get("labels", ())]
         for target in self.only or ():
             if learned and target not in learned:
                 message = f"{target!r} is no target of {self.run}"
@@ -143,11 +142,3 @@ def _parsed(text: str) -> tuple[str, str]:
     if not name.strip() or not data.strip():
         raise UserError(f"{text!r} is no NAME=DATA", place="DATA", remedy=REMEDY)
     return name.strip(), data.strip()
-
-
-def _learned(run: Path) -> list[str]:
-    """Return the targets of a run; none where that cannot be read here, which the stage says."""
-    try:
-        return [str(name) for name in json.loads((run / "config.json").read_text(encoding="utf-8"))["labels"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

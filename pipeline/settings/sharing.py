@@ -8,8 +8,36 @@ from pathlib import Path
 
 from deltaclip.base.errors import UserError, require_extra
 from deltaclip.base.options import check_settings, setting
+from deltaclip.pipeline.settings.finished import recorded
 
+SCHEME = "hf://"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository of a Hub, `revision` a branch, tag or commit; None is its default branch."""
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, place: str) -> Repo:
+        """Read `ORG/NAME` or `ORG/NAME@REVISION`, also behind hf://.
+
+        Raises:
+            UserError: it is neither.
+        """
+        name, at, revision = text.removeprefix(SCHEME).partition("@")
+        if not _NAME.fullmatch(name) or (at and not revision) or "--" in name or ".." in name:
+            raise UserError(
+                f"{text!r} is no name of a repository", place=place, remedy="give ORG/NAME or ORG/NAME@REVISION"
+            )
+        return cls(name, revision or None)
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.name}" + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +71,12 @@ class PushConfig:
         check_settings(self)
 
     def check_more(self) -> None:
-        """Refuse to start without the extra."""
+        """Refuse to start without the extra, with no name of a repository, or with a run that was not shared."""
         require_extra("hub", "huggingface_hub", place="push")
+        Repo.parse(self.repo, "REPO")
+        if (found := recorded(self.folder)) and "shared" not in found:
+            remedy = f"make a folder without them: deltaclip share {self.folder} OUT"
+            raise UserError("is a run with the rows of its training", place=self.folder, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +90,6 @@ class PullConfig:
         check_settings(self)
 
     def check_more(self) -> None:
-        """Refuse to start without the extra."""
+        """Refuse to start without the extra, or with no name of a repository."""
         require_extra("hub", "huggingface_hub", place="pull")
+        Repo.parse(self.repo, "REPO")

@@ -12,8 +12,9 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.pull import pull
 from deltaclip.pipeline.push import push
-from deltaclip.pipeline.runs.hub import Repo, check_names, fetch
+from deltaclip.pipeline.runs.hub import check_names, fetch
 from deltaclip.pipeline.settings import PullConfig, PushConfig, ShareConfig
+from deltaclip.pipeline.settings.sharing import Repo
 from deltaclip.pipeline.share import share
 from deltaclip.tests.pipeline.hub_server import HubServer, hub
 

@@ -23,7 +23,7 @@ import pytest
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.predict import predict
-from deltaclip.pipeline.serve import _application, serve
+from deltaclip.pipeline.serve import _application, listen, serve
 from deltaclip.pipeline.serving.service import Pair, QueueFull, Refused, Scored, Service
 from deltaclip.pipeline.settings import PredictConfig, ServeConfig
 from deltaclip.tests.features.data.odd_images import png_header, refused_files, usable_files
@@ -89,7 +89,7 @@ def start(demo_run, scorer):
 
         def begin(*, of=scorer, **settings):
             app = _application(ServeConfig(run=demo_run, **settings), of)
-            bound = running.enter_context(server_of.listen("127.0.0.1", 0))
+            bound = running.enter_context(listen("127.0.0.1", 0))
             ready = threading.Event()
             server = server_of.make_server(app, on_ready=ready.set)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -729,10 +729,12 @@ def test_what_cannot_be_served_is_one_line(demo_run, tmp_path):
     with pytest.raises(UserError) as error:
         serve(ServeConfig(run=demo_run, root=tmp_path / "none"))
     assert str(error.value) == f"{tmp_path / 'none'}: no such folder; give the folder of the images as --root"
-    with server_of.listen("127.0.0.1", 0) as bound:
+    with listen("127.0.0.1", 0) as bound:
         bound.listen()
         port = bound.getsockname()[1]
         with pytest.raises(UserError) as error:
             serve(ServeConfig(run=demo_run, port=port))
         expected = f"127.0.0.1:{port}: cannot be listened on (Address already in use); give another --port, or 0 for a"
         assert str(error.value) == f"{expected} free one"
+    with pytest.raises(UserError, match=r"cannot be listened on \(.*\); give --host an address of this machine$"):
+        serve(ServeConfig(run=demo_run, host="999.1.1.1"))
