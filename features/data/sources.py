@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from deltaclip.base.errors import UserError
 from deltaclip.base.kinds import ARROW, PARQUET, TAR, kind_of
 from deltaclip.features.data.addresses import RemotePath
-from deltaclip.features.data.paths import GONE
+from deltaclip.features.data.paths import GONE, is_inside
 from deltaclip.features.data.remote import MAX_IMAGE_BYTES, NotFetched, held
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ NOT_FILES = {
     stat.S_IFCHR: "a device, not a file",
     stat.S_IFBLK: "a device, not a file",
 }
+OUTSIDE = "lies outside the image root"
 # What a part of an address must end in to be a file that the rest leads into: nobody can look.
 HOLDS_PICTURES = re.compile(r"\.(tar|parquet|arrow|feather)(\?|$)", re.IGNORECASE)
 KEPT_BYTES = 256 << 20  # of lists of members and windows of cells, of all files together
@@ -143,7 +144,8 @@ def refuse_outside_links(path: Path, root: Path | None) -> None:
     base = os.path.realpath(root)
     there = os.path.realpath(path, strict=True)
     if there != base and not there.startswith(os.path.join(base, "")):  # noqa: PTH118 - ends in one separator
-        raise UnreadableFile("links to a file outside the image root")
+        is_link = is_inside(os.path.abspath(path), root)  # noqa: PTH100 - links stay
+        raise UnreadableFile("links to a file outside the image root" if is_link else OUTSIDE)
 
 
 def container_of(path: Path) -> Path | None:

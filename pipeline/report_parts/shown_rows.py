@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,8 @@ import numpy as np
 
 from deltaclip.features.data.addresses import address
 from deltaclip.features.data.images import thumbnail
-from deltaclip.features.data.sources import UnreadableImage, read_image_bytes
+from deltaclip.features.data.paths import GONE, explained
+from deltaclip.features.data.sources import OUTSIDE, UnreadableImage, read_image_bytes
 from deltaclip.pipeline.report_parts import panels
 from deltaclip.pipeline.report_parts.charts import number as shown_number
 from deltaclip.pipeline.report_parts.panels import TEXT
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 # A picture can be enlarged to its LARGE side; of very many each is SMALL, so that a page stays one that can be mailed.
 LARGE, SMALL, MAX_LARGE = 448, 224, 200
 WORKERS = 4
+NO_ROOT = "the cache has no record of where its images lie"
+REASONS = 3  # why pictures are missing, that are named
 SHOWN_CHARACTERS = 300  # of a prompt, before what can be unfolded
 KEPT_CHARACTERS = 4_000  # of a prompt, on the page
 
@@ -145,16 +149,14 @@ def pictures(images: Sequence[str], root: Path | None, *, allow_outside: bool) -
         allow_outside: permit names that lead out of it.
     """
     if root is None:
-        return [Picture(reason="the cache has no record of where its images lie")] * len(images)
+        return [Picture(reason=NO_ROOT)] * len(images)
     bound, side = None if allow_outside else root, LARGE if len(images) <= MAX_LARGE else SMALL
 
     def one(image: str) -> Picture:
         try:
             small = thumbnail(read_image_bytes(address(root, image), bound), side)
         except UnreadableImage as error:
-            return Picture(reason=str(error))
-        except ValueError:  # a name with a zero byte
-            return Picture(reason="not the name of a file")
+            return Picture(reason=explained(str(error), image, root))
         return Picture(address="data:image/webp;base64," + base64.b64encode(small).decode("ascii"))
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -198,15 +200,26 @@ def make_card(rows: Rows, row: int, at: int, *, kinds: list[str], picture: Pictu
 
 
 def missing_words(found: Sequence[Picture], image_root: Path | None) -> str:
-    """Say how many pictures are missing, why the first one, and what to do; nothing where none is."""
-    missing = [picture for picture in found if not picture.address]
-    if not missing:
+    """Say how many pictures are missing, why, the most frequent reasons first, and what to do; nothing without any."""
+    counts = Counter(_plain_reason(picture.reason) for picture in found if not picture.address)
+    if not counts:
         return ""
+    first = {_plain_reason(picture.reason): picture.reason for picture in reversed(found)}
+    said = [f"{count} {first[reason]}" for reason, count in counts.most_common(REASONS)]
+    if more := sum(count for _, count in counts.most_common()[REASONS:]):
+        said.append(f"{more} for other reasons")
     where = f" under {image_root}" if image_root else ""
-    return (
-        f"{len(missing)} of {len(found)} pictures could not be shown{where} ({missing[0].reason}). "
-        "Give --image-root with the folder of the images."
-    )
+    words = [f"{counts.total()} of {len(found)} pictures could not be shown{where} ({'; '.join(said)})."]
+    if OUTSIDE in counts:
+        words.append("Give --allow-outside to show pictures from elsewhere.")
+    if {GONE, NO_ROOT} & counts.keys():
+        words.append("Give --image-root with the folder of the images.")
+    return " ".join(words)
+
+
+def _plain_reason(reason: str) -> str:
+    """Return a reason without what it says of one file alone."""
+    return reason.partition(":")[0].partition(" (")[0]
 
 
 # ---- Everything of many rows: the pictures that a report opens on, means per source, and the table of all

@@ -15,7 +15,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report import report
 from deltaclip.pipeline.report_parts.page import MAX_POINTS
 from deltaclip.pipeline.report_parts.panels import Rows
-from deltaclip.pipeline.report_parts.shown_rows import Picture, pictures, sample, show_rows
+from deltaclip.pipeline.report_parts.shown_rows import Picture, missing_words, pictures, sample, show_rows
 from deltaclip.pipeline.settings import ReportConfig, SweepConfig, newest_run
 from deltaclip.pipeline.sweep import sweep
 from deltaclip.tests.pipeline.conftest import read_csv, read_json, write_csv
@@ -446,8 +446,26 @@ def test_names_that_lead_out_of_the_image_root(changed_run, demo_folder, tmp_pat
     root.mkdir()
     page = page_of(run, tmp_path, image_root=root)
     assert not page.find("img")
-    assert "outside the image root" in page.words
+    assert "lies outside the image root). Give --allow-outside to show pictures from elsewhere." in page.words
+    assert "--image-root" not in page.words
     assert page_of(run, tmp_path, image_root=root, allow_outside=True).find("img")
+
+
+def test_every_reason_of_a_missing_picture_is_counted_with_its_remedy(demo_folder, tmp_path):
+    whole = min((demo_folder / "images").iterdir())
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copyfile(whole, root / "there.png")
+    (root / "link.png").symlink_to(whole)
+    (root / "broken.png").write_text("no picture")
+    names = ["there.png", "link.png", str(whole), f"../{whole.name}", "broken.png", "There.png", "gone.png"]
+    shutil.copyfile(whole, tmp_path / whole.name)
+    words = missing_words(pictures(names, root, allow_outside=False), root)
+    assert words.partition("(")[0] == f"6 of 7 pictures could not be shown under {root} "
+    assert "2 lies outside the image root; " in words
+    assert "2 no such file: there is there.png; " in words
+    assert words.endswith("from elsewhere. Give --image-root with the folder of the images.")
+    assert "--" not in missing_words(pictures(names[:2] + names[4:5], root, allow_outside=False), root)
 
 
 def test_names_that_no_file_can_have(tmp_path):
