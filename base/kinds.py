@@ -5,6 +5,7 @@ Knows the marks of formats that people mistake for one another. Must not know ho
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,9 +44,10 @@ TAR = Kind("tar", "a tar archive", UNPACK)
 HDF5 = Kind("hdf5", "an HDF5 file")
 CACHE = Kind("cache", "a feature cache", "give it to `deltaclip train`")
 PICKLE = Kind("pickle", "a Python pickle", "save it in another format: a pickle can run any program")
-TORCH = Kind("torch", "a checkpoint as torch.save writes it")
+TORCH = Kind("torch", "a checkpoint as torch.save writes it", "name it .pt")
 SAFETENSORS = Kind("safetensors", "a safetensors file")
 NPY = Kind("npy", "a NumPy array")
+TEXT = Kind("text", "text", "download it again: what a server answers in place of a file is often text")
 IMAGE = Kind("image", "a picture")
 
 # Bytes at the beginning of a file, of which the first that fit decide.
@@ -142,15 +144,25 @@ def refuse_other(path: Path, expected: Collection[str], *, what: str = "") -> No
 
     Args:
         path: of a file that is there.
-        expected: names of kinds.
+        expected: names of kinds; "text" for what has no mark and is read as text.
         what: words for what was expected, such as "Excel workbook".
 
     Raises:
         UserError: names what it is.
     """
-    kind = kind_of(path)
+    kind = kind_of(path) or (TEXT if _is_text(path) else None)
     if kind is not None and kind.name not in expected:
         raise wrong_kind(path, kind, what)
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # which may be cut inside a letter
+    except UnicodeDecodeError:
+        return False
+    return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
 
 
 def wrong_kind(path: Path, kind: Kind, what: str = "") -> UserError:

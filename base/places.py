@@ -101,9 +101,14 @@ def check_run(path: Path, option: str = "") -> None:
         raise UserError("is a file, no run directory", place=path, remedy=remedy)
     if not path.is_dir():
         raise absent(path, "run directory", "make one with `deltaclip train`")
-    if (count := len(list(path.glob(CHECKPOINT)))) != 1:
+    if (count := len(checkpoints(path))) != 1:
         remedy = "give a directory made by `deltaclip train`"
         raise UserError(f"holds {count} checkpoints, not one", place=path, remedy=remedy)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the files of heads in a run directory, one of a whole run; what systems hide beside files is none."""
+    return [path for path in run.glob(CHECKPOINT) if not path.name.startswith(".")]
 
 
 def _check_run_or_table(path: Path, option: str) -> None:

@@ -191,14 +191,13 @@ def _draw_pairs(backbone: Backbone, *, needs_prompts: bool) -> Draw:
 
 def _about(config: ExportConfig, folder: RunFolder) -> dict[str, Any]:
     facts = folder.config["backbone"]
-    (checkpoint,) = config.run.glob("*_best.safetensors")
     return {
         "part": config.part,
         "labels": folder.config["labels"],
         "views": {input_name(view): view for view in _views(folder)},
         "tuned": folder.is_tuned,
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": sha256_file(checkpoint),
+        "checkpoint": folder.checkpoint.name,
+        "checkpoint_sha256": sha256_file(folder.checkpoint),
         "backbone": {name: value for name, value in facts.items() if name != "precision"},
         "precision": "fp32",
     }

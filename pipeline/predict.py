@@ -20,9 +20,10 @@ from deltaclip.features.data.adapters import read_manifest
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.finding import manifest_of
 from deltaclip.features.data.addresses import RemotePath
+from deltaclip.features.data.images import unprompted
 from deltaclip.features.data.listing import count_words, is_image_name, kind_of, list_folder
 from deltaclip.features.data.manifest import manifest_from_table
-from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained, understood
+from deltaclip.features.data.paths import explained_rows, understood
 from deltaclip.features.data.pillow import lacking
 from deltaclip.features.data.remote import begin, require, tally
 from deltaclip.features.data.sources import container_of, is_there
@@ -137,10 +138,11 @@ def predict(config: PredictConfig) -> PredictResult:
         _refuse_overwriting_input(config)
     earlier = begin()
     found, pairs = _scored_zero_shot(config) if config.run is None else _scored(config, config.run)
-    _check_failures(found.failed, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
+    failed = explained_rows(found.failed, pairs.names, pairs.folder)
+    _check_failures(failed, pairs, strict=config.on_error == "fail" or len(pairs.paths) == 1)
     sources = {"source": pairs.made_by} if pairs.made_by else {}
     columns: dict[str, Any] = {"image": pairs.names, "prompt": pairs.prompts, **sources, **found.columns}
-    columns["error"] = _errors(found.failed, pairs)
+    columns["error"] = [failed.get(row, "") for row in range(len(pairs.names))]
     columns, first = _sorted(columns, config)
     if config.out:
         from deltaclip.pipeline.runs.prediction_table import write_table
@@ -270,13 +272,6 @@ def _trust_lines(scorer: Scorer, found: ScoredPairs, config: PredictConfig, *, p
     return [*lines, unlike_words(columns, num_scored, what)] if scorer.trust.parts else lines
 
 
-def _errors(failed: Mapping[int, str], pairs: _Pairs) -> list[str]:
-    errors = [failed.get(row, "") for row in range(len(pairs.names))]
-    for row in [row for row, error in enumerate(errors) if error == GONE][:MOST_NEAREST]:
-        errors[row] = explained(errors[row], pairs.names[row], pairs.folder)
-    return errors
-
-
 def _check_failures(failed: Mapping[int, str], pairs: _Pairs, *, strict: bool) -> None:
     if failed and (strict or len(failed) == len(pairs.paths)):
         row, reason = next(iter(failed.items()))
@@ -363,13 +358,12 @@ def _folder_pairs(config: PredictConfig, folder: Path, *, needs_prompts: bool) -
         replace(data, left_out={}), label_ranges={}, allow_outside=config.allow_outside, read_labels=False
     )
     prompts = [config.prompt] * len(manifest) if config.prompt else manifest.prompts
-    row = next((row for row, prompt in enumerate(prompts) if not prompt), None)
-    if needs_prompts and row is not None:
+    paths = [manifest.image_path(row) for row in range(len(manifest))]
+    if needs_prompts and (rows := unprompted(paths, prompts, root)):
         remedy = f"give --prompts TABLE ({'/'.join(TABLE_SUFFIXES)}) or --prompt 'TEXT'"
-        image = manifest.image_path(row)
+        image = paths[rows[0]]
         message = f"no prompt in {image.with_suffix('.txt').name}, nor in the picture"
         raise UserError(message, place=image, remedy=remedy)
-    paths = [manifest.image_path(row) for row in range(len(manifest))]
     names = [_written(image) for image in manifest.images]
     note = "; ".join(manifest.notes) if needs_prompts and not config.prompt else ""
     return _Pairs(names, paths, prompts, root, note, dict(data.left_out), folder)

@@ -11,6 +11,7 @@ import pickle
 from typing import TYPE_CHECKING
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import refuse_other
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,4 +86,7 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
+        refuse_other(path, {"json", "text"}, what="JSON file")
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError("is no UTF-8 text", place=path, remedy="save it as UTF-8") from error
         raise UserError(f"broken JSON ({first_line(error)})", place=path, remedy="correct it") from error

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.kinds import refuse_other
+from deltaclip.base.kinds import SAFETENSORS, kind_of, refuse_other
 from deltaclip.features.backbone.library import first_line, library_call
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FETCH = "fetch it again"
 # Three numbers that OpenAI's archives hold beside the weights, and no other file.
 OPENAI_NUMBERS = frozenset({"input_resolution", "context_length", "vocab_size"})
-# Kinds of files that can hold weights; what is empty or cut off is said by the library that reads it.
-WEIGHTS = frozenset({"safetensors", "torch", "pickle", "zip", "tar", "empty"})
+# Kinds of files that can hold weights; what is cut off is said by the library that reads it.
+WEIGHTS = frozenset({"safetensors", "torch", "pickle", "zip", "tar"})
 DEEPEST = 6  # dictionaries in one another
 
 
@@ -90,6 +90,8 @@ def _content(path: Path) -> Any:
     """Return what a file holds: a dictionary of tensors, or of dictionaries."""
     refuse_other(path, WEIGHTS, what="file of weights")
     if path.suffix == ".safetensors":
+        refuse_other(path, {SAFETENSORS.name}, what="safetensors file")
+    if path.suffix == ".safetensors" or kind_of(path) is SAFETENSORS:
         from safetensors.torch import load_file
 
         with library_call(path, "is no safetensors file", FETCH):

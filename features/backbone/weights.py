@@ -196,7 +196,8 @@ def _weights_in(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
     found = [path for name in preferred for path in (folder / name, folder / f"{name}{INDEX}") if path.is_file()]
     if not found:
         endings = (f".safetensors{INDEX}", f".bin{INDEX}", ".safetensors", ".bin", ".pth", ".pt", ".npz")
-        found = [path for ending in endings for path in sorted(folder.glob(f"*{ending}")) if path.is_file()]
+        there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
+        found = [path for ending in endings for path in there if path.name.endswith(ending)]
     if not found:
         return None, ()
     of_first = {found[0], *_shards_of(found[0])}

@@ -13,7 +13,9 @@ import numpy as np
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.vocabulary import CONSISTENCY, KNOWN_TARGETS, QUALITY, side_of
+from deltaclip.features.data.cells import spelled_out
 from deltaclip.features.data.manifest import (
+    NAMED,
     LabelRange,
     field_like,
     find_columns,
@@ -21,8 +23,10 @@ from deltaclip.features.data.manifest import (
     missing_words,
     misspelt_prompt,
     range_of,
+    rater_column,
     rows_outside,
     sparse_words,
+    without_missing,
 )
 from deltaclip.features.data.numbers import Numbers, is_missing_word, read_numbers
 from deltaclip.features.data.prompts import prompt_group
@@ -74,7 +78,7 @@ def check_columns(findings: Findings, tables: list[Table], *, of_set: bool) -> l
 
 
 def _unused(table: Table, asked: Sequence[AskedTarget]) -> list[str]:
-    used = find_columns(table, asked).values()
+    used = {*find_columns(table, asked).values(), rater_column(table)}
     return [name for name in table.columns if name not in used]
 
 
@@ -89,14 +93,20 @@ def _call(name: str, field: str) -> str:
 
 def _check_types(findings: Findings, table: Table) -> None:
     """Report what `extract` would stop at: cells that are neither text nor number, and numbers in place of texts."""
-    for field, name in find_columns(table, findings.rows.asked).items():
+    who = rater_column(table)
+    for field, name in (find_columns(table, findings.rows.asked) | ({"rater": who} if who else {})).items():
         read = table.texts if field in TEXTS else table.images if field == "image" else table.values
         try:
             read(name)
         except UserError as error:
-            count = table.odd[name].count if name in table.odd else sum(bool(cell) for cell in table.columns[name])
+            count = table.odd[name].count if name in table.odd else _count_numbers(table.columns[name])
             words = f"{count:,} cells of {name}: {error.message}, the first at {error.place}"
             findings.error("no_text", words, remedy=str(error.remedy))
+
+
+def _count_numbers(cells: Sequence[str]) -> int:
+    values = read_numbers(cells).values
+    return int((~np.isnan(values)).sum())
 
 
 def check_cells(findings: Findings, root: Path | None) -> None:
@@ -125,6 +135,7 @@ def check_cells(findings: Findings, root: Path | None) -> None:
                 remedy="give --image-root, or --allow-outside to permit it",
             )
     _check_prompts(findings)
+    _check_names(findings)
     _check_twice(findings)
 
 
@@ -156,6 +167,16 @@ def _check_prompts(findings: Findings) -> None:
             remedy="write the prompts, or leave the cells empty: such rows then serve "
             f"{_seeing(findings.rows, 'image')} alone",
         )
+    spelled = [row for row, text in enumerate(prompts) if spelled_out(text)]
+    if spelled:
+        what = spelled_out(prompts[spelled[0]])
+        findings.warn(
+            "spelled_value",
+            f"{len(spelled):,} prompts are Python's spelling of another value, such as {what}",
+            at=spelled,
+            column="prompt",
+            remedy="write the prompts as plain text",
+        )
     names = [row for row, text in enumerate(prompts) if FILE_NAME.search(text)]
     if names:
         findings.warn(
@@ -165,6 +186,22 @@ def _check_prompts(findings: Findings) -> None:
             column="prompt",
             remedy="see whether columns were mixed up",
         )
+
+
+def _check_names(findings: Findings) -> None:
+    """Report words in place of names that are not there, and go on without them."""
+    for field in NAMED:
+        cells = findings.rows.cells[field]
+        said = without_missing(cells)
+        if said.missing:
+            findings.warn(
+                "missing_word",
+                missing_words(field, said.missing),
+                at=[row for row, cell in enumerate(cells) if cell in said.missing],
+                column=field,
+                remedy="nothing needs to be done if there is none; else write the names",
+            )
+            cells[:] = said.cells
 
 
 def _least_tokens(text: str) -> int:
@@ -246,7 +283,7 @@ def _numbers(findings: Findings, column: str) -> Numbers:
         at = [row for row, cell in enumerate(findings.rows.cells[column]) if cell in numbers.missing]
         findings.warn(
             "missing_word",
-            missing_words(column, numbers),
+            missing_words(column, numbers.missing),
             at=at,
             column=column,
             remedy="nothing needs to be done if they have no value",

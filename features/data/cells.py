@@ -5,9 +5,11 @@ Knows types of values. Must not know files or what a column means.
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
 import decimal
 import numbers
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from deltaclip.base.kinds import IMAGE, kind_of_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+SPELLED = re.compile(r"[\[({].*[\])}]|b(['\"]).*\1", re.DOTALL)
 SHARED_TEXTS = 65_536  # texts that are looked at for an equal one
 WORDS = (
     (bool, "a truth value"),
@@ -50,7 +53,8 @@ class Column:
 def as_column(values: Iterable[object]) -> Column:
     """Turn values into cells: text without spaces around it, numbers in their shortest form.
 
-    A list of one text is that text, bytes of UTF-8 are text, and so is the path of an object that has nothing else.
+    A list of one text is that text, bytes of UTF-8 are text, and so is the path of an object that has nothing else; one
+    of a picture with neither is missing.
     """
     column, share = Column(), sharing()
     for row, value in enumerate(values):
@@ -94,10 +98,24 @@ def unwrapped(value: object) -> Any:
             return bytes(value).decode()
         except UnicodeDecodeError:
             return value
-    if isinstance(value, dict) and isinstance(value.get("path"), str):
+    if isinstance(value, dict) and (isinstance(value.get("path"), str) or value.keys() == {"bytes", "path"}):
         others = [part for name, part in value.items() if name != "path"]
         return value if any(part is not None for part in others) else value["path"]
     return value
+
+
+def spelled_out(text: str) -> str | None:
+    """Return what a text is Python's spelling of, in words, where that is no text: `['a']`, `{'a': 1}`, `b'a'`.
+
+    Programs that turn every value into text write so. Signs that a prompt may have, such as `[a, b]`, are none.
+    """
+    if not SPELLED.match(text):
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return words_of(value) if isinstance(value, (list, tuple, dict, set, bytes)) else None
 
 
 def _number(value: object) -> str | None:

@@ -130,6 +130,7 @@ def _read_about(about: Path) -> tuple[Target, ...]:
         said = json.loads(about.read_text(encoding="utf-8"))
         view = said["view"]
     except (ValueError, KeyError, TypeError) as error:
+        refuse_other(about, {"json", "text"}, what="JSON file")
         raise UserError("does not say which view it is of", place=about, remedy="export it again") from error
     if view != CENTER:
         raise UserError(f"says that this is the view {view}", place=about, remedy=f"export the view {CENTER}")
@@ -213,7 +214,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise UserError("no such file", place=path, remedy="check the path") from None
     except (ValueError, EOFError, OSError, SyntaxError) as error:
-        refuse_other(path, {"npy", "empty"}, what="npy file")
+        refuse_other(path, {"npy"}, what="npy file")
         raise UserError(f"is no readable npy file ({str(error).splitlines()[0]})", place=path, remedy=AGAIN) from error
     return _matrix(found, str(path))
 
@@ -230,7 +231,7 @@ def _safetensors(path: Path, texts: Path | None, table: Path) -> Source:
                 raise UserError(message, place=path, remedy="call them images and texts")
             found = {name: _matrix(file.get_tensor(name), f"{path}, {name}") for name in ("images", "texts")}
     except (SafetensorError, TypeError) as error:
-        refuse_other(path, {"safetensors", "empty"}, what="safetensors file")
+        refuse_other(path, {"safetensors"}, what="safetensors file")
         raise UserError(f"is no readable safetensors file ({error})", place=path, remedy=AGAIN) from error
     vectors = [Vectors([part], [f"{path}, {name}"]) for name, part in found.items()]
     return _checked(Source("safetensors", vectors[0], vectors[1], read_table(table)), path)

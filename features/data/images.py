@@ -152,6 +152,19 @@ def is_image(path: Path, root: Path | None) -> bool:
     return True
 
 
+def unprompted(paths: Sequence[Path], prompts: Sequence[str], root: Path | None) -> list[int]:
+    """Return the rows that have no prompt and an image that can be scored, as far as a header tells.
+
+    What is no image, or cannot be read, is said to be so: no prompt would help it.
+    """
+    found = []
+    for row in [row for row, prompt in enumerate(prompts) if not prompt]:
+        with contextlib.suppress(UnreadableImage):
+            read_header(paths[row], root)
+            found.append(row)
+    return found
+
+
 def from_memory(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
     """Return an image in memory as `open_image` returns it from its file.
 
@@ -177,15 +190,19 @@ def from_memory(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
 
 def _undecoded(image: Image.Image) -> bytes | None:
     """Return the file of an opened image that nobody has decoded, gone on in or scaled; None of every other."""
-    file = getattr(image, "fp", None)
-    if not file or not getattr(image, "tile", None) or image.tell() or getattr(image, "decoderconfig", None):
+    # Not by its list of tiles, which some readers make when they decode (HEIC, WebP). An icon is decoded when it is
+    # opened, and stays read-only until somebody changes it.
+    known = vars(image)
+    is_decoded = known.get("_im", known.get("im")) is not None and not (image.format == "ICO" and image.readonly)
+    if not known.get("fp") or is_decoded or image.tell():
         return None
     with _refusing():
-        place = file.tell()
-        file.seek(0)
-        content: bytes = file.read()
-        file.seek(place)
-    return content
+        place = known["fp"].tell()
+        known["fp"].seek(0)
+        content: bytes = known["fp"].read()
+        known["fp"].seek(place)
+        is_whole = _look(io.BytesIO(content), header=True).image.size == image.size
+    return content if is_whole else None
 
 
 class ImageHeader(NamedTuple):

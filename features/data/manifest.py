@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,15 @@ from deltaclip.base.errors import UserError, did_you_mean, nearest
 from deltaclip.base.places import is_address
 from deltaclip.base.vocabulary import KNOWN_TARGETS
 from deltaclip.features.data.addresses import address
-from deltaclip.features.data.cells import SHARED_TEXTS
-from deltaclip.features.data.numbers import LONGEST_WORD, PROBED, is_missing_word, is_numeric, read_numbers
+from deltaclip.features.data.cells import SHARED_TEXTS, spelled_out
+from deltaclip.features.data.numbers import (
+    LONGEST_WORD,
+    PROBED,
+    is_missing_word,
+    is_numeric,
+    read_numbers,
+    says_nothing,
+)
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.ratings import average_ratings
@@ -86,6 +93,7 @@ NUMERIC = tuple(
 RATERS = ("rater", "rater_id", "worker", "worker_id", "annotator", "annotator_id", "user_id", "subject", "observer")
 OF_MTURK = re.compile(r"(?:Input|Answer)\.(.+)", re.IGNORECASE)
 FILE_NAME = re.compile(r".*\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|jxl)", re.IGNORECASE)
+NAMED = ("source", "group", "split", "explanation")
 TEXT_FIELDS = ("images", "prompts", "explanations", "groups", "sources", "splits", "places")
 
 
@@ -180,7 +188,9 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     unprompted = _mask_unprompted(table, prompts, labelled, labels)
     notes = [*table.notes, *_picture_notes(table, found["image"]), *notes, *_missing_prompts(prompts), *unprompted]
     empty = [""] * len(images)
-    sources, groups, splits = (table.names(found[f]) if f in found else empty for f in ("source", "group", "split"))
+    said = {field: without_missing(_named(table, field, found[field])) for field in NAMED if field in found}
+    notes += [missing_words(found[field], cells.missing) for field, cells in said.items() if cells.missing]
+    sources, groups, splits, explanations = (said[f].cells if f in said else empty for f in NAMED)
     if source_of and "source" not in found:
         sources = [source_of(image) for image in images]
     group_of = lru_cache(SHARED_TEXTS)(prompt_group)  # and one object for the rows of a prompt
@@ -192,7 +202,7 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
         prompts=prompts,
         targets=labelled,
         labels=labels,
-        explanations=table.texts(found["explanation"]) if "explanation" in found else empty,
+        explanations=explanations,
         groups=[group or (prompt and group_of(prompt)) for group, prompt in zip(groups, prompts, strict=True)],
         sources=sources,
         splits=splits,
@@ -202,7 +212,29 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     )
     if not labelled or raters is None:
         return whole
-    return average_ratings(whole, table.names(who) if (who := rater_column(table)) else None, how=raters)
+    if (who := rater_column(table)) is None:
+        return average_ratings(whole, None, how=raters)
+    people = without_missing(table.names(who))
+    if people.missing:
+        whole = replace(whole, notes=(*whole.notes, missing_words(who, people.missing)))
+    return average_ratings(whole, people.cells, how=raters)
+
+
+class Said(NamedTuple):
+    """Cells of names or texts, '' where there is none, and the words that stood for none, counted."""
+
+    cells: list[str]
+    missing: Mapping[str, int]
+
+
+def without_missing(cells: list[str]) -> Said:
+    """Return cells without words for nothing: rows that share one have nothing in common."""
+    missing = Counter(cell for cell in cells if cell and len(cell) <= LONGEST_WORD and says_nothing(cell))
+    return Said(["" if cell in missing else cell for cell in cells] if missing else cells, missing)
+
+
+def _named(table: Table, field: str, column: str) -> list[str]:
+    return table.texts(column) if field == "explanation" else table.names(column)
 
 
 def rater_column(table: Table) -> str | None:
@@ -270,7 +302,7 @@ def field_like(name: str, cells: Sequence[str]) -> str | None:
     the values, and no other field is proposed in its place. Short names are near to everything and are left out.
     """
     known = {alias: field for field in ALIASES for alias in _plain_aliases(field) if len(alias) >= SHORTEST_GUESS}
-    close = nearest(plain_name(name), known)
+    close = nearest(plain_name(name), known) if any(cells) else None  # of lists and pictures nothing is known
     if close is None or (known[close] in NUMERIC) != is_numeric(cells):
         return None
     return known[close]
@@ -334,12 +366,18 @@ def misspelt_prompt(table: Table) -> str | None:
 
 
 def _missing_prompts(prompts: list[str]) -> list[str]:
-    """Say which prompts are what an empty cell becomes when a program turns it into text."""
+    """Say which prompts are what an empty cell, or a value of another type, becomes when a program makes text of it."""
+    shows, found = "; `deltaclip data check` shows the rows", list[str]()
     words = Counter(prompt for prompt in prompts if len(prompt) <= LONGEST_WORD and is_missing_word(prompt))
-    if not words:
-        return []
-    named = ", ".join(sorted(words))
-    return [f"{sum(words.values()):,} prompts are {named}, as of an empty cell; `deltaclip data check` shows the rows"]
+    if words:
+        named = ", ".join(sorted(words))
+        found.append(f"{sum(words.values()):,} prompts are {named}, as of an empty cell{shows}")
+    if spelled := [prompt for prompt in prompts if spelled_out(prompt)]:
+        what, first = spelled_out(spelled[0]), spelled[0][:40]
+        found.append(
+            f"{len(spelled):,} prompts are Python's spelling of another value, as of {what} in {first!r}{shows}"
+        )
+    return found
 
 
 def _mask_unprompted(
@@ -516,7 +554,7 @@ def read_label(
 
 def _notes(label: str, column: str, numbers: Numbers, known: LabelRange) -> list[str]:
     present = numbers.values[~np.isnan(numbers.values)]
-    notes = [missing_words(column, numbers)] if numbers.missing else []
+    notes = [missing_words(column, numbers.missing)] if numbers.missing else []
     if not present.size:
         notes.append(f"column {column!r} gives no labels of {label}: all of its cells are empty")
     elif sparse := sparse_words(label, present, known):
@@ -524,10 +562,10 @@ def _notes(label: str, column: str, numbers: Numbers, known: LabelRange) -> list
     return notes
 
 
-def missing_words(column: str, numbers: Numbers) -> str:
+def missing_words(column: str, missing: Mapping[str, int]) -> str:
     """Say which words of a column count as missing."""
-    words = ", ".join(sorted(numbers.missing))
-    return f"{sum(numbers.missing.values()):,} cells of {column} count as missing ({words})"
+    words = ", ".join(sorted(missing))
+    return f"{sum(missing.values()):,} cells of {column} count as missing ({words})"
 
 
 def sparse_words(label: str, present_M: NDArray[np.float64], known: LabelRange) -> str:

@@ -57,11 +57,16 @@ def is_missing_word(cell: str) -> bool:
     return cell.casefold() in MISSING_WORDS
 
 
+def says_nothing(cell: str) -> bool:
+    """Tell whether a cell is what programs or people write for a value that is not there: a word, or a dash."""
+    return cell in DASHES or is_missing_word(cell)
+
+
 def is_numeric(cells: Iterable[str]) -> bool:
     """Tell whether cells are numbers, by the first of them that say anything."""
     said = []
     for cell in cells:
-        if cell and cell not in DASHES and not is_missing_word(cell):
+        if cell and not says_nothing(cell):
             said.append(cell)
             if len(said) == PROBED:
                 break
@@ -75,7 +80,7 @@ def read_numbers(cells: Sequence[str]) -> Numbers:
     for row, cell in enumerate(cells):
         if not cell:
             continue
-        if cell in DASHES or is_missing_word(cell):
+        if says_nothing(cell):
             missing[cell] += 1
         elif (number := _plain(cell)) is None:
             odd[row] = cell

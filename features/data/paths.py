@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.places import is_address
 from deltaclip.features.data.addresses import RemotePath
+from deltaclip.features.data.cells import spelled_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Only of texts that start or end so, or hold \ or % or letters of other alphabets, is asked whether their file is
 # there: a million plain names cost half a second and no look at the disk.
@@ -101,6 +102,14 @@ def explained(reason: str, image: str, root: Path, *, near: bool = True) -> str:
     return f"{reason}: {cause.words}" if cause else reason
 
 
+def explained_rows(failed: Mapping[int, str], images: Sequence[str], root: Path) -> dict[int, str]:
+    """Return why rows have no image, with the cause of the first ones whose file is not there; see `why_gone`."""
+    found = dict(failed)
+    for row in [row for row, reason in failed.items() if reason == GONE][:MOST_NEAREST]:
+        found[row] = explained(GONE, images[row], root)
+    return found
+
+
 def why_gone(image: str, root: Path, *, near: bool = True) -> Cause | None:
     """Return why a path leads to no file; None where nothing tells.
 
@@ -109,9 +118,8 @@ def why_gone(image: str, root: Path, *, near: bool = True) -> Cause | None:
         root: folder that it is relative to.
         near: also look for the nearest name, which takes some milliseconds.
     """
-    web = WEB_ADDRESS.match(image)
-    if web and len(web[1]) > 1:  # one letter is a drive of Windows
-        return Cause("a web address", "download the images and give their folder with --image-root")
+    if (cause := _no_path(image)) is not None:
+        return cause
     parts = [part for part in re.split(r"[\\/]+", image) if part not in {"", "."}]
     kind = "a path of Windows" if DRIVE.match(image) else "a path of another machine" if image[:1] == "/" else ""
     if ".." in parts:  # leads who knows where: nothing is told of other folders
@@ -125,6 +133,15 @@ def why_gone(image: str, root: Path, *, near: bool = True) -> Cause | None:
     if _is_file(above, image):
         return Cause("a path from the folder above", f"give --image-root {above}")
     return _why_not_in_folder(parts, root, near=near)
+
+
+def _no_path(image: str) -> Cause | None:
+    if spelled := spelled_out(image):
+        return Cause("Python's spelling of another value", f"it is {spelled} made text: write the path alone")
+    web = WEB_ADDRESS.match(image)
+    if web and len(web[1]) > 1:  # one letter is a drive of Windows
+        return Cause("a web address", "download the images and give their folder with --image-root")
+    return None
 
 
 def _why_not_in_folder(parts: list[str], root: Path, *, near: bool) -> Cause | None:

@@ -27,8 +27,9 @@ import numpy as np
 from deltaclip.base.errors import UserError
 from deltaclip.base.lazy import LazySequence
 from deltaclip.base.vocabulary import PREFERENCE, QUALITY, Target, known_target
+from deltaclip.features.data.cells import as_column, words_of
 from deltaclip.features.data.manifest import ALIASES, Manifest, manifest_from_table, plain_name
-from deltaclip.features.data.numbers import read_numbers
+from deltaclip.features.data.numbers import read_numbers, says_nothing
 from deltaclip.features.data.table import Part, Table
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ FIRST, SECOND = ("a", "left", "first", "image_a"), ("b", "right", "second", "ima
 TIES = ("tie", "tied", "equal", "both", "same", "draw", "none", "neither")
 SOURCES = ("source", "model", "generator")
 FALSE = ("0", "0.0", "false", "no")
+PYTHONS_NONE = "None"
 WAYS = "give a, b, tie, or the probability that the first is preferred"
 
 
@@ -319,14 +321,29 @@ def _preferences(table: Table, columns: _Columns) -> list[float | None]:
 
 
 def _cells(table: Table, column: str) -> list[str]:
-    """Return cells, those that hold truth values as 1 and 0."""
-    truths = table.others.get(column, {})
-    return [str(int(truths[row])) if row in truths else cell for row, cell in enumerate(table.columns[column])]
+    """Return cells, truth values as 1 and 0, '' where a word stands for no value.
+
+    Raises:
+        UserError: one is neither text, number nor truth value.
+    """
+    others, odd = table.others.get(column, {}), table.odd.get(column)
+    truths = {row: value for row, value in others.items() if isinstance(value, bool)}
+    if odd is not None and odd.count > len(truths):
+        row = odd.row if odd.row not in truths else min(others.keys() - truths.keys(), default=odd.row)
+        words = words_of(others[row]) if row in others else odd.words
+        raise UserError(f"holds {words}, no preference", place=table.place(row, column), remedy=WAYS)
+    cells = [str(int(truths[row])) if row in truths else cell for row, cell in enumerate(table.columns[column])]
+    # A word that may be a tie as well is left for whoever knows that.
+    return ["" if says_nothing(cell) and plain_name(cell) not in TIES else cell for cell in cells]
 
 
 def _from_shares(table: Table, names: Sequence[str], said: Sequence[bool]) -> list[float | None]:
     found: list[float | None] = []
-    first, second = (read_numbers(_cells(table, name)).values for name in names)
+    numbers = [read_numbers(_cells(table, name)) for name in names]
+    for name, of in zip(names, numbers, strict=True):
+        for row, why in of.wrong.items():
+            raise UserError(why, place=table.place(row, name), remedy="give 1 and 0, or .5 and .5 for a tie")
+    first, second = (of.values for of in numbers)
     for row, (is_said, one, other) in enumerate(zip(said, first.tolist(), second.tolist(), strict=True)):
         if not is_said or (np.isnan(one) and np.isnan(other)):
             found.append(None)
@@ -345,6 +362,7 @@ def _from_words(table: Table, column: str, columns: _Columns, said: Sequence[boo
         {plain_name(word): 1.0 for word in (*FIRST, columns.a)}
         | {plain_name(word): 0.0 for word in (*SECOND, columns.b)}
         | dict.fromkeys(map(plain_name, TIES), 0.5)
+        | {"true": 1.0, "false": 0.0}
     )
     read = read_numbers(["" if plain_name(cell) in names else cell for cell in cells])
     numbers = read.values / (read.full or 1.0)
@@ -356,6 +374,9 @@ def _from_words(table: Table, column: str, columns: _Columns, said: Sequence[boo
     for row, (cell, number) in enumerate(zip(cells, numbers.tolist(), strict=True)):
         if not said[row] or not cell:
             found.append(None)
+        elif cell == PYTHONS_NONE:
+            message = f"{cell!r} may be a tie, or what a program has made of an empty cell"
+            raise UserError(message, place=table.place(row, column), remedy="write tie, or leave the cell empty")
         elif (share := names.get(plain_name(cell))) is not None:
             found.append(share)
         elif cell in (table.columns[columns.a][row], table.columns[columns.b][row]):
@@ -373,8 +394,8 @@ def _from_words(table: Table, column: str, columns: _Columns, said: Sequence[boo
 def _read_lists(table: Table, columns: _Columns, maker: _Rows, *, need_labels: bool) -> None:
     lists, orders = table.others[columns.a], table.others[columns.order]
     for row in range(len(table.lines)):
-        images = [str(image).strip() for image in lists.get(row, [table.columns[columns.a][row]])]
         place = table.place(row, columns.a)
+        images = _paths(lists.get(row, [table.columns[columns.a][row]]), place)
         if len(images) < 2 or not all(images):
             message = "has fewer than two images"
             raise UserError(message, place=place, remedy="give a list of paths, or remove the entry")
@@ -392,24 +413,34 @@ def _read_lists(table: Table, columns: _Columns, maker: _Rows, *, need_labels: b
             maker.pairs.append((numbers[i], numbers[j], order(i, j), where))
 
 
+def _paths(values: Sequence[object], place: str) -> list[str]:
+    """Return the images of a list: texts, or objects with a path and no more."""
+    read = as_column(values)
+    if read.odd is not None:
+        raise UserError(f"has {read.odd.words} in its list of images", place=place, remedy="give a list of paths")
+    return read.cells
+
+
 def _order(
     values: Sequence[object] | None, count: int, *, place: str, is_higher: bool
 ) -> Callable[[int, int], float] | None:
     """Return what gives the probability that one of two images of a list is preferred; None where nothing is said."""
-    if not values:
+    read = as_column(str(int(value)) if isinstance(value, bool) else value for value in values or ())
+    found = read_numbers(read.cells)
+    numbers = found.values.tolist()
+    if read.odd is None and not found.wrong and np.isnan(found.values).all():  # nobody has said anything
         return None
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) != len(values) or len(values) != count or any(not number >= 0 for number in numbers):
-        message = f"{str(list(values))[:40]} does not order {count} images"
+    if values is None or read.odd or len(numbers) != count or any(not number >= 0 for number in numbers):
+        message = f"{str(list(values or ()))[:40]} does not order {count} images"
         raise UserError(message, place=place, remedy="give one number for each image")
 
     def share(i: int, j: int) -> float:
-        one, other = float(numbers[i]), float(numbers[j])
+        one, other = numbers[i], numbers[j]
         if one == other:
             return 0.5
         # Two votes or shares of a pair are as good as a probability; of more images only their order is one.
         if is_higher and count == 2:
-            return one / (one + other)
+            return float(one / (one + other))
         return float((one > other) == is_higher)
 
     return share

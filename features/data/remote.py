@@ -27,6 +27,7 @@ from deltaclip.base.errors import MachineError, UserError, moved
 from deltaclip.base.files import is_abandoned
 from deltaclip.base.progress import say
 from deltaclip.features.data.addresses import WEB, RemotePath, address, forget_secrets, full_address
+from deltaclip.features.data.listing import is_system_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -294,6 +295,8 @@ def matching(pattern: RemotePath) -> list[RemotePath]:
         found = sorted(_file_system(pattern.scheme).glob(str(pattern)))
     except _errors() as error:
         raise UserError(_why(error, pattern).words, place=pattern, remedy="check the address and the network") from None
+    if not pattern.name.startswith("."):  # as for files here, what is hidden is named or none
+        found = [name for name in found if not is_system_name(str(name).rpartition("/")[2])]
     if not found:
         raise UserError("no such file", place=pattern, remedy="check the pattern, and keep it in quotes")
     return [

@@ -85,7 +85,8 @@ def _refuse_bombs(path: Path) -> None:
 
 
 def _first(path: Path, book: Any) -> Sheet:
-    filled = [sheet for sheet in book.worksheets if any(_cells(sheet, MAX_PROBED_ROWS))]
+    there = sorted(book.worksheets, key=lambda sheet: sheet.sheet_state != "visible")  # what people see comes first
+    filled = [sheet for sheet in there if any(_cells(sheet, MAX_PROBED_ROWS))]
     if not filled:
         return Sheet([], [], [])
     others = ", ".join(repr(sheet.title) for sheet in filled[1:])

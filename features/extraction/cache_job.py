@@ -24,7 +24,7 @@ from deltaclip.features.backbone.decode_ahead import ImageFile, default_workers,
 from deltaclip.features.data.addresses import address
 from deltaclip.features.data.anchors import ANCHOR_TEXTS
 from deltaclip.features.data.images import ImageContent, hash_images, is_image
-from deltaclip.features.data.paths import GONE, MOST_NEAREST, explained
+from deltaclip.features.data.paths import GONE, explained_rows
 from deltaclip.features.data.preferences import folded, readable
 from deltaclip.features.data.sharding import part_of
 from deltaclip.features.data.views import ANCHORS, LEFT_OUT, RECIPES, STATISTICS, UnfitBackboneError, of_images
@@ -282,9 +282,8 @@ def _with_left_out(facts: dict[str, Any], views: ViewChoice, there: Container[st
 
 def _with_causes(contents: list[ImageContent], manifest: Manifest) -> list[ImageContent]:
     """Say of the first images that are not there why; whatever ails the rest, it is mostly the same."""
-    gone = [row for row, content in enumerate(contents) if content.reason == GONE]
-    for row in gone[:MOST_NEAREST]:
-        reason = explained(contents[row].reason, manifest.images[row], manifest.image_root)
+    gone = {row: content.reason for row, content in enumerate(contents) if content.reason == GONE}
+    for row, reason in explained_rows(gone, manifest.images, manifest.image_root).items():
         contents[row] = contents[row]._replace(reason=reason)
     return contents
 

@@ -89,7 +89,7 @@ class FeatureStore:
             file = h5py.File(path, "r", locking=False)
         except OSError as error:
             refuse_no_cache(path)
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0] if path.stat().st_size else "it is empty"
             raise UserError(f"is no readable HDF5 file ({reason})", place=path, remedy=ANEW) from error
         problem = find_problem(file, unfinished=unfinished, has_seal=has_seal(path))
         if problem:

@@ -16,9 +16,9 @@ from deltaclip.base.vocabulary import Target, known_target
 from deltaclip.features.data.adapters import open_data
 from deltaclip.features.data.adapters.any_folder import open_folder
 from deltaclip.features.data.adapters.finding import manifest_of
-from deltaclip.features.data.images import hash_images
+from deltaclip.features.data.images import hash_images, unprompted
 from deltaclip.features.data.manifest import LabelRange, manifest_from_table, parse_label_ranges
-from deltaclip.features.data.paths import understood
+from deltaclip.features.data.paths import explained_rows, understood
 from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.table import SUFFIXES, read_table
 from deltaclip.features.data.targets import AskedTarget
@@ -138,8 +138,9 @@ def _read(data: str, config: RankConfig, run: RunFolder) -> Manifest:
             allow_outside=config.allow_outside,
             read_labels=config.labels,
         )
-    if run.needs_prompts and (lacking := rows.prompts.count("")):
-        some = "has no prompts" if lacking == len(rows) else f"has {lacking:,} rows without a prompt"
+    paths, root = [rows.image_path(row) for row in range(len(rows))], None if config.allow_outside else rows.image_root
+    if run.needs_prompts and (lacking := unprompted(paths, rows.prompts, root)):
+        some = "has no prompts" if not any(rows.prompts) else f"has {len(lacking):,} rows without a prompt"
         remedy = f"give a table with a column prompt, for a folder --prompts TABLE ({'/'.join(SUFFIXES)})"
         raise UserError(f"{some} to be scored against", place=data, remedy=remedy)
     return rows
@@ -239,8 +240,9 @@ def score_generator(scorer: Scorer, each: Generator, *, needs_prompts: bool, con
     found = scorer.score_pairs(
         replace(pair(each.paths, None), prompts=prompts), root=root, batch_size=config.batch_size
     )
-    if found.failed and (config.on_error == "fail" or len(found.failed) == len(each)):
-        row, reason = next(iter(found.failed.items()))
+    failed = explained_rows(found.failed, each.rows.images, each.rows.image_root)
+    if failed and (config.on_error == "fail" or len(failed) == len(each)):
+        row, reason = next(iter(failed.items()))
         raise UserError(reason, place=each.paths[row], remedy="give an image that can be read")
     columns, told = found.scores.trust, scorer.trust is not None and bool(scorer.trust.parts)
     excess = (
@@ -249,7 +251,7 @@ def score_generator(scorer: Scorer, each: Generator, *, needs_prompts: bool, con
     return ScoredGenerator(
         generator=each,
         scores={target: found.scores.of(target).astype(np.float64) for target in scorer.labels},
-        failed=found.failed,
+        failed=failed,
         flags=columns.flags if columns is not None and told else None,
         excess=excess,
         truncated_prompts=found.truncated_prompts,

@@ -20,6 +20,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.kinds import refuse_other
 from deltaclip.base.transfers import Leaving
 
 if TYPE_CHECKING:
@@ -506,6 +507,7 @@ class StateFile:
                 values = json.loads((file.metadata() or {})[_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         except (SafetensorError, KeyError, ValueError, OSError) as error:
+            refuse_other(self.path, {"safetensors"}, what="training state")
             detail = str(error).splitlines()[0][:160]
             remedy = "remove it to start again"
             raise UserError(f"cannot be resumed from ({detail})", place=self.path, remedy=remedy) from error

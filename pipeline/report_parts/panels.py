@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import refuse_other
 from deltaclip.pipeline.report_parts import charts, page_tables
 from deltaclip.pipeline.report_parts.charts import number
 from deltaclip.pipeline.runs.prediction_table import CSV_FIELD_BYTES, recorded_targets, today_names
@@ -308,8 +309,11 @@ def read_history(path: Path) -> dict[str, NDArray[np.float64]]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        names = rows[0] if rows else {}
+            reader = csv.DictReader(file)
+            rows, names = list(reader), list(reader.fieldnames or [])
+        if "epoch" not in names:
+            refuse_other(path, {"text"}, what="table of epochs")
+            raise ValueError("it has no column epoch")
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
     except (OSError, csv.Error, ValueError, TypeError) as error:
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error

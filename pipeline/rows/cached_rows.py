@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import refuse_other
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY, Target
 from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.views import CENTER, RECIPES, STAGES, STATISTICS, of_images
@@ -492,6 +493,7 @@ def read_keys(path: Path, *, num_rows: int) -> RowKeys | None:
             known_by = (file.metadata() or {})["images"]
             image_N, text_N, tokens_N = (file.get_tensor(name) for name in ("image", "prompt", "tokens"))
     except (SafetensorError, KeyError, OSError) as error:
+        refuse_other(path, {"safetensors"}, what="safetensors file")
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
     if {len(image_N), len(text_N), len(tokens_N)} != {num_rows}:
         return None  # rows of the table beside it were taken out or put in

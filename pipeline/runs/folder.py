@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import check_place, keep_result, whole_folder
-from deltaclip.base.places import check_new, check_run
+from deltaclip.base.kinds import refuse_other
+from deltaclip.base.places import check_new, check_run, checkpoints
 from deltaclip.features.backbone.low_rank import LowRank
 from deltaclip.pipeline.model.earlier import scales_of_two_targets, today_name
 from deltaclip.pipeline.model.heads import HeadSpec, build_heads
@@ -189,7 +190,7 @@ def open_run(path: Path) -> RunFolder:
         UserError: no such directory, or something in it is missing or damaged.
     """
     check_run(path)
-    (checkpoint,) = path.glob("*_best.safetensors")
+    (checkpoint,) = checkpoints(path)
     heads, header = load_heads(checkpoint)
     config = _read_json(path / "config.json")
     if isinstance(config.get("scales"), list):
@@ -210,6 +211,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
+        if path.is_file():
+            refuse_other(path, {"json", "text"}, what="JSON file")
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
 
 
@@ -289,6 +292,7 @@ def load_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
         heads = build_heads(HeadSpec.from_json(header["spec"]))
         heads.load_state_dict({today_name(name): tensor for name, tensor in state.items()})
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        refuse_other(path, {"safetensors"}, what="checkpoint")
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error
     return heads.eval(), header
@@ -307,5 +311,6 @@ def load_tuned(path: Path) -> dict[str, Tensor]:
             names = [name for name in file.keys() if name.startswith(BACKBONE)]  # noqa: SIM118 - no dict
             return {name.removeprefix(BACKBONE): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
+        refuse_other(path, {"safetensors"}, what="checkpoint")
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error

@@ -93,7 +93,8 @@ def check_names(sizes: Mapping[str, int | None], *, place: str) -> list[str]:
 
 
 def _bound(name: str) -> int | None:
-    return next((bound for pattern, bound in ALLOWED.items() if "/" not in name and fnmatch(name, pattern)), None)
+    is_ours = "/" not in name and not name.startswith(".")
+    return next((bound for pattern, bound in ALLOWED.items() if is_ours and fnmatch(name, pattern)), None)
 
 
 def upload(folder: Path, names: list[str], repo: Repo, *, private: bool) -> str:

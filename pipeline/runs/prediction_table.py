@@ -14,6 +14,7 @@ import torch
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import whole_file
+from deltaclip.base.kinds import refuse_other
 from deltaclip.base.places import check_suffix
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.model.scores import score_rows
@@ -243,6 +244,7 @@ def recorded_targets(path: Path) -> list[str]:
         raise UserError(f"cannot be read ({reason})", place=path, remedy="train again") from error
     found = [name.removesuffix("_label") for name in header if name.endswith("_label")]
     if not found:
+        refuse_other(path, {"text"}, what="table of predictions")
         raise UserError("has no column of labels, such as 'quality_label'", place=path, remedy="train again")
     return found
 
@@ -284,6 +286,7 @@ def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[list[list[str]]]
             header = today_names(next(reader, []))
             missing = [name for name in columns if name not in header]
             if missing:
+                refuse_other(path, {"text"}, what="table of predictions")
                 raise UserError(f"has no column {missing[0]!r}", place=path, remedy="train again")
             places = [header.index(name) for name in columns]
             while rows := list(islice(reader, BLOCK)):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import refuse_other
 from deltaclip.features.data.views import CENTER
 from deltaclip.pipeline.model.kernel import chosen_rows
 from deltaclip.pipeline.rows.cached_rows import row_keys
@@ -380,6 +381,7 @@ def load_trust(path: Path) -> Trust | None:
             set_likeness=_read_set_likeness(arrays),
         )
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        refuse_other(path, {"safetensors"}, what="safetensors file")
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
 
 

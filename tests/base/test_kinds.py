@@ -82,3 +82,18 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         refuse_other(path, {"safetensors"}, what="safetensors file")
     line = "is a Git LFS pointer, not the file itself, no safetensors file; run `git lfs pull` where it came from"
     assert str(caught.value) == f"{path}: {line}"
+
+
+def test_text_in_place_of_a_file_without_a_mark_of_its_own(tmp_path):
+    (tmp_path / "a").write_text("Entry not found")
+    with pytest.raises(UserError) as caught:
+        refuse_other(tmp_path / "a", {"hdf5"}, what="HDF5 file")
+    remedy = "download it again: what a server answers in place of a file is often text"
+    assert str(caught.value) == f"{tmp_path / 'a'}: is text, no HDF5 file; {remedy}"
+    refuse_other(tmp_path / "a", {"text"})
+    for content in (b"\0binary", "\N{EURO SIGN}".encode("cp1252"), b"\x1bcontrol"):
+        (tmp_path / "a").write_bytes(content)
+        refuse_other(tmp_path / "a", {"hdf5"})
+    (tmp_path / "a").write_bytes(b"x" * 4095 + "\N{EURO SIGN}".encode())  # cut inside a letter by the look
+    with pytest.raises(UserError, match="is text"):
+        refuse_other(tmp_path / "a", {"hdf5"})

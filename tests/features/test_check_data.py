@@ -147,7 +147,7 @@ def test_columns(pictures):
         "column 'qualty' is not used",
         "column 'consistncy' is not used",
     ]
-    assert result.unused_columns == ["promt", "qualty", "rater", "consistncy"]
+    assert result.unused_columns == ["promt", "qualty", "consistncy"]
     assert "no_labels" in kinds(result, "warning")
 
 

@@ -343,7 +343,7 @@ def test_plain_files_need_what_they_lack(tmp_path):
     np.save(tmp_path / "v.npy", unit(2))
     save_file({"images": unit(2), "text": unit(2)}, tmp_path / "e.safetensors")
     (tmp_path / "rows.csv").write_text("image,prompt\na.png,x\nb.png,y\nc.png,z\n")
-    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"\0no tensors")
     (tmp_path / "empty").mkdir()
     table, here = tmp_path / "rows.csv", tmp_path
     known = "give a folder with img_emb/, an .npy or a .safetensors file"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.kinds import TAR, kind_of
+from deltaclip.base.kinds import TAR, kind_of, refuse_other
 from deltaclip.features.data.adapters.any_files import open_files, with_sides
 from deltaclip.features.data.adapters.finding import DataTables, with_columns
-from deltaclip.features.data.listing import count_words, list_folder
+from deltaclip.features.data.listing import count_words, is_system_name, list_folder
 from deltaclip.features.data.manifest import find_columns, missing_image, misspelt_prompt
 from deltaclip.features.data.sidecars import Known, find_known, picture_table
 from deltaclip.features.data.sources import open_source
@@ -50,7 +50,8 @@ def open_folder(folder: Path, *, any_names: bool = False, prompts: bool = True) 
     found = _listed(folder)
     metadata = [path for path in found.others if path.name.lower() in METADATA]
     archives = [path for path, kind in found.others.items() if kind == "archive" and kind_of(path) is TAR]
-    columnar = [path for path in found.others if path.suffix.lower() in COLUMNAR and path not in metadata]
+    seen = [path for path in found.others if not is_system_name(path.name)]
+    columnar = [path for path in seen if path.suffix.lower() in COLUMNAR and path not in metadata]
     if found.images and metadata:
         return _with_metadata(folder, found, metadata, name=name)
     if archives:
@@ -205,6 +206,7 @@ def _json(path: Path) -> dict[str, object]:
     except OSError as error:
         raise UserError(error.strerror or str(error), place=path, remedy="copy the whole folder") from error
     except (ValueError, RecursionError) as error:
+        refuse_other(path, {"json", "text"}, what="JSON file")
         raise UserError(f"broken JSON ({json_reason(error)})", place=path, remedy="save the data set again") from error
     if not isinstance(found, dict):
         raise UserError("is no JSON object", place=path, remedy="save the data set again")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.errors import UserError
+from deltaclip.base.kinds import refuse_other
 from deltaclip.features.data.adapters.finding import DataTables, find_file, find_optional, image_folder
 from deltaclip.features.data.manifest import LabelRange
 from deltaclip.features.data.table import Table, json_reason, refuse_no_text
@@ -62,6 +63,7 @@ def _records(path: Path) -> list[Any]:
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
+        refuse_other(path, {"json", "text"}, what="JSON file")
         raise UserError(f"is no readable JSON ({json_reason(error)})", place=path, remedy="unpack it again") from error
     if not isinstance(records, list) or not records:
         raise UserError("is no list of objects", place=path, remedy="expected [{prompt, img_path, total_score, ...}]")

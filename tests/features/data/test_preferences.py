@@ -231,6 +231,15 @@ WRONG = [
         "image_0,image_1,label_0,label_1\na.png,b.png,0,0\n",
         "{at}, line 2, column label_0: labels '0' and '0' prefer neither; give 1 and 0, or .5 and .5 for a tie",
     ),
+    (
+        "image_0,image_1,label_0,label_1\na.png,b.png,yes,no\n",
+        "{at}, line 2, column label_0: 'yes' is no number; give 1 and 0, or .5 and .5 for a tie",
+    ),
+    (
+        "image_a,image_b,preferred\na.png,b.png,None\n",
+        "{at}, line 2, column preferred: 'None' may be a tie, or what a program has made of an empty cell; "
+        "write tie, or leave the cell empty",
+    ),
 ]
 
 
@@ -239,6 +248,57 @@ def test_what_is_wrong_is_one_line(folder, text, said):
     with pytest.raises(UserError) as error:
         read_manifest(write(folder, text))
     assert str(error.value) == said.format(at=folder / "pairs.csv")
+
+
+@pytest.mark.parametrize("word", ["nan", "N/A", "NULL", "<NA>", "-", ""])
+def test_words_for_nothing_are_no_preference_and_counted(folder, word):
+    text = f"image_a,image_b,preferred\na.png,b.png,a\na.png,c.png,{word}\n"
+    found = read_manifest(write(folder, text))
+    assert meaning(found) == [("a.png", "b.png", "", 1.0)]
+    assert "1 pairs have no preference: left out" in found.notes
+
+
+@pytest.mark.parametrize("odd", [[1, 0], {"a": 1}])
+def test_a_preference_of_another_type_is_named(folder, odd):
+    rows = [{"image_a": "a.png", "image_b": f"{b}.png", "preferred": p} for b, p in (("b", True), ("c", odd))]
+    with pytest.raises(UserError) as error:
+        read_manifest(write(folder, "\n".join(map(json.dumps, rows)), "t.jsonl"))
+    words = (
+        "a list" if isinstance(odd, list) else "a truth value"
+    )  # the first odd cell is named where others are not kept
+    assert f"column preferred: holds {words}, no preference; {WAYS}" in str(error.value)
+
+
+def test_truth_values_as_programs_write_them_into_text(folder):
+    text = "image_a,image_b,preferred\na.png,b.png,True\na.png,c.png,False\n"
+    assert [share for *_, share in meaning(read_manifest(write(folder, text)))] == [1.0, 0.0]
+
+
+def test_lists_of_other_types(folder):
+    def entry(images, preference):
+        return {"prompt": "p", "image_path": images, "human_preference": preference}
+
+    paths = [{"path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    entries = [
+        entry(paths, [1, 0]),
+        entry(["a.png", "c.png"], ["0", "1"]),
+        entry(["b.png", "c.png"], [True, False]),
+        entry(["a.png", "d.png"], [None, None]),
+    ]
+    found = read_manifest(write(folder, json.dumps(entries), "lists.json"))
+    assert meaning(found) == [
+        ("a.png", "b.png", "p", 1.0),
+        ("a.png", "c.png", "p", 0.0),
+        ("b.png", "c.png", "p", 1.0),
+    ]
+    assert "1 pairs have no preference: left out" in found.notes
+    for images, words in (
+        ([{"url": "x"}, "b.png"], "has an object in its list of images; give a list of paths"),
+        ([None, "b.png"], "has fewer than two images; give a list of paths, or remove the entry"),
+    ):
+        with pytest.raises(UserError) as error:
+            read_manifest(write(folder, json.dumps([entry(images, [1, 0])]), "lists.json"))
+        assert str(error.value).endswith(words)
 
 
 def test_lists_that_do_not_fit_are_refused(folder):

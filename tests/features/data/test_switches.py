@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import io
 import struct
 import warnings
@@ -14,7 +16,14 @@ import pytest
 from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin, features
 
 from deltaclip.features.backbone.pixels import center_crops, single_pixels
-from deltaclip.features.data.images import UnreadableImage, from_memory, has_more_frames, open_image, read_header
+from deltaclip.features.data.images import (
+    BROKEN,
+    UnreadableImage,
+    from_memory,
+    has_more_frames,
+    open_image,
+    read_header,
+)
 from deltaclip.features.data.views import view_pixels
 from deltaclip.tests.features.backbone.test_pixels import make_backbone
 from deltaclip.tests.features.data.odd_images import animated, chunk, encoded, picture, refused_files, usable_files
@@ -183,6 +192,36 @@ def test_an_opened_picture_is_read_from_its_file(monkeypatch):
     scaled = Image.open(io.BytesIO(whole))
     scaled.draft(None, (14, 10))
     assert from_memory(scaled).size == (14, 10)
+
+
+def with_pictures_of_plugins():
+    """The files of `whole_files`, and HEIC and JPEG XL where their readers are installed."""
+    files, rgb = dict(whole_files()), Image.fromarray(NOISE)
+    for module, kind, register in (("pillow_heif", "HEIF", "register_heif_opener"), ("pillow_jxl", "JXL", "")):
+        if importlib.util.find_spec(module):
+            getattr(importlib.import_module(module), register, int)()
+            files[kind] = encoded(rgb, kind)
+    return files
+
+
+def test_half_of_an_opened_picture_of_any_format_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    files = with_pictures_of_plugins()
+    SWITCHES["truncated files are welcome"](monkeypatch)
+    halves, taken = 0, []
+    for kind, content in files.items():
+        assert from_memory(Image.open(io.BytesIO(content))).tobytes() == open_image(content).tobytes(), kind
+        try:
+            half = Image.open(io.BytesIO(content[: len(content) // 2]))
+        except (*BROKEN, Warning):
+            continue
+        halves += 1
+        with contextlib.suppress(UnreadableImage):
+            from_memory(half)
+            taken.append(kind)
+    assert halves > 10
+    assert [kind for kind in taken if not kind.startswith("moves")] == []
 
 
 def looked(path):

@@ -278,3 +278,107 @@ def test_one_line(name, folder):
     with pytest.raises(UserError) as caught:
         read_manifest(str(path))
     assert str(caught.value) == line.format(at=folder)
+
+
+# ---- Cells that are no text, and words for nothing
+
+
+NOTHING = ["nan", "None", "NULL", "N/A", "-", ""]
+
+
+def words_table(folder, **columns):
+    count = len(next(iter(columns.values())))
+    rows = [{"image": f"{row}.png", "prompt": f"p {row}", "quality": row / count} for row in range(count)]
+    for row, record in enumerate(rows):
+        (folder / record["image"]).write_bytes(encoded(Image.new("RGB", (70, 70), (row, 0, 0))))
+        record.update({name: cells[row] for name, cells in columns.items()})
+    path = folder / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["source", "group", "split", "explanation"])
+def test_words_for_nothing_are_no_name_that_rows_share(tmp_path, name):
+    path = words_table(tmp_path, **{name: [*NOTHING, "x", "x"]})
+    found = read_manifest(str(path))
+    cells = {"source": found.sources, "split": found.splits, "explanation": found.explanations}.get(name, [])
+    assert cells in ([], [""] * 6 + ["x", "x"])
+    if name == "group":
+        assert found.groups == [f"p {row}" for row in range(6)] + ["x", "x"]
+    words = f"5 cells of {name} count as missing (-, N/A, NULL, None, nan)"
+    assert words in found.notes
+    looked = check_data(CheckConfig(data=str(path), images="none"))
+    assert words in [finding.message for finding in looked.findings]
+    assert looked.groups == (7 if name == "group" else 8)
+
+
+def test_words_for_nothing_are_no_rater(tmp_path):
+    path = words_table(tmp_path, image=["a.png", "b.png"] * 6, prompt=["p"] * 12, rater=["nan", "nan"] * 3 + ["x"] * 6)
+    notes = read_manifest(str(path)).notes
+    assert "6 cells of rater count as missing (nan)" in notes
+    assert any(note.startswith("12 ratings of 2 images with their prompts by 7 raters") for note in notes)
+
+
+def test_the_check_looks_at_the_column_of_raters_as_extract_does(tmp_path):
+    path = words_table(tmp_path, rater=[{"id": 1}, "x"])
+    with pytest.raises(UserError) as caught:
+        read_manifest(str(path))
+    looked = check_data(CheckConfig(data=str(path), images="none"))
+    assert "column rater: holds an object, no text" in str(caught.value)
+    assert "1 cells of rater: holds an object, no text" in looked.findings[0].message
+    assert looked.unused_columns == []
+
+
+SPELLED = {"['a cat']": "a list", "{'en': 'a cat'}": "an object", "b'a cat'": "bytes", "('a', 'b')": "a list"}
+
+
+@pytest.mark.parametrize("prompt", SPELLED)
+def test_pythons_spelling_of_a_value_is_said(tmp_path, prompt):
+    path = words_table(tmp_path, prompt=[prompt, "[masterpiece], a cat", "(a cat)", "{a|b} dog", "b'"])
+    assert any(
+        note.startswith(f"1 prompts are Python's spelling of another value, as of {SPELLED[prompt]} in ")
+        for note in read_manifest(str(path)).notes
+    )
+    found = check_data(CheckConfig(data=str(path), images="none")).findings
+    assert [finding.examples for finding in found if finding.check == "spelled_value"] == [
+        [f"{path}, line 1, column prompt: {prompt!r}"]
+    ]
+
+
+def test_pythons_spelling_of_a_picture_is_no_path(tmp_path):
+    path = words_table(tmp_path, image=["0.png", "{'bytes': None, 'path': 'a.png'}"])
+    found = check_data(CheckConfig(data=str(path))).findings
+    message = "1 rows have an image that cannot be read: no such file, Python's spelling of another value"
+    assert message in [finding.message for finding in found]
+
+
+def test_a_picture_with_neither_bytes_nor_a_path_is_missing(tmp_path):
+    path = tmp_path / "t.parquet"
+    pictures = [{"bytes": None, "path": None}, {"bytes": None, "path": "a.png"}]
+    pq.write_table(pa.table({"image": pictures, "prompt": ["x", "y"]}), path)
+    with pytest.raises(UserError) as caught:
+        read_manifest(str(path))
+    assert str(caught.value) == f"{path}, row 1, column image: empty image; fill it in or remove the row"
+
+
+def test_a_column_of_lists_is_not_to_be_called_image(tmp_path):
+    path = words_table(tmp_path, image=[None, None], images=[["a.png", "b.png"]] * 2)
+    path.write_text(path.read_text().replace('"image": null, ', ""))
+    with pytest.raises(UserError) as caught:
+        read_manifest(str(path))
+    assert str(caught.value) == f"{path}: missing column 'image'; found: prompt, quality, images"
+
+
+def test_numbers_in_place_of_a_prompt_are_counted(tmp_path):
+    path = words_table(tmp_path, prompt=["a", 2020, "b", 7])
+    assert "2 cells of prompt: 2020 is a number" in check_data(CheckConfig(data=str(path))).findings[0].message
+
+
+def test_a_sheet_that_nobody_sees_is_read_last(tmp_path):
+    book = openpyxl.load_workbook(io.BytesIO(workbook(("lists", [["x"], ["y"]]), ("data", SHEET))))
+    book["lists"].sheet_state = "hidden"
+    book.active = 1
+    book.save(tmp_path / "t.xlsx")
+    found = read_manifest(str(tmp_path / "t.xlsx"))
+    assert found.images == ["a.png", "b.png"]
+    assert "t.xlsx: the sheet 'data' is read, not 'lists'" in found.notes

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from deltaclip.base.errors import UserError
+from deltaclip.pipeline.report_parts.panels import read_history
+from deltaclip.pipeline.rows.cached_rows import read_keys
 from deltaclip.pipeline.runs import folder as folder_module
 from deltaclip.pipeline.runs.folder import free_run_path, open_run, surroundings
+from deltaclip.pipeline.runs.prediction_table import read_predictions, recorded_targets
 
 CHECKPOINT = "residual_frozen_best.safetensors"
 
@@ -72,6 +75,37 @@ def test_broken_json_is_named(copied_run):
     place = copied_run / "config.json"
     reason = "Expecting ',' delimiter: line 1 column 8 (char 7)"
     assert refused(copied_run) == f"{place}: cannot be read ({reason}); train again"
+
+
+# What people have in place of a file, and the words for it.
+IN_PLACE = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "is a Git LFS pointer, not the file itself",
+    b"<!DOCTYPE html><html><title>Sign in</title></html>": "is a page of HTML",
+    b"": "is empty",
+    b"Entry not found": "is text",
+}
+
+
+def read_all(run):
+    """Open every file of a run as stages do."""
+    open_run(run)
+    read_keys(run / "rows.safetensors", num_rows=1)
+    read_history(run / "history.csv")
+    read_predictions(run / "predictions.csv", ["image"])
+    recorded_targets(run / "predictions.csv")
+
+
+@pytest.mark.parametrize("content", IN_PLACE)
+def test_what_lies_in_place_of_any_file_of_a_run_is_said(copied_run, content):
+    read_all(copied_run)
+    for path in sorted(path for path in copied_run.iterdir() if path.is_file()):
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_all(copied_run)
+        if not (IN_PLACE[content] == "is text" and path.suffix in {".csv", ".json"}):
+            assert str(caught.value).startswith(f"{path}: {IN_PLACE[content]}, no ")
+        path.write_bytes(whole)
 
 
 def test_a_truncated_checkpoint_is_named(copied_run):
