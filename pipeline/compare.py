@@ -15,6 +15,7 @@ from deltaclip.base.places import check_outside
 from deltaclip.base.progress import Progress
 from deltaclip.pipeline.comparing.run_differences import Round, compare_label, read_round, source_of_spread
 from deltaclip.pipeline.runs.folder import open_run
+from deltaclip.pipeline.runs.run_split import near_pairs, with_near_trained
 from deltaclip.pipeline.words.result_words import comparison_table
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def compare(config: CompareConfig) -> CompareResult:
         "over": source_of_spread(rounds),
         "rows": [len(one.row_N) for one in rounds],
         "labels": compared,
-        "warnings": [*_warnings(config.runs, rounds, seeds), *_names_only(runs, rounds)],
+        "warnings": [
+            *_warnings(config.runs, rounds, seeds),
+            *_names_only(runs, rounds),
+            *_near_copies(config.runs, runs, rounds),
+        ],
     }
     if config.out:
         keep_result(config.out, lambda path: write_json(path, comparison))
@@ -86,6 +91,22 @@ def _names_only(runs: Sequence[RunFolder], rounds: Sequence[Round]) -> list[str]
         if same or all(one.by_content for one in rounds)
         else ["rows are paired by name: not all runs recorded the content of their images"]
     )
+
+
+def _near_copies(paths: Sequence[Path], runs: Sequence[RunFolder], rounds: Sequence[Round]) -> list[str]:
+    """Say which runs learned from near copies of compared images; where rows have names alone that is said already."""
+    found = []
+    for number, (path, run) in enumerate(zip(paths, runs, strict=True)):
+        if not all(one.by_content for one in rounds):
+            continue
+        try:
+            pairs = near_pairs(run)
+        except UserError as error:
+            found.append(f"whether {path} has seen near copies of compared images is not known ({error.message})")
+            continue
+        if near := sum(int(with_near_trained(one.image_N, one.learned[number], pairs).sum()) for one in rounds):
+            found.append(f"{path} has seen a near copy of the image of {near:,} compared rows in training: it flatters")
+    return found
 
 
 def _warnings(paths: Sequence[Path], rounds: Sequence[Round], seeds: Sequence[int]) -> list[str]:

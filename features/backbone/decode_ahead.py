@@ -52,7 +52,7 @@ class ImageFile:
         """
         content = read_image_bytes(self.path, root)
         if self.sha256 is not None and hashlib.sha256(content).digest() != self.sha256:
-            raise UnreadableFile("changed while the run was reading it")
+            raise UnreadableFile("changed since its content was recorded")
         return content
 
     def decode(self, content: bytes, open_file: Callable[[bytes], Image]) -> Image:

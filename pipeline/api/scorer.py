@@ -541,18 +541,18 @@ def tuned_scores(
     Raises:
         UserError: an image that has to be scored is missing or cannot be read; the backbone is not the run's.
     """
-    stored = _stored(run, rows)
+    stored, few = _stored(run, rows), np.array(spread(len(rows.rows)))
     try:
         found = image_files(rows, image_root, allow_outside=False)
         scorer = Scorer.load(run.path, backbone=backbone, pretrained=pretrained)
+        of_few = None if stored is None else score_images(scorer, rows, found, few)
     except UserError as error:
         if stored is None or image_root or backbone or pretrained:
             raise
         return TunedScores(stored, f"{RECORDED}, not checked ({error})")
-    if stored is None:
+    if stored is None or of_few is None:
         return TunedScores(score_images(scorer, rows, found, np.arange(len(rows.rows))), ANEW)
-    few = np.array(spread(len(rows.rows)))
-    apart = _apart(stored, score_images(scorer, rows, found, few), few)
+    apart = _apart(stored, of_few, few)
     if apart < CLOSE:
         return TunedScores(stored, f"{RECORDED}; {len(few)} of them, scored anew, differ by at most {apart:.1g}")
     everything = np.arange(len(rows.rows))
@@ -565,14 +565,16 @@ def score_images(scorer: Scorer, rows: CacheRows, found: ImageFiles, chosen: NDA
     """Score some rows from their image files.
 
     Raises:
-        UserError: one of the files cannot be read.
+        UserError: one of the files cannot be read, or holds another picture than the one that was extracted.
     """
-    paths = [found.files[entry].path for entry in rows.rows.image[chosen].tolist()]
+    entries, image_M = np.unique(rows.rows.image[chosen], return_inverse=True)
+    files = [replace(found.files[entry], entry=place) for place, entry in enumerate(entries.tolist())]
     prompts = [str(prompt) for prompt in rows.rows.text["prompt"][chosen]]
-    scored = scorer.score_pairs(replace(pair(paths, None), prompts=prompts), root=found.root, batch_size=SCORED_AT_ONCE)
+    pairs = Pairs([*files], image_M.tolist(), prompts)
+    scored = scorer.score_pairs(pairs, root=found.root, batch_size=SCORED_AT_ONCE)
     if scored.failed:
         row, reason = next(iter(scored.failed.items()))
-        raise UserError(reason, place=paths[row], remedy="give the images as they were extracted")
+        raise UserError(reason, place=files[image_M[row]].path, remedy="give the images as they were extracted")
     return scored.scores
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deltaclip.pipeline.scoring.groups import KeyArray
     from deltaclip.pipeline.scoring.intervals import Over
 
 
@@ -38,7 +39,8 @@ class Round:
     show and ask for, or by names, where a run recorded no more.
     `scores` has (N,) by label for each run; a label that a run was not trained on stands in its `missing`, and in no
     run's scores. `trained` counts a run's training rows that are test in another run, `seen` the N rows whose prompt or
-    image it knows from training, `num_trained` by label the training rows of the first run.
+    image it knows from training, `num_trained` by label the training rows of the first run. `image_N` are keys of the
+    images' content, `learned` those that each run learned from; neither where rows are known by names.
     """
 
     row_N: NDArray[np.int64]
@@ -50,6 +52,8 @@ class Round:
     seen: list[int]
     num_trained: dict[str, int]
     by_content: bool
+    image_N: KeyArray
+    learned: list[KeyArray]
 
 
 def read_round(paths: Sequence[Path]) -> Round:
@@ -87,6 +91,8 @@ def read_round(paths: Sequence[Path]) -> Round:
         seen=[seen_in_training(table, chosen) for table, chosen in zip(tables, rows, strict=True)],
         num_trained={label: int((~np.isnan(first.labels[label][first.is_train_N])).sum()) for label in shared},
         by_content=by_content,
+        image_N=first.image_N[rows[0]],
+        learned=[table.image_N[~table.is_test_N] for table in tables],
     )
 
 
@@ -145,14 +151,15 @@ LABEL_TOLERANCE = 1e-5
 class Recorded:
     """N rows of one training.
 
-    `codes` mean the same in tables that were read together; so does `id_N` (N,) int64, of the pair of image and prompt
-    and of how often it came before, which is unique in a table. Labels and scores are (N,) float64 by label, NaN where
-    there is none.
+    `codes` mean the same in tables that were read together, and `image_N` are the keys of images behind them; so does
+    `id_N` (N,) int64, of the pair of image and prompt and of how often it came before, which is unique in a table.
+    Labels and scores are (N,) float64 by label, NaN where there is none.
     """
 
     path: Path
     images: list[str]
     codes: Codes
+    image_N: KeyArray
     id_N: NDArray[np.int64]
     group_N: NDArray[np.str_]
     is_test_N: NDArray[np.bool_]
@@ -172,9 +179,9 @@ def read_tables(paths: Sequence[Path]) -> tuple[list[Recorded], bool]:
     stored = [read_keys(path.parent / FILE, num_rows=len(keys)) for path, keys in zip(paths, named, strict=True)]
     known = [keys for keys in stored if keys is not None]
     by_content = len(known) == len(paths) and len({keys.known_by for keys in known}) == 1
-    codes = common_codes(known if by_content else named)
-    tables = [_recorded(path, found, code) for path, found, code in zip(paths, columns, codes, strict=True)]
-    return tables, by_content
+    keys = known if by_content else named
+    read = zip(paths, columns, common_codes(keys), keys, strict=True)
+    return [_recorded(path, found, codes, own.image_N) for path, found, codes, own in read], by_content
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
@@ -184,7 +191,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Recorded:
+def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes, image_N: KeyArray) -> Recorded:
     def numbers(name: str) -> NDArray[np.float64]:
         try:
             return np.array([float(cell or "nan") for cell in columns[name]], dtype=np.float64)
@@ -196,6 +203,7 @@ def _recorded(path: Path, columns: dict[str, list[str]], codes: Codes) -> Record
         path=path,
         images=columns["image"],
         codes=codes,
+        image_N=image_N,
         id_N=_numbered(codes.pair),
         group_N=np.array(columns["group"], dtype=str),
         is_test_N=np.array([side == "test" for side in columns["split"]], dtype=bool),

@@ -31,6 +31,8 @@ from deltaclip.pipeline.report_parts.shown_rows import (
     sample,
     show_rows,
 )
+from deltaclip.pipeline.rows.cached_rows import FILES
+from deltaclip.pipeline.runs.run_split import run_keys
 from deltaclip.pipeline.words.result_words import KIND_WORDS, floor_means
 
 if TYPE_CHECKING:
@@ -237,7 +239,8 @@ def make_section(  # noqa: PLR0913 - what a page needs of a run, each by its nam
         also: places in the table of predictions of rows that the page has beside, with their pictures.
     """
     labels = list(run.metrics["test"])
-    rows = read_rows(run.path / "predictions.csv", split="test")
+    rows, keys = read_rows(run.path / "predictions.csv", split="test"), run_keys(run)
+    keys = keys if keys is not None and keys.known_by == FILES else None
     kinds = choose(rows, labels, count)
     points = sample(len(rows), MAX_POINTS)
     row_of = {place: row for row, place in enumerate(rows.places)}
@@ -247,7 +250,12 @@ def make_section(  # noqa: PLR0913 - what a page needs of a run, each by its nam
         number=number,
         most=most,
         what="test rows",
-        pictures_of=lambda images: pictures(images, image_root, allow_outside=allow_outside),
+        pictures_of=lambda chosen: pictures(
+            [rows.text["image"][row] for row in chosen],
+            image_root,
+            allow_outside=allow_outside,
+            keys=None if keys is None else [int(keys.image_N[rows.places[row]]) for row in chosen],
+        ),
         first=[*kinds, *(row_of[place] for place in also)],
         drawn=points,
     )

@@ -57,7 +57,9 @@ def scores_page(path: Path, *, image_root: Path | None, allow_outside: bool, foo
         number=0,
         most=MAX_ROWS,
         what="pairs" if any(rows.text["prompt"]) else "images",
-        pictures_of=lambda images: pictures(images, root, allow_outside=allow_outside),
+        pictures_of=lambda chosen: pictures(
+            [rows.text["image"][row] for row in chosen], root, allow_outside=allow_outside
+        ),
     )
     missing = missing_words(list(shown.pictures.values()), root)
     html = render(

@@ -6,6 +6,7 @@ Which rows these are, and what stands beside a picture. Knows rows and image fil
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -140,27 +141,33 @@ def choose(rows: Rows, labels: Sequence[str], count: int) -> dict[int, list[str]
     return chosen
 
 
-def pictures(images: Sequence[str], root: Path | None, *, allow_outside: bool) -> list[Picture]:
+def pictures(
+    images: Sequence[str], root: Path | None, *, allow_outside: bool, keys: Sequence[int] | None = None
+) -> list[Picture]:
     """Return the thumbnail of each image.
 
     Args:
         images: names as the manifest had them.
         root: folder that they are relative to; None where nothing recorded it.
         allow_outside: permit names that lead out of it.
+        keys: of the content that was scored (`RowKeys`): a file that holds another is not that picture.
     """
     if root is None:
         return [Picture(reason=NO_ROOT)] * len(images)
     bound, side = None if allow_outside else root, LARGE if len(images) <= MAX_LARGE else SMALL
 
-    def one(image: str) -> Picture:
+    def one(image: str, key: int | None) -> Picture:
         try:
-            small = thumbnail(read_image_bytes(address(root, image), bound), side)
+            content = read_image_bytes(address(root, image), bound)
+            if key is not None and key != int.from_bytes(hashlib.sha256(content).digest()[:8], "little"):
+                return Picture(reason="another picture has that name now")
+            small = thumbnail(content, side)
         except UnreadableImage as error:
             return Picture(reason=explained(str(error), image, root))
         return Picture(address="data:image/webp;base64," + base64.b64encode(small).decode("ascii"))
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(one, images))
+        return list(pool.map(one, images, [None] * len(images) if keys is None else keys))
 
 
 def make_card(rows: Rows, row: int, at: int, *, kinds: list[str], picture: Picture, labels: Sequence[str]) -> Card:
@@ -279,7 +286,7 @@ def show_rows(  # noqa: PLR0913 - what there is to choose, each by its name
     number: int,
     most: int,
     what: str,
-    pictures_of: Callable[[list[str]], list[Picture]],
+    pictures_of: Callable[[list[int]], list[Picture]],
     first: Sequence[int] = (),
     drawn: Sequence[int] = (),
 ) -> Shown:
@@ -291,7 +298,7 @@ def show_rows(  # noqa: PLR0913 - what there is to choose, each by its name
         number: of the section on the page.
         most: rows of the table; beyond, those that are shown elsewhere, and others drawn at random.
         what: the rows are called.
-        pictures_of: makes the pictures of images, by their names.
+        pictures_of: makes the pictures of some rows.
         first: further rows that have their picture on the page.
         drawn: further rows that the page knows.
     """
@@ -301,7 +308,7 @@ def show_rows(  # noqa: PLR0913 - what there is to choose, each by its name
     others = [row for row in range(len(rows)) if row not in known]
     known |= {others[place] for place in sample(len(others), max(0, most - len(known)))}
     at = {row: place for place, row in enumerate(sorted(known))}
-    found = dict(zip(pictured, pictures_of([rows.text["image"][row] for row in pictured]), strict=True))
+    found = dict(zip(pictured, pictures_of(pictured), strict=True))
 
     def shots(heading: str, chosen: Sequence[int]) -> list[Shot]:
         own = [label for label in labels if heading.endswith(f" {label}")] or labels

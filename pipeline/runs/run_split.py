@@ -145,6 +145,15 @@ def read_sides(path: Path) -> NDArray[np.uint8]:
     return np.concatenate(found)
 
 
+def run_keys(run: RunFolder) -> RowKeys | None:
+    """Return the keys of the rows of a run's table; None of an earlier release, or of rows that were changed since.
+
+    Raises:
+        UserError: the table or the keys cannot be read.
+    """
+    return read_keys(run.path / FILE, num_rows=len(read_sides(run.path / "predictions.csv")))
+
+
 def read_named(path: Path) -> RowKeys:
     """Return the keys of the rows of a run's table by the names of images and by prompts."""
     blocks = [keys_of_names(images, prompts) for images, prompts in read_blocks(path, ("image", "prompt"))]
@@ -167,6 +176,7 @@ def seen_rows(run: RunFolder, rows: CacheRows, found: RunRows, chosen: NDArray[n
         trained = read_keys(run.path / FILE, num_rows=len(found.side_R)) or rows.keys
         try:
             with open_cache(Path(run.config["cache"]["path"])) as store:
+                check_request(store, rows.header["request"])
                 copies = _near_trained(store, rows, unseen, trained.image_N[found.is_learned])
             near = np.isin(rows.rows.image[chosen], copies) & ~seen.image_M
         except UserError as error:
@@ -201,7 +211,6 @@ def _near_trained(
         entries_K: (K,) rising.
         trained_R: keys of the images that the run trained on.
     """
-    check_request(store, rows.header["request"])
     trained_J = np.flatnonzero(np.isin(image_keys(store), trained_R) & (store.status() == DONE))
     num_here = len(entries_K)
 
@@ -213,6 +222,25 @@ def _near_trained(
     pair_P2 = near_copies(read, np.arange(num_here + len(trained_J)))
     is_between = (pair_P2[:, 0] < num_here) & (pair_P2[:, 1] >= num_here)
     return np.asarray(entries_K[pair_P2[is_between, 0]])
+
+
+def near_pairs(run: RunFolder) -> KeyArray:
+    """Return the near copies among the images of a run's cache: keys of the content of both, (P, 2).
+
+    Raises:
+        UserError: the cache is not there any more, or is another one.
+    """
+    with open_cache(Path(run.config["cache"]["path"])) as store:
+        check_request(store, run.config["request"])
+        pair_P2 = near_copies(lambda entries: store.take("images", entries), np.flatnonzero(store.status() == DONE))
+        return image_keys(store)[pair_P2]
+
+
+def with_near_trained(image_M: KeyArray, learned_R: KeyArray, pair_P2: KeyArray) -> NDArray[np.bool_]:
+    """Tell of images (M,), all by key, which have a near copy among those that were learned from, and are not there."""
+    both_Q2 = np.concatenate([pair_P2, pair_P2[:, ::-1]])
+    copies = both_Q2[np.isin(both_Q2[:, 1], learned_R), 0]
+    return np.asarray(np.isin(image_M, copies) & ~np.isin(image_M, learned_R))
 
 
 def split_of_run(run: RunFolder, rows: CacheRows) -> Split:

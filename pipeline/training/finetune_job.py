@@ -36,7 +36,7 @@ from deltaclip.pipeline.runs.folder import TunedBackbone, free_run_path, library
 from deltaclip.pipeline.runs.measure import repeat_configs
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores, read_blocks
 from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_recorded
-from deltaclip.pipeline.runs.run_split import SIDES, read_run_rows, shared
+from deltaclip.pipeline.runs.run_split import SIDES, read_run_rows, seen_rows
 from deltaclip.pipeline.runs.save_run import judge, save_run
 from deltaclip.pipeline.training.tower_inputs import SideMaker
 from deltaclip.pipeline.training.tower_model import backbone_tensors
@@ -410,14 +410,18 @@ def _check_spec(run: RunFolder, wanted: HeadSpec) -> None:
 def _check_rows(run: RunFolder, rows: CacheRows, splits: Sequence[Split], place: Path) -> None:
     """Refuse heads that have learned from test rows.
 
-    In a split that leaks, these are the very rows; in one that does not, also others of the same image, prompt or
-    group: it must not get a leak from the heads either.
+    In a split that leaks, these are the very rows; in one that does not, also others of the same image or a near copy,
+    of the same prompt or group: it must not get a leak from the heads either.
     """
     found = read_run_rows(run, rows)
     learned = found.side_N < SIDES.index("test")
     for split in splits:
-        seen, of_group = shared(found, split.test), _of_learned_groups(run, rows, found, split.test)
-        leaks = learned[split.test] if split.leaks_groups else seen.image_M | seen.prompt_M | of_group
+        leaks = learned[split.test]
+        if not split.leaks_groups:
+            seen, of_group = seen_rows(run, rows, found, split.test), _of_learned_groups(run, rows, found, split.test)
+            leaks = seen.image_M | seen.prompt_M | seen.near_M | of_group
+            if seen.note:
+                say(f"warning: {seen.note}")
         if known := int(leaks.sum()):
             what = "test rows" if split.leaks_groups else "test rows, or others of their images, prompts or groups,"
             message = f"has seen {known:,} {what} of split seed {split.seeds[0]} in training"

@@ -41,7 +41,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     rows = split["rows"]
     test, train, val = (_count(rows[side]) for side in ("test", "train", "val"))
     counts = f"{test} test rows" + (f" ({train} train, {val} validation)" if rows["train"] else "")
-    leak = "; LEAKS: some prompts are on two sides, so these figures flatter" if split["leaks_groups"] else ""
+    leak = "; LEAKS: some prompts or images are on two sides, so these figures flatter" if split["leaks_groups"] else ""
     lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}{leak}", ""]
     if split.get("note"):
         lines[1:1] = [f"       {split['note']}"]
@@ -294,7 +294,7 @@ def variants_table(
     """
     seeds = split["seeds"]
     train, val, test = (_count(split["rows"][side]) for side in ("train", "val", "test"))
-    leak = "; LEAKS: some prompts are on two sides, so these figures flatter" if split["leaks_groups"] else ""
+    leak = "; LEAKS: some prompts or images are on two sides, so these figures flatter" if split["leaks_groups"] else ""
     counts = f"{test} test rows ({train} train, {val} validation)"
     repeats = f"seeds {seeds[0]} to {seeds[-1]}, mean ± SD" if len(seeds) > 1 else f"seed {seeds[0]}"
     lines = [f"split: {KIND_WORDS[split['kind']]}, {counts}, {repeats}{leak}"]

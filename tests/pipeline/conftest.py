@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from deltaclip.features.backbone.weights import find_weights
@@ -144,6 +145,26 @@ def browser():
 def calibrated(settings):
     """Return settings of `train`, with calibrated bases unless others are given: what most tests are not about."""
     return {"base": "calibrated", **settings} if settings.get("residual_learning", True) else settings
+
+
+def written_again(folder, few_folder, *, sides=None):
+    """Return a cache of the few images as other files, under other names and prompts.
+
+    With `sides`, of the images by name, also of these images, on their sides; the others are to be trained on.
+    """
+    rows, table = read_csv(few_folder / "demo.csv"), []
+    (folder / "again").mkdir()
+    for place, row in enumerate(rows):
+        name = f"again/{len(rows) - place}.png"
+        with Image.open(few_folder / row["image"]) as image:
+            image.save(folder / name, compress_level=9)
+        table.append(row | {"image": name, "prompt": f"thing {place // 4}", "split": "train"})
+    if sides is not None:
+        shutil.copytree(few_folder / "images", folder / "images")
+        table += [row | {"split": sides[row["image"]]} for row in rows]
+    write_csv(folder / "again.csv", table)
+    config = ExtractConfig(data=str(folder / "again.csv"), out=folder / "again.h5", backbone="tiny", views="center")
+    return extract(config).cache
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

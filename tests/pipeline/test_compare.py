@@ -13,10 +13,11 @@ from scipy import stats
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.compare import compare
 from deltaclip.pipeline.rows.cached_rows import read_keys, write_keys
+from deltaclip.pipeline.runs.run_split import with_near_trained
 from deltaclip.pipeline.scoring.intervals import paired_difference
 from deltaclip.pipeline.settings import CompareConfig
 from deltaclip.pipeline.train import train
-from deltaclip.tests.pipeline.conftest import EPOCHS, TrainConfig, calibrated, numbers, read_csv
+from deltaclip.tests.pipeline.conftest import EPOCHS, TrainConfig, calibrated, numbers, read_csv, written_again
 
 LABELS = ("quality", "consistency")
 
@@ -212,6 +213,28 @@ def test_files_of_other_names_are_paired_by_their_content(demo_run, trained, rel
     found = compared(demo_run, other).to_json()
     assert found["rows"] == [48]
     assert found["warnings"] == []
+
+
+@pytest.mark.slow
+def test_a_run_that_learned_from_near_copies_of_compared_images_is_named(tmp_path, few_folder, few_cache):
+    settings = {"epochs": 1, "base": "calibrated"}
+    first = train(TrainConfig(cache=few_cache, out=tmp_path / "first", **settings)).run
+    sides = {row["image"]: row["split"] for row in read_csv(first / "predictions.csv")}
+    cache = written_again(tmp_path, few_folder, sides=sides)
+    both = train(TrainConfig(cache=cache, out=tmp_path / "both", split="column", **settings)).run
+    found = compared(first, both)
+    said = [line for line in found.comparison["warnings"] if "near cop" in line]
+    num_rows = list(sides.values()).count("test")
+    assert said == [f"{both} has seen a near copy of the image of {num_rows} compared rows in training: it flatters"]
+    cache.unlink()
+    assert f"whether {both} has seen near copies of compared images is not known" in compared(first, both).summary()
+
+
+def test_which_images_have_a_near_copy_that_was_learned_from():
+    images, learned = (np.array(keys, dtype=np.uint64) for keys in ([1, 2, 3, 4, 5], [5, 6, 7]))
+    pairs = np.array([[1, 6], [7, 2], [3, 4], [5, 6]], dtype=np.uint64)  # 5 was learned from itself
+    assert with_near_trained(images, learned, pairs).tolist() == [True, True, False, False, False]
+    assert not with_near_trained(images, learned, pairs[:0]).any()
 
 
 def test_runs_of_before_are_paired_by_name_and_say_so(demo_run, tmp_path):

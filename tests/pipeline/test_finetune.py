@@ -31,7 +31,7 @@ from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.runs.folder import open_run
 from deltaclip.pipeline.settings import AblateConfig, EvaluateConfig, FinetuneConfig, PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
-from deltaclip.tests.pipeline.conftest import TORCHRUN, numbers, read_csv, read_json, write_csv
+from deltaclip.tests.pipeline.conftest import TORCHRUN, numbers, read_csv, read_json, write_csv, written_again
 
 # Higher rates than anybody would take, so that two epochs of a few steps move everything.
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "precision": "fp32", "device": "cpu"}
@@ -242,7 +242,7 @@ def test_evaluate_takes_recorded_scores_or_scores_images(tuned, tmp_path, few_ca
     sides = {row["image"]: row["split"] for row in read_csv(tuned.run / "predictions.csv")}
     rows = [row for row in read_csv(few_folder / "demo.csv") if sides[row["image"]] == "test"]
     write_csv(tmp_path / "part.csv", rows)
-    part = tmp_path / "part.h5"
+    part, other = tmp_path / "part.h5", tmp_path / "other"
     extract(
         ExtractConfig(data=str(tmp_path / "part.csv"), out=part, backbone="tiny", image_root=few_folder, views="center")
     )
@@ -250,6 +250,13 @@ def test_evaluate_takes_recorded_scores_or_scores_images(tuned, tmp_path, few_ca
     assert anew.scores == "scored from the images with the run's own tower"
     for label, found in anew.metrics["test"].items():
         assert found["srocc"] == pytest.approx(tuned.metrics["test"][label]["srocc"], abs=1e-4)
+    # Other pictures under these names are not what people rated.
+    shutil.copytree(few_folder, other)
+    first, second = (other / row["image"] for row in rows[:2])
+    first.write_bytes(second.read_bytes())
+    assert refused(evaluate_run, of=tuned.run, cache=part, image_root=other) == (
+        f"{first}: changed since its content was recorded; give the images as they were extracted"
+    )
 
 
 def test_the_whole_model_is_one_of_open_clip(tuned, few_folder):
@@ -348,6 +355,13 @@ def test_heads_that_know_test_rows_under_other_names_of_groups_are_refused(tune_
         views="center",
     )
     line = refused(tune_few, cache=extract(config).cache, init_heads=heads)
+    assert re.search(r"has seen \d+ test rows, or others of their images, prompts or groups, of split seed 42", line)
+
+
+def test_heads_that_know_near_copies_of_test_rows_are_refused(tune_few, tmp_path, few_folder, few_cache):
+    """Files of other bytes and names, with other prompts: what they show is known by the embeddings alone."""
+    heads = train(TrainConfig(cache=few_cache, out=tmp_path / "heads", epochs=1, base="calibrated")).run
+    line = refused(tune_few, cache=written_again(tmp_path, few_folder), init_heads=heads)
     assert re.search(r"has seen \d+ test rows, or others of their images, prompts or groups, of split seed 42", line)
 
 

@@ -430,6 +430,14 @@ def test_pictures_come_from_where_they_lie_now(changed_run, demo_folder, tmp_pat
     assert "--image-root" in result.summary()
     again = report(ReportConfig(runs=[run], image_root=moved))
     assert again.pictures == again.rows > 0
+    # A picture that has the name of another now is not what was scored.
+    files = sorted((moved / "images").iterdir())
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, contents[1:] + contents[:1], strict=True):
+        file.write_bytes(content)
+    renamed = report(ReportConfig(runs=[run], image_root=moved))
+    assert renamed.pictures == 0
+    assert "another picture has that name now" in renamed.summary()
 
 
 def test_a_cache_without_record_of_its_images(changed_run, tmp_path):

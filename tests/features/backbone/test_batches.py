@@ -56,14 +56,14 @@ def test_failures_stay_in_their_batch(files, tmp_path):
         file.path.write_bytes(b"")
     Image.new("RGB", (2, 2)).save(files[9].path)  # readable, yet not what was hashed
     batches = run(files, root=tmp_path)
-    assert batches[0].failed == [(101, "no such file"), (102, "changed while the run was reading it")]
+    assert batches[0].failed == [(101, "no such file"), (102, "changed since its content was recorded")]
     assert batches[0].passing == {101, 102}
     assert batches[0].entries == [100, 103]
     assert batches[0].pixels_B3HW.tolist() == [0, 3]
     assert batches[1].pixels_B3HW is None
     assert batches[1].entries == []
     assert batches[1].failed == [(entry, "empty file") for entry in range(104, 108)]
-    assert batches[2].failed == [(109, "changed while the run was reading it")]
+    assert batches[2].failed == [(109, "changed since its content was recorded")]
     assert sum(len(batch.entries) for batch in batches) == 23 - 7
 
 

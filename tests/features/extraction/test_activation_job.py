@@ -145,7 +145,7 @@ def test_an_image_that_changed_is_named_and_the_others_are_kept(tmp_path, cut, i
     wrong = Images(keys=keys, files=images.files, root=demo_folder)
     line = refused(lambda: fill_boundary(tmp_path / "c.h5", backbone, image, wrong))
     assert line == (
-        f"{images.files[3]}: 1 images could not be read (the first: changed while the run was reading it); "
+        f"{images.files[3]}: 1 images could not be read (the first: changed since its content was recorded); "
         "the others are stored: give the same command again, or extract again without it"
     )
     assert fill_boundary(tmp_path / "c.h5", backbone, image, images).computed == 1
