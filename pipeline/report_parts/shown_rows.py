@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # A picture can be enlarged to its LARGE side; of very many each is SMALL, so that a page stays one that can be mailed.
 LARGE, SMALL, MAX_LARGE = 448, 224, 200
 WORKERS = 4
+RENAMED = "another picture has that name now"
 NO_ROOT = "the cache has no record of where its images lie"
 REASONS = 3  # why pictures are missing, that are named
 SHOWN_CHARACTERS = 300  # of a prompt, before what can be unfolded
@@ -160,7 +161,7 @@ def pictures(
         try:
             content = read_image_bytes(address(root, image), bound)
             if key is not None and key != int.from_bytes(hashlib.sha256(content).digest()[:8], "little"):
-                return Picture(reason="another picture has that name now")
+                return Picture(reason=RENAMED)
             small = thumbnail(content, side)
         except UnreadableImage as error:
             return Picture(reason=explained(str(error), image, root))
@@ -219,7 +220,7 @@ def missing_words(found: Sequence[Picture], image_root: Path | None) -> str:
     words = [f"{counts.total()} of {len(found)} pictures could not be shown{where} ({'; '.join(said)})."]
     if OUTSIDE in counts:
         words.append("Give --allow-outside to show pictures from elsewhere.")
-    if {GONE, NO_ROOT} & counts.keys():
+    if {GONE, NO_ROOT, RENAMED} & counts.keys():
         words.append("Give --image-root with the folder of the images.")
     return " ".join(words)
 
