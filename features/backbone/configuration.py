@@ -27,7 +27,25 @@ OPENAI_WORDS = {
     "interpolation": "bicubic",
     "resize_mode": "the shorter side to size",
 }
-CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
+CHOICES = {
+    "interpolation": ("bicubic", "bilinear", "random"),
+    "resize_mode": ("shortest", "longest", "squash"),
+    "mode": ("RGB",),
+}
+# Beside both towers, as open_clip's models have them; a text is true in a condition, whatever it says.
+ON_TOP: dict[str, Any] = {
+    "embed_dim": int,
+    "quick_gelu": bool,
+    "custom_text": bool,
+    "init_logit_scale": float,
+    "init_logit_bias": float | None,
+    "nonscalar_logit_scale": bool,
+    "output_dict": bool,
+    "pad_id": int,
+    "multimodal_cfg": dict,
+    "vision_cfg": dict,
+    "text_cfg": dict,
+}
 LEVELS = 255
 # Numbers a model may hold over those of its weights: image positions that are interpolated, what one file lacks.
 SPARE = 8
@@ -144,15 +162,18 @@ def _check_values(given: dict[str, Any], config: Path) -> None:
         values = given.get(name)
         if values is None:
             continue
-        numbers = (
-            [v for v in values if isinstance(v, int | float) and math.isfinite(v)] if isinstance(values, list) else []
-        )
+        numbers = [v for v in values if _is_of(v, float) and math.isfinite(v)] if isinstance(values, list) else []
         if len(numbers) != 3 or len(values) != 3 or (name == "std" and min(numbers) <= 0):
             message = f"preprocess_cfg.{name} {values!r} is not three numbers{' above 0' if name == 'std' else ''}"
             raise UserError(message, place=config, remedy="give one for red, green and blue")
         if max(map(abs, numbers)) > 1:
             message = f"preprocess_cfg.{name} {values!r} is of pixels from 0 to {LEVELS}"
             raise UserError(message, place=config, remedy=f"divide by {LEVELS}: pixels go from 0 to 1")
+    fill = given.get("fill_color")
+    levels: list[Any] = fill if isinstance(fill, list) and len(fill) == 3 else [fill]
+    if fill is not None and not all(_is_of(level, int) and 0 <= level <= LEVELS for level in levels):
+        message = f"preprocess_cfg.fill_color {json.dumps(fill)} is no whole number from 0 to {LEVELS}, nor three"
+        raise UserError(message, place=config, remedy="give the one that the weights were trained with")
     for name, choices in CHOICES.items():
         value = given.get(name)
         if value is not None and value not in choices:
@@ -167,7 +188,8 @@ def activation_note(cfg: dict[str, Any], source: WeightsSource, *, quick_gelu: b
     """Say which activation was taken where a folder's configuration names none; `tiny` is our own."""
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     has_own = not (vision.get("timm_model_name") and text.get("hf_model_name"))
-    if source.config is None or source.name == "tiny" or "quick_gelu" in cfg or asked is not None or not has_own:
+    is_said = cfg.get("quick_gelu") is not None
+    if source.config is None or source.name == "tiny" or is_said or asked is not None or not has_own:
         return []
     name = "QuickGELU" if quick_gelu else "GELU"
     return [
@@ -187,15 +209,27 @@ def check_activation(cfg: dict[str, Any], source: WeightsSource, *, asked: bool 
         raise UserError(message, place="--quick-gelu", remedy="leave the option out")
 
 
-def size_note(source: WeightsSource, size: Any) -> list[str]:
-    """Say where a configuration asks for a size of images that its tower does not take."""
-    content: Any = read_json(source.config) if source.config else {}
-    given = (content.get("preprocess_cfg") or {}).get("size")
+def size_note(source: WeightsSource, cfg: dict[str, Any], size: Any) -> list[str]:
+    """Say where a configuration names no size of images that its weights could tell, or asks for another one."""
+    if source.config is None or source.layout != "open_clip":
+        return []
+    content: Any = read_json(source.config)
+    given, vision = (content.get("preprocess_cfg") or {}).get("size"), cfg["vision_cfg"]
     sides, taken = (value if isinstance(value, list | tuple) else [value] * 2 for value in (given, size))
+    words = " x ".join(str(side) for side in taken)
+    if vision.get("image_size") is None and vision.get("timm_model_name"):
+        return [f"image size assumed: {words}, as {source.config.name} names no image_size"]
     if given is None or list(sides) == list(taken):
         return []
-    words = " x ".join(str(side) for side in taken)
     return [f"preprocess_cfg.size {given} is not used: the tower's image_size is {words}"]
+
+
+def of_hub(source: WeightsSource) -> list[str]:
+    """Return the names of what a configuration has made of parts of the hub: a tower of transformers or timm."""
+    cfg = model_config(source)
+    names = [cfg["text_cfg"].get("hf_model_name"), cfg["vision_cfg"].get("timm_model_name")]
+    text, image = (name if isinstance(name, str) else "" for name in names)
+    return [name for name in (text, image.removeprefix("hf-hub:") if image.startswith("hf-hub:") else "") if name]
 
 
 def check_fields(cfg: dict[str, Any], source: WeightsSource) -> None:
@@ -214,15 +248,17 @@ def check_fields(cfg: dict[str, Any], source: WeightsSource) -> None:
         for part, hints in parts.items()
         for name in cfg[part]
     ]
-    for place, hint, value in [("model_cfg.embed_dim", int, cfg.get("embed_dim")), *found]:
+    on_top = [(f"model_cfg.{name}", ON_TOP.get(name), value) for name, value in ({"embed_dim": None} | cfg).items()]
+    for place, hint, value in [*on_top, *found]:
         part, name = place.split(".")[-2:]
         if hint is None:
             message = f"{place} is nothing that open_clip knows"
-            raise UserError(message, place=source.config, remedy=_nearest_or(name, parts[part]))
+            raise UserError(message, place=source.config, remedy=_nearest_or(name, parts.get(part, ON_TOP)))
         if not _is_of(value, hint):
             words = " or ".join(NAMES[kind] for kind in _kinds(hint))
             raise UserError(f"{place} is {json.dumps(value)}, not {words}", place=source.config, remedy="correct it")
-        if any(number < 0 for _, number in _numbers(value, place)):
+        is_below = not isinstance(value, dict) and any(number < 0 for _, number in _numbers(value, place))
+        if is_below and not name.startswith("init_logit"):
             raise UserError(f"{place} {value} is below 0", place=source.config, remedy="correct it")
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from deltaclip.features.backbone.weights import WeightsSource
 
+# Tables of tokens are rounded up (32,000 of 30,522; open_clip's coca_base has 64,000 of 49,408), not by more.
+LEAST_SHARE = 0.75
 SAMPLES = ["a", "two small blue squares, left of a green star; 3"]
 
 
@@ -104,7 +106,7 @@ def run_once(model: Any, tokenizer: Callable[..., torch.Tensor], source: Weights
     with library_call(place, "its tokenizer cannot be run", "give the tokenizer that the weights were trained with"):
         length = getattr(tokenizer, "context_length", None) or int(getattr(model, "text", model).context_length)
         tokens = tokenizer(SAMPLES, context_length=length)
-    _check_tokens(model, tokens, tokenizer, place)
+    _check_tokens(model, tokens, tokenizer, source)
     parameter = next(model.parameters())
     with torch.inference_mode(), library_call(place, "its text tower cannot be run", "correct text_cfg"):
         text_dim = int(model.encode_text(tokens.to(parameter.device)).shape[-1])
@@ -132,18 +134,41 @@ def run_image(model: Any, source: WeightsSource) -> int:
         return int(model.encode_image(pixels).shape[-1])
 
 
-def _check_tokens(model: Any, tokens: torch.Tensor, tokenizer: Any, place: Any) -> None:
+def _is_openai(tokenizer: Any) -> bool:
+    """Tell the tokenizer that open_clip gives a model that names none."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return isinstance(tokenizer, SimpleTokenizer)
+
+
+def tokens_note(model: Any, tokenizer: Any) -> list[str]:
+    """Say where a tokenizer has far fewer tokens than the text tower: it may be another model's."""
+    own, there = getattr(tokenizer, "vocab_size", None), getattr(getattr(model, "text", model), "vocab_size", None)
+    if not isinstance(own, int) or not isinstance(there, int) or own >= LEAST_SHARE * there:
+        return []
+    return [f"its tokenizer has {own:,} tokens, its text tower {there:,}: was it saved with these weights?"]
+
+
+def _check_tokens(model: Any, tokens: torch.Tensor, tokenizer: Any, source: WeightsSource) -> None:
     """Refuse a tokenizer whose tokens the text tower cannot be meant for."""
-    text = getattr(model, "text", model)
+    text, place = getattr(model, "text", model), source.config or source.name
     remedy = "name the tokenizer that the weights were trained with in text_cfg.hf_tokenizer_name"
+    if source.layout == "transformers":
+        remedy = "put the tokenizer's files that were saved with these weights into the folder"
     own, there = getattr(tokenizer, "vocab_size", None), getattr(text, "vocab_size", None)
     if not isinstance(own, int):
         own = int(tokens.max()) + 1
-    if there and own > there:
+    is_assumed = source.config is not None and source.layout == "open_clip" and _is_openai(tokenizer)
+    if there and (own > there or (is_assumed and own < LEAST_SHARE * there)):
         raise UserError(f"its tokenizer has {own:,} tokens, its text tower {there:,}", place=place, remedy=remedy)
     # CLIP itself calls them text_pool_type and text_eos_id.
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     eos: Any = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
     if pool == "eos" and not bool(tokens.eq(eos).any(dim=1).all()):
         message = f"its text tower looks for token {eos}, which its tokenizer does not put at the end"
-        raise UserError(message, place=place, remedy="correct text_cfg.eos_id")
+        name = (
+            "text_config.eos_token_id, or the tokenizer's files"
+            if source.layout == "transformers"
+            else "text_cfg.eos_id"
+        )
+        raise UserError(message, place=place, remedy=f"correct {name}")

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 IMAGE_POSITIONS = "visual.positional_embedding"
 # What no embedding depends on, and what a model makes by itself: absent or left over, it says nothing.
-NEUTRAL = ("logit_scale", "logit_bias", "num_batches_tracked", "position_ids", "attn_mask", "relative_position_index")
+NEUTRAL = (
+    "logit_scale",
+    "logit_bias",
+    "num_batches_tracked",
+    "position_ids",
+    "attn_mask",
+    "mask_token",
+    "relative_position_index",
+)
 PARTS = {"visual": "image tower", "text": "text tower"}
 OF_TRANSFORMERS = ("vision_model.", "text_model.")
 
@@ -57,11 +65,44 @@ def put_weights(model: torch.nn.Module, weights: StoredTensors, source: WeightsS
     if resample and positions is not None and positions.shape != own[IMAGE_POSITIONS].shape:
         tensors[IMAGE_POSITIONS], words = _resampled(model, positions, source)
         notes.append(words)
+    if "logit_scale" in own and "logit_scale" not in tensors:
+        notes.append(
+            f"logit_scale assumed: that of {float(own['logit_scale'].exp().mean()):.4g}, as the weights have none"
+        )
     _require_shapes(tensors, own, source)
     notes += _left_out(naming, weights, own, source)
     notes += _stored_types(tensors, own, source)
     model.load_state_dict(tensors, strict=False)
     return notes
+
+
+def moving_positions(model: Any, source: WeightsSource, *, resample: bool) -> list[str]:
+    """Say where a tower of timm's makes the positions of another grid than its own as it runs, size for size.
+
+    Args:
+        model: with its weights.
+        source: named in errors.
+        resample: as in `put_weights`.
+
+    Raises:
+        UserError: nobody has set the image size, so it is no wish.
+    """
+    trunk = getattr(model.visual, "trunk", None)
+    embed, positions = getattr(trunk, "patch_embed", None), getattr(trunk, "pos_embed", None)
+    grid, patch = getattr(embed, "grid_size", None), getattr(embed, "patch_size", None)
+    if getattr(positions, "ndim", 0) != 3 or grid is None or patch is None:
+        return []
+    size = model.visual.preprocess_cfg["size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    asked = (height // patch[0], width // patch[1])
+    if asked == tuple(grid):
+        return []
+    there, here = (f"{rows} x {columns}" for rows, columns in (grid, asked))
+    if not resample:
+        message = f"names no image_size: {height} x {width} would be taken, its tower has positions of {there} patches"
+        remedy = f"give vision_cfg.image_size {grid[0] * patch[0]}"
+        raise UserError(message, place=source.config or source.name, remedy=remedy)
+    return [f"image positions interpolated from {there} to {here}, for the image_size that is set"]
 
 
 def text_positions(weights: StoredTensors) -> int | None:
@@ -130,17 +171,22 @@ def _require_shapes(tensors: Mapping[str, Any], own: Mapping[str, Any], source: 
 
 def _left_out(naming: Naming, weights: StoredTensors, own: Mapping[str, Any], source: WeightsSource) -> list[str]:
     """Return what to say of tensors that the model has not; refuse those inside its parts, which compute with them."""
-    unused = [raw for raw in naming.unused if not raw.endswith(NEUTRAL)]
-    if not unused:
-        return []
-    raw_of = next(iter(naming.stored.items()))
-    head = raw_of[1].removesuffix(raw_of[0]) if raw_of[1].endswith(raw_of[0]) else ""
+    unused = {name: raw for name, raw in naming.unused.items() if not name.endswith(NEUTRAL)}
     parts = {name.split(".")[0] for name in own} | {"visual", "text", "transformer"}
-    inside = [raw for raw in unused if raw.removeprefix(head).split(".")[0] in parts]
+    # A model computes with what lies beside its parts and in none too: a second set of positions, registers, tokens.
+    inside = [
+        raw
+        for name, raw in unused.items()
+        if name.split(".")[0] in parts or ("." not in name and _is_computed_with(weights.by_name[raw]))
+    ]
     if inside:
         message = f"does not fit {source.model}, which has no {_some(inside, len(inside))}"
         raise UserError(message, place=source.weights, remedy=_remedy(weights, source))
-    return [f"left out, as no part of the model: {_some(unused, len(unused))}"]
+    return [f"left out, as no part of the model: {_some([*unused.values()], len(unused))}"] if unused else []
+
+
+def _is_computed_with(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 1
 
 
 def _stored_types(tensors: Mapping[str, Any], own: Mapping[str, Any], source: WeightsSource) -> list[str]:
@@ -151,6 +197,9 @@ def _stored_types(tensors: Mapping[str, Any], own: Mapping[str, Any], source: We
         if not tensor.is_floating_point():
             message = f"holds {name} as {_type(tensor)}, where the model computes with floating point"
             raise UserError(message, place=source.weights, remedy="give weights that are not quantised")
+        if tensor.is_meta or str(tensor.layout) != "torch.strided":
+            what = "without its numbers (a tensor of the device 'meta')" if tensor.is_meta else "as a sparse tensor"
+            raise UserError(f"holds {name} {what}", place=source.weights, remedy="save it again, dense and on the CPU")
         types.add(_type(tensor))
     return [] if types <= {"float32"} else [f"weights stored in {' and '.join(sorted(types))}"]
 
@@ -176,12 +225,16 @@ def _remedy(weights: StoredTensors, source: WeightsSource) -> str:
 
 
 def _remedy_of(by_name: Mapping[str, Any], source: WeightsSource, *, wrong: str) -> str:
+    if source.layout == "timm":
+        return "give weights of this model of timm's, or the name of the model that they are of"
+    if source.layout == "transformers":
+        which = "image_size" if wrong.startswith("visual.") else "max_position_embeddings"
+        what = which if "pos" in wrong else "its numbers"
+        return f"correct {what} in {source.config}: it must be the one that the weights were trained with"
     if source.config is not None:
         of_image = wrong.startswith("visual.") and "pos" in wrong
         what = "timm_model_name" if ".trunk." in wrong else "image_size" if of_image else "model_cfg"
         return f"correct {what} in {source.config}: it must be the one that the weights were trained with"
-    if source.layout == "timm":
-        return "give weights of this model of timm's, or the name of the model that they are of"
     named = architectures_of(by_name)
     if source.model in named:
         return "fetch or save the weights again, whole"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 
 class ImageTower(torch.nn.Module):
-    """`trunk`, under the name that it has inside a CLIP."""
+    """`trunk`, under the name that it has inside a CLIP; `config` is that of timm's folder, None where it had none."""
 
-    def __init__(self, trunk: torch.nn.Module) -> None:
+    def __init__(self, trunk: torch.nn.Module, config: dict[str, Any] | None) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.config = trunk, config
 
     def forward(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
         """Return features (B, D)."""
@@ -34,9 +36,9 @@ class NoText(torch.nn.Module):
 class ImageModel(torch.nn.Module):
     """An image tower with the methods of a CLIP."""
 
-    def __init__(self, trunk: torch.nn.Module) -> None:
+    def __init__(self, trunk: torch.nn.Module, config: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.visual = ImageTower(trunk)
+        self.visual = ImageTower(trunk, config)
         self.text = NoText(int(trunk.num_features))  # type: ignore[arg-type]
 
     def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002

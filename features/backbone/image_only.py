@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError, did_you_mean
 from deltaclip.features.backbone.fitting import put_weights
-from deltaclip.features.backbone.library import library_call
+from deltaclip.features.backbone.library import library_call, read_json
 from deltaclip.features.backbone.tensors import StoredTensors
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What timm's conversions raise of tensors that are of another model: they take names for granted.
 NOT_ITS_OWN = (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError)
+OF_PIXELS = ("input_size", "fixed_input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
@@ -49,15 +50,32 @@ def make_image_model(
         raise UserError(
             f"timm knows no model {name!r}", place="--backbone", remedy=did_you_mean(plain, timm.list_models())
         )
-    with library_call("--backbone", f"timm cannot make {name!r}", "give a model of images that timm has by this name"):
-        trunk = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    content: Any = read_json(source.config) if source.config else None
+    place, remedy = "--backbone", "give a model of images that timm has by this name"
+    if source.config is not None:
+        place, remedy = str(source.config), "correct it"
+    with library_call(place, f"timm cannot make {name!r}", remedy):
+        args, changes = _as_trained(content)
+        trunk = timm.create_model(name, pretrained=False, num_classes=0, pretrained_cfg_overlay=changes, **args).eval()
     with library_call(source.weights, f"does not fit {source.name}", "give weights of this model"):
         tensors, notes = _converted(trunk, weights, source)
         tensors, left = _without_classifier(trunk, tensors)
         notes += [*put_weights(trunk, tensors, source, resample=False), *left]
     from deltaclip.features.backbone.image_model import ImageModel
 
-    return ImageModel(trunk.to(device=device, dtype=dtype)).eval(), notes
+    return ImageModel(trunk.to(device=device, dtype=dtype), content).eval(), notes
+
+
+def _as_trained(content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arguments of a model, and the preprocessing that it was trained with, of a folder as timm writes it."""
+    if not isinstance(content, dict):
+        return {}, {}
+    given = content.get("pretrained_cfg") or content  # an older form is flat
+    changes = {name: given[name] for name in OF_PIXELS if given.get(name) is not None}
+    for name in ("mean", "std"):
+        if name in changes and (len(changes[name]) != 3 or not all(0 <= value <= 1 for value in changes[name])):
+            raise ValueError(f"{name} {changes[name]} is not three numbers from 0 to 1")
+    return content.get("model_args") or {}, changes
 
 
 def _converted(
@@ -77,7 +95,7 @@ def _converted(
     # Of a dictionary in a dictionary, the tensors: timm takes names without what was put before them.
     state = {raw.removeprefix(f"{weights.key_of(raw)}."): tensor for raw, tensor in weights.by_name.items()}
     try:
-        changed = {name: tensor for name, tensor in change(dict(state), trunk).items() if name in own}
+        everything = change(dict(state), trunk)
     except NOT_ITS_OWN:
         return weights, []
     for raw, tensor in state.items():
@@ -85,10 +103,16 @@ def _converted(
         if end in known and "pos" in end and not any(tensor.shape == own[n].shape for n in own if n.endswith(end)):
             message = f"has {end} of {' x '.join(map(str, tensor.shape))}: another input size than {source.name} has"
             raise UserError(message, place=source.weights, remedy="give the timm model of that size")
+    changed = {name: tensor for name, tensor in everything.items() if name in own}
     if not changed:
         return weights, []
-    found = StoredTensors(by_name=changed, keys=frozenset({""}), is_openai=False)
-    return found, ["names converted by timm"]
+    # A token that the model has no place for is computed with where it comes from: `put_weights` refuses it.
+    tokens = {name: tensor for name, tensor in everything.items() if "." not in name and name.endswith("token")}
+    found = StoredTensors(by_name=changed | tokens, keys=frozenset({""}), is_openai=False)
+    left = [name for name in everything if name not in found.by_name]
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    words = [f"left out in converting: {left[0]}{more}"] if left else []
+    return found, ["names converted by timm", *words]
 
 
 def _without_classifier(trunk: Any, weights: StoredTensors) -> tuple[StoredTensors, list[str]]:
@@ -104,7 +128,7 @@ def _without_classifier(trunk: Any, weights: StoredTensors) -> tuple[StoredTenso
     return rest, [f"left out, as no part of the model: the classifier {found[0].rpartition('.')[0]}"]
 
 
-def image_preprocessing(trunk: Any) -> tuple[dict[str, Any], Callable[[Any], torch.Tensor], str]:
+def image_preprocessing(trunk: Any, source: WeightsSource) -> tuple[dict[str, Any], Callable[[Any], torch.Tensor], str]:
     """Return timm's own preprocessing of a tower: as facts have it, as a transform, and in words."""
     from timm.data.config import resolve_model_data_config
     from timm.data.transforms_factory import create_transform
@@ -125,8 +149,8 @@ def image_preprocessing(trunk: Any) -> tuple[dict[str, Any], Callable[[Any], tor
     if before != [height, width]:
         found["resize_to"] = before[0] if before[0] == before[1] else before
     known = getattr(trunk, "pretrained_cfg", {}) or {}
-    tag = ".".join(str(part) for part in (known.get("architecture"), known.get("tag")) if part)
-    words = f"preprocessing chosen: that of timm's {tag or 'model'}"
+    whose = "timm's " + ".".join(str(part) for part in (known.get("architecture"), known.get("tag")) if part)
+    words = f"preprocessing chosen: that of {f'{source.config.name} beside it' if source.config else whose}"
     return found, create_transform(**cfg, is_training=False), words
 
 

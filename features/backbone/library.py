@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import zipfile
+import zlib
 from typing import TYPE_CHECKING
 
 from deltaclip.base.errors import UserError
@@ -34,7 +36,9 @@ LIBRARY_ERRORS = (
     StopIteration,
     TypeError,
     ValueError,
-    pickle.UnpicklingError,
+    pickle.PickleError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 LONGEST = 200  # characters of a library's own words
 

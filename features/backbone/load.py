@@ -25,10 +25,11 @@ from deltaclip.features.backbone.configuration import (
     check_preprocess,
     check_sizes,
     model_config,
+    of_hub,
     size_note,
 )
-from deltaclip.features.backbone.first_run import load_tokenizer, require_transformers, run_image, run_once
-from deltaclip.features.backbone.fitting import put_weights, text_positions
+from deltaclip.features.backbone.first_run import load_tokenizer, require_transformers, run_image, run_once, tokens_note
+from deltaclip.features.backbone.fitting import moving_positions, put_weights, text_positions
 from deltaclip.features.backbone.library import library_call, read_json
 from deltaclip.features.backbone.pixels import transform_of
 from deltaclip.features.backbone.tensors import StoredTensors, read_tensors
@@ -187,9 +188,11 @@ def load_backbone(
     if weights is not None and weights.is_openai:
         tags = {}  # OpenAI's own archive: nothing is open
     open_choice = quick_gelu_note(tags) if quick_gelu is None else None
-    notes = [*source.notes, *made.notes, *assumed, *([open_choice] if open_choice else [])]
+    notes = [*source.notes, *(weights.notes if weights else ()), *made.notes, *assumed]
+    notes += [open_choice] if open_choice else []
+    notes += tokens_note(made.model, tokenizer)
     notes += activation_note(cfg, source, quick_gelu=active, asked=quick_gelu)
-    notes += size_note(source, made.model.visual.preprocess_cfg["size"])
+    notes += size_note(source, cfg, made.model.visual.preprocess_cfg["size"])
     if _is_convolutional(made.model.visual):
         # MobileNetV2 on a CPU: about twice the rate, forward alone and with the backward pass.
         made.model.visual.to(memory_format=torch.channels_last)
@@ -229,8 +232,10 @@ def _load_image_tower(source: WeightsSource, asked: _Asked, decode: Decode) -> B
         raise UserError("is of open_clip's models", place="--quick-gelu", remedy="leave the option out")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked.precision]
     with _unheard():
-        model, notes = make_image_model(source, read_tensors(source.files), device=asked.device, dtype=dtype)
-        preprocessing, preprocess, words = image_preprocessing(model.visual.trunk)
+        weights = read_tensors(source.files)
+        model, notes = make_image_model(source, weights, device=asked.device, dtype=dtype)
+        with library_call(source.config or source.name, "its preprocessing cannot be made", "correct pretrained_cfg"):
+            preprocessing, preprocess, words = image_preprocessing(model.visual.trunk, source)
         model.visual.preprocess_cfg = preprocessing
         dim = run_image(model, source)
     if _is_convolutional(model.visual):
@@ -239,7 +244,7 @@ def _load_image_tower(source: WeightsSource, asked: _Asked, decode: Decode) -> B
         "backbone": source.name,
         "pretrained": source.pretrained,
         "weights_sha256": source.sha256,
-        "config_sha256": None,
+        "config_sha256": source.identity()["config_sha256"],
         "quick_gelu": False,
         "text_tower": False,
         "preprocessing": _preprocessing(model),
@@ -247,7 +252,7 @@ def _load_image_tower(source: WeightsSource, asked: _Asked, decode: Decode) -> B
         "normalised": True,
         "dim": dim,
         "context_length": NoTokens.context_length,
-        "notes": [*source.notes, *notes, words],
+        "notes": [*source.notes, *weights.notes, *notes, words],
     }
     return Backbone(
         model=model,
@@ -279,7 +284,10 @@ def _created(
     """Return the model that open_clip makes of a name, with any weights, and its preprocessing."""
     import open_clip
 
-    with library_call(source.config or "--backbone", f"{source.name} cannot be made", "correct its configuration"):
+    remedy = "correct its configuration"
+    if source.config is not None and source.layout == "open_clip" and (parts := of_hub(source)):
+        remedy = f"{remedy}, or fetch {parts[0]} that it names on a machine with a network: hf download {parts[0]}"
+    with library_call(source.config or "--backbone", f"{source.name} cannot be made", remedy):
         model, _, preprocess = open_clip.create_model_and_transforms(
             name,
             pretrained=None if source.is_bare_file else source.pretrained,
@@ -326,6 +334,7 @@ def _make(source: WeightsSource, cfg: dict[str, Any], weights: StoredTensors | N
         else:
             is_size_set = source.config is not None and "image_size" in cfg["vision_cfg"]
             notes += put_weights(model, weights, source, resample=is_size_set)
+            notes += moving_positions(model, source, resample=is_size_set or source.config is None)
     return _Made(model.eval(), preprocess, notes)
 
 
@@ -431,6 +440,11 @@ def save_model(backbone: Backbone, folder: Path) -> None:
     if not backbone.has_text:  # as timm's weights are saved, for `--backbone timm:NAME --pretrained FOLDER`
         prefix = "visual.trunk."
         save_file({name.removeprefix(prefix): tensor for name, tensor in state.items()}, folder / "model.safetensors")
+        config: Any = getattr(backbone.model.visual, "config", None)
+        if config is not None:
+            (folder / "config.json").write_text(
+                json.dumps(config | {"num_classes": 0}, indent=2) + "\n", encoding="utf-8"
+            )
         return
     save_file(state, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(_configuration(backbone), indent=2) + "\n", encoding="utf-8")

@@ -10,12 +10,12 @@ from __future__ import annotations
 import collections
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltaclip.base.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -28,46 +28,104 @@ AVERAGED = re.compile(r"(?:^|[._])(?:ema|n_averaged|averaged?|avg|swa|shadow|tea
 # As many names as this, of the best prefix's, make another one as good: an average may lack a buffer.
 AS_GOOD = 0.9
 TEXT = "text."  # before the names of a text tower that is a module of its own
+OF_IMAGES = ("visual.", "vision_model.", "visual_projection.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """`stored` has the name in the file of each name of the model; `unused` are names that no part of the model has.
+    """`stored` has the name in the file of each name of the model; `unused` of each that no part of the model has.
 
     `words` say what was taken away, one phrase each.
     """
 
     stored: Mapping[str, str]
-    unused: tuple[str, ...]
+    unused: Mapping[str, str]
     words: tuple[str, ...]
+
+
+class _Found(NamedTuple):
+    """The file's name of each name in a layout, where both are, and the name that the model has for it.
+
+    `prefixes` stood before them, `others` before the same weights once more.
+    """
+
+    raw_of: dict[str, str]
+    own_of: dict[str, str]
+    prefixes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def stored(self) -> dict[str, str]:
+        return {self.own_of[name]: raw for name, raw in self.raw_of.items()}
+
+    def with_more(self, other: _Found) -> _Found:
+        """Return both."""
+        raw_of, own_of = self.raw_of | other.raw_of, self.own_of | other.own_of
+        return _Found(raw_of, own_of, self.prefixes + other.prefixes, self.others + other.others)
 
 
 def find_names(weights: StoredTensors, of_model: Collection[str], *, place: Path) -> Naming:
     """Find the tensors of a model with the names `of_model`.
 
     Raises:
-        UserError: several sets of different tensors fit equally well.
+        UserError: several sets of different tensors fit equally well, or two tensors one name.
     """
     wrappers = WRAPPERS - {part for name in of_model for part in name.split(".")}
-    plain = {_without(name, wrappers): name for name in weights.by_name}
+    raws: dict[str, list[str]] = {}
+    for raw in weights.by_name:
+        raws.setdefault(_without(raw, wrappers), []).append(raw)
+    plain = {name: min(several, key=len) for name, several in raws.items()}
+    found = _located(plain, of_model, weights, place=place)
+    for tower in _towers(of_model):  # each may have been saved under a prefix of its own
+        if not any(name in found.stored for name in tower):
+            rest = {name: raw for name, raw in plain.items() if raw not in set(found.raw_of.values())}
+            more = _located(rest, tower, weights, place=place)
+            if len(more.raw_of) >= AS_GOOD * len(tower):
+                found = found.with_more(more)
+    used = set(found.raw_of.values())
+    for raw in found.raw_of.values():
+        _require_one(raws[_without(raw, wrappers)], weights, place=place)
+    keys = {weights.key_of(raw) for raw in used}
+    unused: dict[str, str] = {}
+    for head in (_join(prefix, "") for prefix in found.prefixes):
+        others = {name.removeprefix(head): raw for name, raw in plain.items() if name.startswith(head)}
+        unused |= {name: raw for name, raw in others.items() if raw not in used and weights.key_of(raw) in keys}
+    words = _words(weights, found.raw_of)
+    if any(found.own_of[name] != name for name in found.raw_of):
+        words.append(f"names with and without {TEXT!r} taken for each other")
+    words += [f"{other!r} holds such weights once more and was left" for other in found.others]
+    return Naming(stored=found.stored, unused=unused, words=tuple(words))
+
+
+def _located(plain: Mapping[str, str], of_model: Collection[str], weights: StoredTensors, *, place: Path) -> _Found:
+    """Find names of the model, or some of them, under the prefix that leaves most."""
     layouts = [(_votes(plain, layout), layout) for layout in ({name: name for name in of_model}, _other_text(of_model))]
     votes, layout = max(layouts, key=lambda found: max(found[0].values(), default=0))
     if not votes:
-        return Naming(stored={}, unused=(), words=())
+        return _Found({}, {})
     prefix, others = _choose(votes, plain, weights, layout, place=place)
-    raw_names = {name: raw for name in layout if (raw := plain.get(_join(prefix, name)))}
-    used = set(raw_names.values())
-    keys = {weights.key_of(raw) for raw in used}
-    unused = [raw for name, raw in plain.items() if raw not in used and name.startswith(_join(prefix, ""))]
-    words = _words(weights, raw_names)
-    if any(layout[name] != name for name in raw_names):
-        words.append(f"names with and without {TEXT!r} taken for each other")
-    words += [f"{other!r} holds such weights once more and was left" for other in others]
-    return Naming(
-        stored={layout[name]: raw for name, raw in raw_names.items()},
-        unused=tuple(raw for raw in unused if weights.key_of(raw) in keys),
-        words=tuple(words),
-    )
+    raw_of = {name: raw for name in layout if (raw := plain.get(_join(prefix, name)))}
+    return _Found(raw_of, {name: layout[name] for name in raw_of}, (prefix,), tuple(others))
+
+
+def _towers(of_model: Collection[str]) -> Iterator[list[str]]:
+    """Yield the names of the image and of the text tower, where the model has both."""
+    names = [name for name in of_model if not name.startswith("logit_")]
+    towers = [[name for name in names if name.startswith(OF_IMAGES) is is_image] for is_image in (True, False)]
+    if all(towers):
+        yield from towers
+
+
+def _require_one(raws: Sequence[str], weights: StoredTensors, *, place: Path) -> None:
+    """Refuse names that are one without the wrappers in them, of different tensors: which is meant, nobody can tell."""
+    first, *further = (weights.by_name[raw] for raw in raws)
+    for raw, other in zip(raws[1:], further, strict=True):
+        if not _equal({"": first}, {"": other}):
+            raise UserError(
+                f"holds {raws[0]!r} and {raw!r}, which differ and stand for one tensor",
+                place=place,
+                remedy="save the one that is meant alone",
+            )
 
 
 def _without(name: str, wrappers: Collection[str]) -> str:

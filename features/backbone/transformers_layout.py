@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -134,6 +135,9 @@ def _check_tower(tower: Mapping[str, Any], part: str, config: Path) -> None:
     if tower["hidden_size"] % tower["num_attention_heads"]:
         message = f"{part}: {tower['hidden_size']} numbers do not go into {tower['num_attention_heads']} heads"
         raise UserError(message, place=config, remedy="correct hidden_size or num_attention_heads")
+    if not isinstance(tower.get("eos_token_id", 0), int):
+        message = f"{part}.eos_token_id is {json.dumps(tower['eos_token_id'])}, not one token"
+        raise UserError(message, place=config, remedy="give the token that ends a text in its tokenizer")
     if tower["hidden_act"] not in ACTIVATIONS:
         message = f"{part}.hidden_act {tower['hidden_act']!r} is none of {', '.join(sorted(ACTIVATIONS))}"
         raise UserError(message, place=config, remedy="give a model with one of them")
@@ -308,6 +312,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
     "siglip": {"do_center_crop": False, "image_mean": HALF, "image_std": HALF},
 }
+STEPS = {name for known in PROCESSORS.values() for name in known} | {"resample", "do_normalize", "rescale_factor"}
+# Processors that do with the same numbers what those two do; others have steps of their own behind the same names.
+KNOWN = re.compile(r"(CLIP|Siglip|ViT|Bit|DeiT)(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
 NAFLEX = ("Siglip2ImageProcessor", "max_num_patches")
 
 
@@ -329,6 +336,10 @@ def _preprocessing(folder: Path, kind: str, side: int) -> tuple[dict[str, Any], 
     if any(word in (given.get("image_processor_type"), *given) for word in NAFLEX):
         message = "is of NaFlex, whose pictures keep their shape: a tower of one input size cannot do that"
         raise UserError(message, place=place, remedy="give a SigLIP 2 model of fixed resolution")
+    kind_of_it = given.get("image_processor_type", given.get("feature_extractor_type"))
+    if kind_of_it is not None and not KNOWN.fullmatch(str(kind_of_it)):
+        message = f"is of {kind_of_it}, which is not known here"
+        raise UserError(message, place=place, remedy="give the file that was saved with a CLIP or SigLIP model")
     given = {**known, **{name: value for name, value in given.items() if value is not None}}
     _check_steps(given, place)
     mode, height, width = _resize(given, place, side)
@@ -355,6 +366,7 @@ def _preprocessing(folder: Path, kind: str, side: int) -> tuple[dict[str, Any], 
 
 def _processor(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the file that says how images are prepared, None where there is none, and what it says."""
+    found: list[tuple[Path, dict[str, Any]]] = []
     for name in (PREPROCESSOR, "processor_config.json"):
         path = folder / name
         if path.is_file():
@@ -365,8 +377,14 @@ def _processor(folder: Path) -> tuple[Path | None, dict[str, Any]]:
                     continue
             if not isinstance(content, dict):
                 raise UserError("is no object", place=path, remedy="give the file that transformers wrote")
-            return path, content
-    return None, {}
+            found.append((path, content))
+    if len(found) == 2:  # versions of transformers differ in which they read
+        (first, one), (second, two) = found
+        for name in sorted(STEPS & one.keys() & two.keys()):
+            if one[name] != two[name]:
+                message = f"{name} is {json.dumps(two[name])}, in {first.name} {json.dumps(one[name])}"
+                raise UserError(message, place=second, remedy="take one of the two files away")
+    return found[0] if found else (None, {})
 
 
 def _check_steps(given: Mapping[str, Any], place: Path) -> None:
@@ -382,6 +400,9 @@ def _check_steps(given: Mapping[str, Any], place: Path) -> None:
         is_three = isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
         if not is_three or not all(map(math.isfinite, value)) or (name == "image_std" and min(value) <= 0):
             raise UserError(f"{name} {value!r} is not three numbers", place=place, remedy="correct it")
+        if max(map(abs, value)) > 1:
+            message = f"{name} {value!r} is of pixels from 0 to 255"
+            raise UserError(message, place=place, remedy="divide by 255: pixels go from 0 to 1")
 
 
 def _resize(given: Mapping[str, Any], place: Path, side: int) -> tuple[str, int, int]:
@@ -508,16 +529,21 @@ def to_open_clip(
         else:
             message, remedy = f"lacks {missing[0]}{more}", "correct config.json, or save the weights again, whole"
         raise UserError(f"does not fit {source.config}: {message}", place=source.weights, remedy=remedy)
-    unused = [name for name in naming.unused if not name.endswith("position_ids")]
-    if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        message = f"does not fit {source.config}, which has no {unused[0]}{more}"
+    unused = [raw for name, raw in naming.unused.items() if not name.endswith("position_ids")]
+    parts = {name.split(".")[0] for name in wanted}
+    inside = [raw for name, raw in naming.unused.items() if raw in unused and name.split(".")[0] in parts]
+    if inside:
+        more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
+        message = f"does not fit {source.config}, which has no {inside[0]}{more}"
         raise UserError(message, place=source.weights, remedy="correct config.json: num_hidden_layers and model_type")
     by_name: dict[str, torch.Tensor] = {}
     for same in foreign.same:
         if all(name in naming.stored for name in same.theirs):
             by_name |= _ours(same, [weights.by_name[naming.stored[name]] for name in same.theirs], own)
     notes = [*naming.words, "converted from the layout of transformers"]
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        notes.append(f"left out, as no part of the model: {unused[0]}{more}")
     return StoredTensors(by_name=by_name, keys=frozenset({""}), is_openai=False), notes
 
 

@@ -23,7 +23,7 @@ from deltaclip.base.errors import UserError, did_you_mean, nearest
 from deltaclip.base.files import sha256_file, user_cache, whole_file
 from deltaclip.features.backbone.hf_tokens import require_tokens
 from deltaclip.features.backbone.library import first_line, read_json
-from deltaclip.features.backbone.transformers_layout import BESIDE, is_transformers_folder, read_foreign
+from deltaclip.features.backbone.transformers_layout import BESIDE, OF_TOKENIZER, is_transformers_folder, read_foreign
 
 # ---- Where a backbone's weights lie, what they are, and their fingerprint; never a pickle
 
@@ -33,6 +33,10 @@ LOCAL_DIR, HF_HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
 CONFIG_NAME = "open_clip_config.json"
 HUB_TIMEOUT_S = 1.5
 INDEX = ".index.json"
+ENDINGS = (f".safetensors{INDEX}", f".bin{INDEX}", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pth.tar", ".npz")
+# What training programs put beside weights; their names are made by accelerate and transformers.
+NO_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "random_states", "training_args.", "adapter_model.")
+ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"-(\d{3,})-of-(\d{3,})(\.[a-z]+)$")
 
 
@@ -83,14 +87,24 @@ class WeightsSource:
         }
 
     def _config_sha256(self) -> str | None:
-        """Return the fingerprint of the configuration, and of all else in a transformers folder that decides."""
+        """Return the fingerprint of the configuration, and of all else in its folder that decides."""
         if self.config is None:
             return None
-        if self.layout == "open_clip":
+        beside: tuple[str, ...] = BESIDE if self.layout == "transformers" else ()
+        if self.layout == "open_clip" and self.model.startswith(LOCAL_DIR) and _names_tokenizer(self.config):
+            beside = OF_TOKENIZER
+        if not beside:
             return sha256_file(self.config)
-        found = [path for name in BESIDE if (path := self.config.parent / name).is_file()]
+        found = [path for name in beside if (path := self.config.parent / name).is_file()]
         parts = [f"{path.name} {sha256_file(path)}" for path in (self.config, *found)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _names_tokenizer(config: Path) -> bool:
+    """Tell whether a model of open_clip has its tokenizer in its own folder, where it is one of transformers'."""
+    content: Any = read_json(config)
+    text: Any = (content.get("model_cfg") or {}).get("text_cfg") if isinstance(content, dict) else None
+    return isinstance(text, dict) and bool(text.get("hf_tokenizer_name") or text.get("hf_model_name"))
 
 
 def find_weights(backbone: str, pretrained: str | None) -> WeightsSource:
@@ -141,16 +155,28 @@ def _of_timm(backbone: str, pretrained: str | None) -> WeightsSource:
     if weights is None or not weights.is_file():
         what = "has no weights" if path.is_dir() else "no such file"
         raise UserError(what, place=path, remedy=f"give the file of the weights of {backbone}")
+    config, architecture = weights.parent / "config.json", timm_architecture(weights.parent)
+    if architecture != backbone.removeprefix(TIMM).partition(".")[0]:
+        if architecture is not None and path.is_dir():
+            raise UserError(f"is of {architecture}", place=config, remedy=f"give --backbone {TIMM}{architecture}")
+        architecture = None  # of another model, beside a file that was named by itself
     return WeightsSource(
         name=backbone,
         model=backbone,
         pretrained=str(weights),
         weights=weights,
-        config=None,
+        config=config if architecture else None,
         shards=_shards_of(weights),
         notes=notes,
         layout="timm",
     )
+
+
+def timm_architecture(folder: Path) -> str | None:
+    """Return of which model of timm's the configuration in a folder is, None where it has none of timm's."""
+    content = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    named = content.get("architecture") if isinstance(content, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _in_folder(backbone: str) -> WeightsSource:
@@ -164,6 +190,11 @@ def _in_folder(backbone: str) -> WeightsSource:
         layout, config, usual = "transformers", folder / "config.json", "model.safetensors"
     if not config.is_file():
         remedy = "write one with model_cfg and preprocess_cfg"
+        if (folder / "config.json").is_file():  # neither transformers' nor nothing: timm's
+            name = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))["architecture"]
+            raise UserError(
+                "is a model of timm's", place=folder, remedy=f"give --backbone {TIMM}{name} --pretrained {folder}"
+            )
         raise UserError(f"has no {CONFIG_NAME}, and no config.json of transformers", place=folder, remedy=remedy)
     content = read_json(config)
     if layout == "open_clip" and (not isinstance(content, dict) or "model_cfg" not in content):
@@ -195,11 +226,15 @@ def _weights_in(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
     preferred += ["model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"]
     found = [path for name in preferred for path in (folder / name, folder / f"{name}{INDEX}") if path.is_file()]
     if not found:
-        endings = (f".safetensors{INDEX}", f".bin{INDEX}", ".safetensors", ".bin", ".pth", ".pt", ".npz")
-        there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_file()]
-        found = [path for ending in endings for path in there if path.name.endswith(ending)]
+        there = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        there = [path for path in there if not path.name.lower().startswith(NO_WEIGHTS)]
+        found = [path for ending in ENDINGS for path in there if path.name.lower().endswith(ending)]
     if not found:
         return None, ()
+    if (folder / ADAPTER).is_file():  # transformers would add them to what it reads
+        message = "holds low-rank additions of peft, which would be left out"
+        remedy = "merge them (merge_and_unload) and save the whole model, or take the file away"
+        raise UserError(message, place=folder / ADAPTER, remedy=remedy)
     of_first = {found[0], *_shards_of(found[0])}
     others = [path.name for path in found[1:] if path not in of_first]
     if not others:

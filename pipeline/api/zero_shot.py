@@ -46,6 +46,17 @@ class ZeroShot(NamedTuple):
     truncated_prompts: int
 
 
+LARGEST = 10.0  # of the logarithm: CLIP keeps its scale below 100, whose logarithm is 4.6
+
+
+def _scale(backbone: Backbone) -> float:
+    logarithm = float(backbone.model.logit_scale.detach().float())  # type: ignore[operator]
+    if not -LARGEST < logarithm < LARGEST:  # not a number, too, or the scale itself
+        message = f"its logit_scale {logarithm:.4g} is no logarithm of a scale"
+        raise UserError(message, place=backbone.facts["backbone"], remedy="correct it in the weights: 4.6052 is usual")
+    return float(np.exp(logarithm))
+
+
 def score_zero_shot(backbone: Backbone, pairs: Pairs, *, root: Path | None, batch_size: int) -> ZeroShot:
     """Score pairs of image and prompt, some of which may have no prompt, by a backbone alone.
 
@@ -68,7 +79,7 @@ def score_zero_shot(backbone: Backbone, pairs: Pairs, *, root: Path | None, batc
         raise UserError(message, place=backbone.facts["backbone"], remedy="give another CLIP")
     anchors_AD, entry_of = t_TD[: len(ANCHOR_TEXTS)], {text: len(ANCHOR_TEXTS) + n for n, text in enumerate(texts)}
     v_SD, failed_S = _images(backbone, pairs, root=root, batch_size=batch_size)
-    scale = float(backbone.model.logit_scale.detach().exp())  # type: ignore[operator]
+    scale = _scale(backbone)
     entry_N = np.array(pairs.image_N)
     v_ND = v_SD[entry_N]
     cosine_N = np.full(len(entry_N), np.nan, dtype=np.float32)

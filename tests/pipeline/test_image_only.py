@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import pickle
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.encode import encode_images
-from deltaclip.features.backbone.load import load_backbone
+from deltaclip.features.backbone.load import load_backbone, save_model
 from deltaclip.features.backbone.pixels import center_crops, normalise
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.extract import extract
@@ -107,6 +108,45 @@ def test_embeddings_and_pixels_are_those_of_timm(tmp_path, name):
     assert f"preprocessing chosen: that of timm's {name}" in notes
     assert "left out, as no part of the model: the classifier module.head" in notes
     assert not pickle.loads(pickle.dumps(copy.deepcopy(backbone))).has_text  # noqa: S301 - our own
+
+
+def test_a_folder_of_timms_own_says_how_its_model_was_trained(tmp_path):
+    """As timm writes it: other pixels, another size; what is saved of it says the same."""
+    torch.manual_seed(0)
+    pixels = {"input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3], "std": [0.3, 0.3, 0.3], "interpolation": "bilinear"}
+    content = {"architecture": VIT.partition(".")[0], "model_args": {"img_size": 96}, "pretrained_cfg": pixels}
+    (tmp_path / "one").mkdir()
+    save_file(timm.create_model(VIT, img_size=96).state_dict(), tmp_path / "one" / "model.safetensors")
+    (tmp_path / "one" / "config.json").write_text(json.dumps(content))
+    for place in (tmp_path / "one", tmp_path / "one" / "model.safetensors"):
+        facts = load(VIT, place).facts
+        assert facts["preprocessing"]["size"] == [96, 96]
+        assert [facts["preprocessing"][name] for name in ("mean", "std", "interpolation")] == [*pixels.values()][1:]
+        assert "preprocessing chosen: that of config.json beside it" in facts["notes"]
+    save_model(load(VIT, tmp_path / "one"), tmp_path / "two")
+    assert load(VIT, tmp_path / "two").facts["preprocessing"] == facts["preprocessing"]
+    assert load(VIT, tmp_path / "two").facts["config_sha256"] is not None
+    assert refused(CONVNEXT, tmp_path / "one") == (
+        f"{tmp_path}/one/config.json: is of {content['architecture']}; give --backbone timm:{content['architecture']}"
+    )
+    with pytest.raises(
+        UserError, match=rf"is a model of timm's; give --backbone timm:\w+ --pretrained {tmp_path}/one$"
+    ):
+        find_weights(f"local-dir:{tmp_path}/one", None)
+
+
+def test_a_token_that_the_model_has_not_is_refused(tmp_path):
+    """Registers of a DINOv2 given to the model of the same size without: the embeddings would be others."""
+    torch.manual_seed(0)
+    state = timm.create_model(VIT).state_dict()
+    path = tmp_path / "w.safetensors"
+    save_file(state | {"mask_token": torch.ones(1, 64)}, path)  # of training alone
+    load(VIT, path)
+    save_file(state | {"register_tokens": torch.ones(1, 4, 64)}, path)
+    assert refused(VIT, path) == (
+        f"{path}: does not fit timm:{VIT}, which has no register_tokens; "
+        "give weights of this model of timm's, or the name of the model that they are of"
+    )
 
 
 def test_wrong_weights_are_one_line(tmp_path):

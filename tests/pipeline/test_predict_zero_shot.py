@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.features.backbone.load import load_backbone
@@ -55,6 +57,17 @@ def test_the_numbers_are_those_of_the_formula(table, tiny_backbone):
     assert found.labels == ("cosine", "antonym_quality")
     assert found.trust[0].startswith("no human score was seen: cosine of image and prompt in tiny")
     assert found.coverage is None
+
+
+def test_a_scale_that_is_no_logarithm_is_refused(table, tmp_path, tiny_backbone):
+    """Saved after exp() it would make every antonym score 0 or 1."""
+    source = find_weights(tiny_backbone, None)
+    shutil.copy(source.config, tmp_path)
+    save_file(load_file(source.weights) | {"logit_scale": torch.tensor(100.0)}, tmp_path / source.weights.name)
+    with pytest.raises(UserError, match=r"its logit_scale 100 is no logarithm of a scale; correct it in the weights"):
+        predict(
+            PredictConfig(zero_shot=str(table[0]), backbone=f"local-dir:{tmp_path}", allow_outside=True, device="cpu")
+        )
 
 
 def test_images_alone_have_no_cosine(demo_folder, tiny_backbone):

@@ -43,6 +43,8 @@ def folder(tmp_path_factory):
         ({"vision__layers": -1}, "model_cfg.vision_cfg.layers -1 is below 0; correct it"),
         ({"vision__width": "64"}, 'model_cfg.vision_cfg.width is "64", not a whole number; correct it'),
         ({"embed_dim": None}, "model_cfg.embed_dim is null, not a whole number; correct it"),
+        ({"quick_gelu": "false"}, 'model_cfg.quick_gelu is "false", not true or false; correct it'),
+        ({"quickgelu": True}, "model_cfg.quickgelu is nothing that open_clip knows; did you mean 'quick_gelu'?"),
         ({"text__quick": 1}, "model_cfg.text_cfg.quick is nothing that open_clip knows; leave it out"),
         (
             {"vision__patchsize": 1},

@@ -270,12 +270,28 @@ def test_another_architecture(small, tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, [1, 2], torch.zeros(3)])
-def test_a_file_without_tensors(tmp_path, content):
+NO_TENSORS = "holds no tensors; give a file of weights: safetensors or a state dict"
+NO_NAMES = "holds a {}, no tensors by name; save a state dict, or safetensors"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({}, NO_TENSORS),
+        ({"epoch": 3}, NO_TENSORS),
+        ({"state_dict": {}}, NO_TENSORS),
+        ([1, 2], NO_NAMES.format("list")),
+        (torch.zeros(3), NO_NAMES.format("Tensor")),
+        (
+            torch.nn.Linear(2, 2),
+            "holds a whole module (torch.nn.modules.linear.Linear), not its weights alone; "
+            "save its state_dict() instead",
+        ),
+    ],
+)
+def test_a_file_without_tensors(tmp_path, content, line):
     torch.save(content, tmp_path / "w.pt")
-    assert refused(find_weights(SMALL, str(tmp_path / "w.pt"))) == (
-        f"{tmp_path}/w.pt: holds no tensors; give a file of weights: safetensors or a state dict"
-    )
+    assert refused(find_weights(SMALL, str(tmp_path / "w.pt"))) == f"{tmp_path}/w.pt: {line}"
 
 
 def test_a_file_of_other_tensors(tmp_path):
@@ -331,12 +347,17 @@ def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path, tiny_backbone, 
         source = find_weights(SMALL, str(path))
     line = refused(source)
     assert not trap.exists()
+    remedy = "convert it to safetensors where it comes from: a pickle can run code"
+    # torch names it in its own format alone, and reads no other protocol than that one's.
+    what = (
+        "holds more than tensors (posix.mkdir)"
+        if save is torch.save
+        else "cannot be read safely (Unsupported operand 149)"
+    )
     if path.suffix == ".safetensors":
         assert ", no safetensors file; " in line
     else:
-        remedy = "convert it to safetensors where it comes from: a pickle can run code"
-        named = " (posix.mkdir)" if save is torch.save else ""  # torch names it in its own format alone
-        assert line == f"{path}: holds more than tensors{named}; {remedy}"
+        assert line == f"{path}: {what}; {remedy}"
     assert "\n" not in line
 
 

@@ -6,7 +6,9 @@ The judge is open_clip's own model, made with the right configuration and the te
 from __future__ import annotations
 
 import argparse
+import collections
 import copy
+import datetime as dt
 import json
 
 import numpy as np
@@ -113,7 +115,24 @@ def other(state):
     return {name: tensor + 1 for name, tensor in state.items()}
 
 
+class Settings:
+    """As a training program has them, known to nobody else."""
+
+    def __init__(self):
+        self.lr, self.names = 1e-3, SettingsTable(a=torch.ones(2))
+
+
+class SettingsTable(dict):
+    pass
+
+
+def towers_apart(state, image, text):
+    """Each tower under a name of its own."""
+    return {(image if name.startswith("visual.") else text) + name: tensor for name, tensor in state.items()}
+
+
 READ = "read under key"
+NO_SCALE = "logit_scale assumed: that of 14.29, as the weights have none"
 WRAPPED = {
     "DataParallel": (lambda s: prefixed("module.", s), ["prefix 'module.' taken away"]),
     "compiled": (lambda s: prefixed("_orig_mod.", s), ["prefix '_orig_mod.' taken away"]),
@@ -152,12 +171,33 @@ WRAPPED = {
         lambda s: {"model": s, "args": argparse.Namespace(lr=1e-3), "best": np.float64(0.5)},
         [f"{READ} 'model'"],
     ),
+    "numbers, times and classes beside": (
+        lambda s: (
+            {
+                "model": s,
+                "rng": np.random.default_rng(0).integers(9, size=3, dtype=np.uint32),
+                "at": dt.datetime.now(dt.UTC),
+                "args": Settings(),
+            }
+            | {"seen": collections.defaultdict(list, {"a": [1]}), "torch": torch.__version__}
+        ),
+        [f"left out, as no weights: objects of {__name__}.Settings and 1 more", f"{READ} 'model'"],
+    ),
+    "arrays": (lambda s: {n: t.numpy() for n, t in s.items()}, []),
+    "towers apart": (
+        lambda s: towers_apart(s, "image_encoder.module.", "text_encoder.module."),
+        ["prefix 'image_encoder.module.' taken away", "prefix 'text_encoder.module.' taken away", NO_SCALE],
+    ),
+    "wrapped and not, alike": (lambda s: s | prefixed("module.", s), []),
     "registered twice": (lambda s: {"model": s, "clip": s}, [f"{READ} 'model'"]),
     "a classifier beside": (
         lambda s: s | {"classifier.weight": torch.ones(3, 3)},
         ["left out, as no part of the model: classifier.weight"],
     ),
-    "no scale": (lambda s: {n: t for n, t in s.items() if n != "logit_scale"}, []),
+    "no scale": (
+        lambda s: {n: t for n, t in s.items() if n != "logit_scale"},
+        [NO_SCALE],
+    ),
     "a scale of one number in a row": (lambda s: s | {"logit_scale": s["logit_scale"].reshape(1)}, []),
     "nested deeply": (
         lambda s: {"a": {"b": {"c": prefixed("d.e.", s)}}},
@@ -197,10 +237,11 @@ def test_names_are_found_in_every_wrapping(tmp_path, vit, name):
     naming = find_names(stored, plain, place=tmp_path)
     found = {own: stored.by_name[raw].item() for own, raw in naming.stored.items()}
     wanted = {own: tensor.item() for own, tensor in plain.items()}
-    assert found == (wanted if name != "no scale" else {n: v for n, v in wanted.items() if n != "logit_scale"})
-    assert list(naming.words) == [word for word in words if not word.startswith(("weights stored", "left out"))]
+    assert found == {n: v for n, v in wanted.items() if n != "logit_scale" or NO_SCALE not in words}
+    assert list(naming.words) == [word for word in words if not word.startswith(OF_FITTING)]
 
 
+OF_FITTING = ("weights stored", "left out", "logit_scale")
 LOADED = ("Lightning", "average beside", "a tower compiled", "a classifier beside", "half")
 
 
@@ -224,6 +265,66 @@ def test_two_models_that_both_fit_are_not_chosen_from(tmp_path, vit):
         f"{tmp_path}/open_clip_pytorch_model.bin: holds several models that fit: under 'one' and under 'two'; "
         "save the one that is meant alone"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda s: s | {"module.visual.proj": s["visual.proj"] + 1},
+            "holds 'visual.proj' and 'module.visual.proj', which differ and stand for one tensor; "
+            "save the one that is meant alone",
+        ),
+        (
+            lambda s: {"module": s, **other(s)},
+            "holds 'module.positional_embedding' and 'positional_embedding', which differ and stand for one tensor; "
+            "save the one that is meant alone",
+        ),
+        (
+            lambda s: s | {"positional_embedding_res": s["positional_embedding"]},  # Long-CLIP
+            "does not fit {model}, which has no positional_embedding_res; correct model_cfg in {config}: "
+            "it must be the one that the weights were trained with",
+        ),
+        (
+            lambda s: prefixed("model.", inside("_orig_mod", s | {"visual.adapter.weight": torch.ones(3)})),
+            "does not fit {model}, which has no model.visual._orig_mod.adapter.weight; correct model_cfg in {config}: "
+            "it must be the one that the weights were trained with",
+        ),
+        (
+            lambda s: (
+                prefixed("base_model.model.", s) | {"base_model.model.visual.proj.lora_A.weight": torch.ones(3, 3)}
+            ),
+            "holds low-rank additions that are not merged (base_model.model.visual.proj.lora_A.weight); "
+            "merge them where they were trained (peft: merge_and_unload) and save the whole weights",
+        ),
+        (
+            lambda s: s | {"visual.proj": s["visual.proj"].to_sparse()},
+            "holds visual.proj as a sparse tensor; save it again, dense and on the CPU",
+        ),
+    ],
+    ids=["a tensor twice", "a model twice", "Long-CLIP", "an adapter in a compiled tower", "peft", "sparse"],
+)
+def test_what_would_be_another_model_is_refused(tmp_path, vit, change, what):
+    write_config(tmp_path, config("vit"))
+    torch.save(change(state_of(vit)), tmp_path / "open_clip_pytorch_model.bin")
+    wanted = what.format(model=f"local-dir:{tmp_path}", config=tmp_path / "open_clip_config.json")
+    assert refused(tmp_path) == f"{tmp_path}/open_clip_pytorch_model.bin: {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("epoch=3.ckpt", torch.save),
+        ("model_best.pth.tar", torch.save),
+        ("pytorch_model.bin", save_file),
+    ],
+)
+def test_weights_are_known_by_content(tmp_path, vit, name, save):
+    write_config(tmp_path, config("vit"))
+    save(state_of(vit), tmp_path / name)
+    torch.save({"state": {}}, tmp_path / "optimizer.bin")  # of accelerate
+    found, expected = load(tmp_path).model.state_dict(), state_of(vit)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 def shards(state, folder, kind):
@@ -442,6 +543,12 @@ def test_what_a_configuration_leaves_open_is_said(tmp_path, vit):
             "give the one that the weights were trained with",
         ),
         ([], "preprocess_cfg is no object; give mean and std in it"),
+        (
+            {"fill_color": "white"},
+            'preprocess_cfg.fill_color "white" is no whole number from 0 to 255, nor three; '
+            "give the one that the weights were trained with",
+        ),
+        ({"mode": "BGR"}, "preprocess_cfg.mode 'BGR' is none of RGB; give the one that the weights were trained with"),
     ],
 )
 def test_a_preprocessing_that_would_be_replaced_is_refused(tmp_path, vit, preprocess, line):
@@ -459,6 +566,11 @@ def test_a_preprocessing_that_would_be_replaced_is_refused(tmp_path, vit, prepro
             "name the tokenizer that the weights were trained with in text_cfg.hf_tokenizer_name",
         ),
         (
+            {"text__vocab_size": 70000},
+            "its tokenizer has 49,408 tokens, its text tower 70,000; "
+            "name the tokenizer that the weights were trained with in text_cfg.hf_tokenizer_name",
+        ),
+        (
             {"text__pool_type": "eos"},
             "its text tower looks for token 2, which its tokenizer does not put at the end; correct text_cfg.eos_id",
         ),
@@ -467,11 +579,34 @@ def test_a_preprocessing_that_would_be_replaced_is_refused(tmp_path, vit, prepro
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, vit, changes, line):
     write_config(tmp_path, config("vit", **changes))
     state = state_of(vit)
-    rows = changes.get("text__vocab_size", 49408)
-    save_file(
-        state | {"token_embedding.weight": state["token_embedding.weight"][:rows]}, tmp_path / "model.safetensors"
-    )
+    rows = torch.arange(changes.get("text__vocab_size", 49408)) % 49408
+    save_file(state | {"token_embedding.weight": state["token_embedding.weight"][rows]}, tmp_path / "model.safetensors")
     assert refused(tmp_path) == f"{tmp_path}/open_clip_config.json: {line}"
+
+
+def test_positions_that_a_tower_of_timm_makes_as_it_runs_are_said_or_refused(tmp_path):
+    state = state_of(make_model("timm vit"))  # of 160 pixels in patches of 16
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    write_config(tmp_path, config("timm vit", vision__image_size=192))
+    words = "image positions interpolated from 10 x 10 to 12 x 12, for the image_size that is set"
+    assert load(tmp_path).facts["notes"] == [words]
+    cfg = config("timm vit")
+    del cfg["vision_cfg"]["image_size"]
+    write_config(tmp_path, cfg)
+    assert refused(tmp_path) == (
+        f"{tmp_path}/open_clip_config.json: names no image_size: 224 x 224 would be taken, its tower has positions of "
+        "10 x 10 patches; give vision_cfg.image_size 160"
+    )
+
+
+def test_a_tokenizer_in_a_folder_is_part_of_what_the_model_is(tmp_path, vit):
+    # Words turned into other tokens are other embeddings: a cache of the one is none of the other.
+    write_config(tmp_path, config("vit", text__hf_tokenizer_name="org/words"))
+    save_file(state_of(vit), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    before = find_weights(f"local-dir:{tmp_path}", None).identity()
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    assert find_weights(f"local-dir:{tmp_path}", None).identity() != before
 
 
 def test_a_backbone_that_another_version_loaded_otherwise_is_not_mixed(tmp_path, vit):

@@ -231,6 +231,30 @@ NAFLEX = "a tower of one input size cannot do that; give a SigLIP 2 model of fix
             "correct config.json: num_hidden_layers and model_type",
         ),
         (
+            CONFIG,
+            {"text_config__eos_token_id": None},
+            "DIR/config.json: text_config.eos_token_id is null, not one token; "
+            "give the token that ends a text in its tokenizer",
+        ),
+        (
+            PROCESSOR,
+            {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.8},
+            "DIR/preprocessor_config.json: is of ConvNextImageProcessor, which is not known here; "
+            "give the file that was saved with a CLIP or SigLIP model",
+        ),
+        (
+            "processor_config.json",
+            {"image_processor": {"image_mean": [0, 0, 0]}},
+            "DIR/processor_config.json: image_mean is [0, 0, 0], in preprocessor_config.json "
+            "[0.48145466, 0.4578275, 0.40821073]; take one of the two files away",
+        ),
+        (
+            "adapter_config.json",
+            {"peft_type": "LORA"},
+            "DIR/adapter_config.json: holds low-rank additions of peft, which would be left out; "
+            "merge them (merge_and_unload) and save the whole model, or take the file away",
+        ),
+        (
             PROCESSOR,
             {"image_processor_type": "Siglip2ImageProcessor"},
             f"DIR/preprocessor_config.json: is of NaFlex, whose pictures keep their shape: {NAFLEX}",
