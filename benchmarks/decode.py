@@ -1,5 +1,6 @@
 """What other ways to decode cost and move: `python -m benchmarks.decode --set ../agiqa-3k [--backbone local-dir:DIR]`.
 
+`gpu` here is that way's own code with TorchCodec's decoder for a CPU; `make bench-gpu ONLY=ceilings` has a GPU's.
 Milliseconds of a processor an image; levels of 255 by which pixels differ; cosine with the embeddings of `exact`; and
 by how much SROCC moves, of the zero-shot cosine with consistency and of a ridge regression with quality.
 """
@@ -8,19 +9,27 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from deltaclip.features.backbone.device_decoding import DeviceDecoder
 from deltaclip.features.backbone.encode import encode_images, encode_texts
 from deltaclip.features.backbone.load import load_backbone
 from deltaclip.features.backbone.pixels import center_crops
 from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.data.adapters import read_manifest
+from deltaclip.features.data.jpeg import PlainJpeg
 from deltaclip.pipeline.scoring.agreement import srocc
 
-WAYS = ("exact", "fast", "draft")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deltaclip.features.backbone.load import Backbone
+
+WAYS = ("exact", "fast", "draft", "gpu")
 BATCH = 8
 
 
@@ -39,9 +48,9 @@ def main() -> None:
     pixels, vectors, milliseconds = {}, {}, {}
     for way in WAYS:
         backbone = load_backbone(source, device="cpu", precision="fp32", decode=way)  # type: ignore[arg-type]
-        crops, open_file = center_crops(backbone), file_opener(backbone)
+        pixels_of = _of_device(backbone) if way == "gpu" else _of_host(backbone)
         started = time.thread_time()
-        pixels[way] = torch.cat([crops(open_file(content)) for content in files])
+        pixels[way] = torch.cat([pixels_of(content) for content in files])
         milliseconds[way] = (time.thread_time() - started) / len(files) * 1e3
         parts = [encode_images(backbone, part).unit_BD for part in pixels[way].split(BATCH)]
         vectors[way] = np.concatenate(parts)
@@ -59,6 +68,21 @@ def main() -> None:
             f"cosine {cosine.min():.5f} to {cosine.max():.5f}, mean {cosine.mean():.6f}; "
             f"SROCC zero-shot consistency {zero_shot:.4f}, ridge quality {ridge:.4f}"
         )
+
+
+def _of_host(backbone: Backbone) -> Callable[[bytes], torch.Tensor]:
+    crops, open_file = center_crops(backbone), file_opener(backbone)
+    return lambda content: crops(open_file(content))
+
+
+def _of_device(backbone: Backbone) -> Callable[[bytes], torch.Tensor]:
+    decoder, crops = DeviceDecoder(backbone), center_crops(backbone)
+
+    def pixels_of(content: bytes) -> torch.Tensor:
+        picture = decoder.open(content)
+        return decoder.pixels([picture]) if isinstance(picture, PlainJpeg) else crops(picture)
+
+    return pixels_of
 
 
 def _figures(

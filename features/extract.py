@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.options import option_name
 from deltaclip.base.progress import say
+from deltaclip.features.backbone.device_decoding import check_decoder
 from deltaclip.features.backbone.weights import LOCAL_DIR, find_weights
 from deltaclip.features.data.adapters import data_name, read_manifest
 from deltaclip.features.data.addresses import as_place
@@ -256,6 +257,7 @@ def _resolved(text: str) -> str:
 
 
 def _extraction(config: ExtractConfig, out: Path) -> Extraction:
+    check_decoder(config.decode, config.device)
     return Extraction(
         out=out,
         views=choose_views(config.views, decode=config.decode),

@@ -46,7 +46,9 @@ class ExtractConfig:
         "auto", help="Number format of the model; auto measures whether 16 bits keep the embeddings."
     )
     decode: Decode = setting(
-        "exact", help="exact: open_clip's pixels; fast: within 2 of 255 levels; draft: JPEG at reduced size."
+        "exact",
+        help="exact: open_clip's pixels; fast: within 2 of 255 levels; draft: JPEG at reduced size; gpu: JPEG decoded "
+        "and resized on a CUDA GPU (extra gpu).",
     )
     batch_size: int | None = setting(None, help="Images per forward pass; default measured, 64 for small sets.", ge=1)
     workers: int | None = setting(

@@ -138,6 +138,20 @@ class Memory:
 MEMORY = Memory()
 
 
+class Decoder:
+    """TorchCodec's for the device: the width above which it gives up on a picture, None for none."""
+
+    widest = None
+
+    def check(self, pictures):
+        for picture in pictures:
+            if self.widest is not None and picture.shape[-1] > self.widest:
+                raise RuntimeError(f"pretended: wider than {self.widest}\nand more that nobody needs")
+
+
+DECODER = Decoder()
+
+
 class UnderWay:
     """Copies from pinned memory that nothing has waited for: what they read must stay as it is."""
 
@@ -467,6 +481,27 @@ def install():
     torch.nn.utils.clip_grad._has_foreach_support = lambda *_, **__: True
     _fuse_attention()
     _make_constructors()
+    if importlib.util.find_spec("torchcodec"):
+        _decode_there()
+
+
+def _decode_there():
+    """Let TorchCodec decode JPEG files for the device, on the CPU: a wait a call, as it reads memory of the host."""
+    from torchcodec import decoders
+
+    plain = decoders.decode_jpeg
+
+    def decode_jpeg(source, *, device="cpu", **options):
+        if not _is_here(device):
+            return plain(source, device=device, **options)
+        waited("decode_jpeg()")
+        _launched("decode_jpeg")
+        decoded = plain(list(source), device="cpu", **options)
+        DECODER.check(decoded)
+        MEMORY.check(decoded)
+        return [OnGpu(each) for each in decoded]
+
+    decoders.decode_jpeg = decode_jpeg
 
 
 def _fuse_attention():

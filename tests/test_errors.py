@@ -209,6 +209,10 @@ TABLE = [
     ),
     ("extract {at}/good.csv --batch-size 0", "--batch-size: 0 is out of range; give a value at least 1"),
     ("extract {at}/good.csv --workers -1", "--workers: -1 is out of range; give a value at least 1"),
+    (
+        "extract {at}/good.csv --decode gpu --device cpu",
+        "--decode gpu: needs a CUDA GPU, not --device cpu; give --decode fast, or --device cuda",
+    ),
     ("extract {at}/good.csv --backbone ViT-B-23", "--backbone: unknown model 'ViT-B-23'; did you mean 'ViT-B-32'?"),
     ("extract {at}/good.csv --backbone qqq", "--backbone: unknown model 'qqq'; see open_clip.list_models()"),
     (

@@ -11,6 +11,9 @@ import sys
 
 import pytest
 
+from deltaclip.tests.features.backbone.test_device_decoding import exif, needs_torchcodec
+from deltaclip.tests.features.backbone.test_pixels import as_jpeg, picture
+from deltaclip.tests.features.data.odd_images import refused_files, usable_files
 from deltaclip.tests.pretended_stages import FAMILIES, STAGES, TUNINGS, of_families
 
 # The pretended device computes with the CPU's kernels in the CPU's order, so what differs is a path that a GPU takes
@@ -113,8 +116,74 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def run(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+DECODED = """
+import json, os, signal, sys
+from pathlib import Path
+from deltaclip.tests import pretended_gpu as gpu
+gpu.install()
+import numpy as np
+from deltaclip.features.extract import extract
+from deltaclip.features.settings import ExtractConfig
+from deltaclip.features.store.reader import FeatureStore
+from deltaclip.features.store.writer import StoreWriter
+from deltaclip.tests.pretended_stages import per_call
+
+folder, backbone = Path(sys.argv[1]), sys.argv[2]
+
+def made(name, device, decode, views="center,flip,statistics", **more):
+    return extract(ExtractConfig(data=str(folder / "set"), out=folder / f"{name}.h5", backbone=backbone, device=device,
+                                 precision="fp32", decode=decode, batch_size=8, views=views, **more))
+
+def vectors(name):
+    with FeatureStore.open(folder / f"{name}.h5") as store:
+        done = np.flatnonzero(store.status() == 1)
+        return {view: store.group("images", view)["embedding"][done].astype(np.float64)
+                for view in ("center", "flip", "statistics")}
+
+def apart(one, other):
+    return {view: float(np.abs(one[view] - other[view]).max()) for view in one}
+
+said, put = {}, StoreWriter.put_images
+pid = os.fork()  # before anything computes: threads of OpenMP do not survive it
+if pid == 0:
+    count = iter(range(9))
+    def put_and_die(writer, *given):
+        put(writer, *given)
+        if next(count) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    StoreWriter.put_images = put_and_die
+    made("killed", gpu.DEVICE, "gpu")
+said["killed"] = os.waitpid(pid, 0)[1]
+with per_call("deltaclip.features.backbone.view_vectors") as steps:
+    whole = made("whole", gpu.DEVICE, "gpu")
+said["waits"] = [dict(waits=step.waits.total(), decoded=sum(step.waits[key] for key in step.waits if "jpeg" in key[0]))
+                 for step in steps]
+said["notes"], said["failed"] = whole.notes, whole.failed
+said["identity"] = [whole.facts["versions"].get("torchcodec") is not None]
+fast = made("fast", "cpu", "fast")
+said["same failures"] = fast.failed == whole.failed
+said["fast"] = apart(vectors("whole"), vectors("fast"))
+rest = made("killed", gpu.DEVICE, "gpu")
+said["rest"] = [rest.new_images, whole.new_images]
+said["resumed"] = apart(vectors("whole"), vectors("killed"))
+made("grown", gpu.DEVICE, "gpu", views="center,statistics")
+made("grown", gpu.DEVICE, "gpu")
+said["grown"] = apart(vectors("whole"), vectors("grown"))
+gpu.DECODER.widest = 250
+narrow = made("narrow", gpu.DEVICE, "gpu")
+gpu.DECODER.widest = None
+said["fallen back"] = [apart(vectors("whole"), vectors("narrow")), [each for each in narrow.notes if "GPU" in each]]
+for name, device, decode in (("whole", "cpu", "fast"), ("fast", gpu.DEVICE, "gpu"), ("other", "cpu", "gpu")):
+    try:
+        made(name, device, decode)
+    except Exception as error:
+        said[f"{decode} for {name}"] = str(error)
+print(json.dumps(said))
+"""
+
+
+def run(program, *arguments):
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -137,6 +206,53 @@ def test_a_full_gpu_is_one_line_with_the_number_that_fits():
     line = "--batch-size: the memory of cudaish:0 does not hold a pass of 14 rows; "
     line += "give --batch-size 7 --accumulate 2: a pass fits, a step sees as many rows"
     assert run(FULL) == [f"{line}, or add --checkpointing", line]
+
+
+@pytest.fixture(scope="module")
+def mixed_set(tmp_path_factory):
+    """Plain JPEG files of two sizes, turned ones and a grey one among them, other kinds, and files that are refused."""
+    folder = tmp_path_factory.mktemp("decoded")
+    (folder / "set").mkdir()
+    files = {f"p{number:02}.jpg": as_jpeg(picture(300 - 60 * (number % 2), 200, seed=number)) for number in range(12)}
+    files |= {f"t{turn}.jpg": as_jpeg(picture(300, 200, seed=20 + turn), exif=exif(turn)) for turn in range(1, 9)}
+    files |= {"grey.jpg": as_jpeg(picture(300, 200, seed=40).convert("L")), "cut.jpg": files["p00.jpg"][:-900]}
+    files |= {"damaged.jpg": files["p01.jpg"][:4000] + bytes(60) + files["p01.jpg"][4060:]}
+    files |= usable_files() | {name: content for name, (content, _) in refused_files().items()}
+    for name, content in files.items():
+        (folder / "set" / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.slow
+@needs_torchcodec
+def test_pictures_are_decoded_there(mixed_set, tiny_backbone):
+    """Mixed files, those that are cut or damaged among them; killed and gone on with; a decoder that gives up."""
+    said = run(DECODED, str(mixed_set), tiny_backbone)
+    assert {name for name, _ in said["failed"]} == {"cut.jpg", *refused_files()}
+    assert said["same failures"]
+    assert said["identity"] == [True]
+    # Levels of two ways to resize in 8 bits; statistics are of the host's pixels.
+    assert said["fast"]["statistics"] == 0
+    assert said["fast"]["center"] < 2e-4
+    assert said["fast"]["flip"] < 2e-4
+    assert said["notes"][-1] == "images that are no plain JPEG, decoded on the host, as by --decode fast: 27"
+    # The two forward passes of a batch, and its pictures, decoded together.
+    assert max(each["decoded"] for each in said["waits"]) == 1
+    assert max(each["waits"] for each in said["waits"]) <= 3
+    assert said["killed"] == 9
+    assert 0 < said["rest"][0] < said["rest"][1]
+    assert max(said["resumed"].values()) < 1e-5
+    assert max(said["grown"].values()) < 1e-5
+    apart, notes = said["fallen back"]
+    assert apart["center"] < 2e-4
+    reason = "pretended: wider than 250"
+    assert notes == [f"images that the GPU did not decode ({reason}), decoded on the host, as by --decode fast: 15"]
+    assert "was made by another backbone: decode gpu there, fast here" in said["fast for whole"]
+    assert "was made by another backbone: decode fast there, gpu here" in said["gpu for fast"]
+    assert (
+        said["gpu for other"]
+        == "--decode gpu: needs a CUDA GPU, not --device cpu; give --decode fast, or --device cuda"
+    )
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Pixels of an image as a backbone is given them: 8 bits until the device, then normalised there.
 
-Bit for bit what the backbone's own transform gives, unless it decodes `fast`. Knows open_clip's transforms. Must not
-know files.
+Bit for bit what the backbone's own transform gives, unless it decodes `fast` or on a GPU. Knows open_clip's transforms.
+Must not know files.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.transfers import overlaps
+from deltaclip.features.data.decoding import on_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
     from PIL import Image
@@ -32,18 +33,34 @@ def center_crops(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
         UserError: `fast` has no way to resize as this model needs.
     """
     import torchvision.transforms as tv
+
+    if on_host(backbone.decode) == "fast":
+        fit = _fitted(backbone, _resized_by_torchvision)
+        return lambda image: fit(_as_tensor(image)[None])
+    steps = _geometric_steps(backbone)
+    if steps is None:
+        return lambda image: backbone.preprocess(image)[None]
+    before = tv.Compose(_own_crops(steps))
+    return lambda image: _as_tensor(before(image)).contiguous()[None]
+
+
+def device_crops(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what cuts images of one size on a device to the model's input: uint8 (K, 3, H, W) to (K, 3, h, w).
+
+    Raises:
+        UserError: see `center_crops`.
+    """
+    return _fitted(backbone, _resized_in_passes)
+
+
+def _geometric_steps(backbone: Backbone) -> list[Any] | None:
+    """Return the steps of a transform before conversion and normalisation, None of one that does not end in these."""
+    import torchvision.transforms as tv
     from open_clip.transform import MaybeToTensor
 
     steps = list(getattr(backbone.preprocess, "transforms", []))
     ends_known = len(steps) > 2 and isinstance(steps[-1], tv.Normalize)
-    if not ends_known or not isinstance(steps[-2], (tv.ToTensor, MaybeToTensor)):
-        if backbone.decode == "fast":
-            raise _refusal(backbone)
-        return lambda image: backbone.preprocess(image)[None]
-    if backbone.decode == "fast":
-        return _fast_crops(backbone, steps[:-2])
-    before = tv.Compose(_own_crops(steps[:-2]))
-    return lambda image: _as_tensor(before(image)).contiguous()[None]
+    return steps[:-2] if ends_known and isinstance(steps[-2], (tv.ToTensor, MaybeToTensor)) else None
 
 
 def transform_of(cfg: Mapping[str, Any]) -> Callable[[Image.Image], torch.Tensor]:
@@ -76,7 +93,7 @@ def single_pixels(backbone: Backbone) -> Callable[[Image.Image], torch.Tensor]:
     Raises:
         UserError: see `center_crops`.
     """
-    if backbone.decode != "fast":
+    if on_host(backbone.decode) != "fast":
         import torchvision.transforms as tv
 
         steps = getattr(backbone.preprocess, "transforms", [backbone.preprocess])
@@ -130,11 +147,21 @@ def _constants(
 
 
 def as_batch(backbone: Backbone, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Put crops (K, 3, H, W) of one shape into one tensor, for a GPU in pinned memory, from which copies overlap."""
+    """Put crops (K, 3, H, W) of one shape into one tensor, for a GPU in pinned memory, from which copies overlap.
+
+    On the GPU itself where some of them are there already.
+    """
     import torch
 
     if not backbone.device.startswith("cuda"):
         return torch.cat(list(crops))
+    of_host = [crop for crop in crops if crop.device.type == "cpu"]
+    if len(of_host) < len(crops):
+        parts: Iterator[torch.Tensor] = iter(())
+        if of_host:
+            moved = as_batch(backbone, of_host).to(backbone.device, non_blocking=True)
+            parts = iter(moved.split([len(crop) for crop in of_host]))
+        return torch.cat([next(parts) if crop.device.type == "cpu" else crop for crop in crops])
     # torch keeps pinned blocks and hands them out again once their copy is done: after the first batches none is made.
     shape = (sum(len(crop) for crop in crops), *crops[0].shape[1:])
     return torch.cat(list(crops), out=torch.empty(shape, dtype=crops[0].dtype, pin_memory=True))
@@ -170,30 +197,63 @@ def cut_corner(step: Any, spare: int) -> int:
     return int(getattr(step, "corner", round)(spare / 2.0))
 
 
-def _fast_crops(backbone: Backbone, steps: Sequence[Any]) -> Callable[[Image.Image], torch.Tensor]:
+def _fitted(
+    backbone: Backbone, resized: Callable[[torch.Tensor, Any], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the steps of a backbone's transform on pixels, `resized` by its first: uint8 (K, 3, H, W) to (K, 3, h, w).
+
+    Raises:
+        UserError: it has other steps than resizing and cuts.
+    """
     import torchvision.transforms as tv
     from torchvision.transforms.v2 import functional
 
-    resize = steps[0]
-    crops = [step for step in steps[1:] if isinstance(step, tv.CenterCrop)]
-    padded = any("Pad" in type(step).__name__ for step in steps)
-    if not isinstance(resize, tv.Resize) or padded:
+    steps = _geometric_steps(backbone) or [None]
+    resize, cuts = steps[0], [step for step in steps[1:] if isinstance(step, tv.CenterCrop)]
+    known = isinstance(resize, tv.Resize) and resize.interpolation.value in {"bilinear", "bicubic"}
+    if not known or any("Pad" in type(step).__name__ for step in steps):
         raise _refusal(backbone)
 
-    def crop(image: Image.Image) -> torch.Tensor:
-        size: Any = resize.size if isinstance(resize.size, int) else list(resize.size)
-        pixels = functional.resize(_as_tensor(image), size, interpolation=resize.interpolation, antialias=True)
-        for step in crops:
+    def fit(pixels_K3HW: torch.Tensor) -> torch.Tensor:
+        pixels = resized(pixels_K3HW, resize)
+        for step in cuts:
             (height, width), (tall, wide) = step.size, pixels.shape[-2:]
             if tall < height or wide < width:
                 pixels = functional.center_crop(pixels, list(step.size))
             else:
                 top, left = cut_corner(step, tall - height), cut_corner(step, wide - width)
                 pixels = functional.crop(pixels, top, left, height, width)
-        cropped: torch.Tensor = pixels.contiguous()[None]
-        return cropped
+        return pixels.contiguous()
 
-    return crop
+    return fit
+
+
+def _resized_by_torchvision(pixels: torch.Tensor, resize: Any) -> torch.Tensor:
+    from torchvision.transforms.v2 import functional
+
+    size: Any = resize.size if isinstance(resize.size, int) else list(resize.size)
+    resized: torch.Tensor = functional.resize(pixels, size, interpolation=resize.interpolation, antialias=True)
+    return resized
+
+
+def _resized_in_passes(pixels: torch.Tensor, resize: Any) -> torch.Tensor:
+    """Resize as Pillow does: across, to 8 bits, then down, to 8 bits.
+
+    Both ways in one pass would keep what lies beyond black and white in between: up to 8 levels from Pillow's.
+    """
+    import torch
+
+    (height, width), size = pixels.shape[-2:], resize.size
+    if isinstance(size, int):
+        short, long = min(height, width), max(height, width)
+        longer = int(size * long / short)
+        size = (size, longer) if height <= width else (longer, size)
+    found = pixels.float()
+    for sides in ((height, size[1]), tuple(size)):
+        if tuple(found.shape[-2:]) != sides:
+            scaled = torch.nn.functional.interpolate(found, sides, mode=resize.interpolation.value, antialias=True)
+            found = scaled.add_(0.5).floor_().clamp_(0, MAX_LEVELS)  # a half goes up, as there
+    return found.to(torch.uint8)
 
 
 def _as_tensor(image: Image.Image) -> torch.Tensor:
@@ -206,4 +266,4 @@ def _as_tensor(image: Image.Image) -> torch.Tensor:
 def _refusal(backbone: Backbone) -> UserError:
     mode = backbone.facts["preprocessing"]["resize_mode"]
     message = f"cannot resize as {backbone.facts['backbone']} needs ({mode})"
-    return UserError(message, place="--decode fast", remedy="give --decode exact")
+    return UserError(message, place=f"--decode {backbone.decode}", remedy="give --decode exact")

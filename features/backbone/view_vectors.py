@@ -12,15 +12,17 @@ import contextlib
 import functools
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from deltaclip.base.errors import MachineError
+from deltaclip.base.progress import say
 from deltaclip.base.transfers import fetched
 from deltaclip.features.backbone.block_means import StageTower, chunks_of_shape
 from deltaclip.features.backbone.decode_ahead import dealt, image_batches
+from deltaclip.features.backbone.device_decoding import OPTION, DeviceDecoder, missing_decoder
 from deltaclip.features.backbone.encode import (
     Embeddings,
     encode_images,
@@ -29,7 +31,9 @@ from deltaclip.features.backbone.encode import (
     unit_and_norm,
 )
 from deltaclip.features.backbone.pixels import as_batch, center_crops, input_size, normalise
-from deltaclip.features.data.decoding import open_decoded
+from deltaclip.features.data.decoding import on_host, open_decoded
+from deltaclip.features.data.images import decode_plain
+from deltaclip.features.data.jpeg import PlainJpeg
 from deltaclip.features.data.views import (
     CENTER,
     OF_TOWER,
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     from deltaclip.features.backbone.load import Backbone
     from deltaclip.features.data.decoding import Decode
 
+    Crops = dict[str, "torch.Tensor | PlainJpeg"]  # of a picture, by source
+
 
 # Whole images go through a processor's caches best one or two at a time: MobileNetV2 at 384 pixels on one core does
 # 10 to 13 images/s in chunks of two, 3 to 5 in chunks of eight and more.
@@ -67,6 +73,7 @@ class View:
     (K, 3, H, W), `source` names them, and views of one source share them; `open_file` makes such an image of a file's
     bytes, for all views of a backbone in the same way; `encode` makes (B, W) vectors and (B,) lengths of the crops of
     B images. `with_center`, where there is one, makes those of `center` too, bit for bit, in the same forward pass.
+    Where there is a `decoder`, `open_file` leaves files undecoded that are for it, and it makes their crops.
     """
 
     name: str
@@ -74,10 +81,11 @@ class View:
     width: int
     device: str
     source: str
-    open_file: Callable[[bytes], Image.Image]
+    open_file: Callable[..., Image.Image | PlainJpeg]
     crops: Callable[[Image.Image], torch.Tensor]
     encode: Callable[[Sequence[torch.Tensor]], Embeddings]
     with_center: Callable[[Sequence[torch.Tensor]], tuple[Embeddings, Embeddings]] | None = None
+    decoder: DeviceDecoder | None = None
 
 
 class ViewBatch(NamedTuple):
@@ -108,24 +116,28 @@ def make_views(backbone: Backbone, names: Sequence[str], *, batch_size: int) -> 
     Raises:
         UnfitBackboneError: `stages` of a tower without recognisable blocks.
     """
-    preprocessed, open_file = center_crops(backbone), file_opener(backbone)
+    preprocessed, decoder = center_crops(backbone), _decoder(backbone)
+    open_file = decoder.open if decoder else file_opener(backbone)
 
     def view(name: str) -> View:
-        if name == STAGES:
-            return _stages_view(backbone, preprocessed, open_file, batch_size=batch_size)
         if name == STATISTICS:
-            return statistics_view(backbone.decode, device=backbone.device)
-        source, crops, encode = known[name]
-        return View(
-            name=name,
-            recipe=RECIPES[name],
-            width=backbone.dim,
-            device=backbone.device,
-            source=source,
-            open_file=open_file,
-            crops=crops,
-            encode=encode,
-        )
+            found = statistics_view(backbone.decode, device=backbone.device)
+        elif name == STAGES:
+            found = _stages_view(backbone, preprocessed, open_file, batch_size=batch_size)
+        else:
+            source, crops, encode = known[name]
+            found = View(
+                name=name,
+                recipe=RECIPES[name],
+                width=backbone.dim,
+                device=backbone.device,
+                source=source,
+                open_file=open_file,
+                crops=crops,
+                encode=encode,
+            )
+        # What has pixels of its own takes them from an image of the host.
+        return replace(found, open_file=open_file, decoder=decoder if found.source == CENTER else None)
 
     known: dict[str, tuple[str, Any, Any]] = {
         CENTER: (CENTER, preprocessed, functools.partial(_encode_center, backbone)),
@@ -157,12 +169,8 @@ def encoded_batches(
         replicas: the same views of further replicas of the backbone, which take turns with the first.
     """
 
-    def prepare(file: ImageFile, image: Image.Image) -> dict[str, torch.Tensor]:
-        crops: dict[str, torch.Tensor] = {}
-        for view in views:
-            if wanted[view.name][file.entry] and view.source not in crops:
-                crops[view.source] = view.crops(image)
-        return crops
+    def prepare(file: ImageFile, picture: Image.Image | PlainJpeg) -> Crops:
+        return crops_by_source([view for view in views if wanted[view.name][file.entry]], picture)
 
     batches = image_batches(
         files, prepare, root=root, batch_size=batch_size, workers=workers, open_file=views[0].open_file
@@ -172,6 +180,23 @@ def encoded_batches(
     lanes = [functools.partial(_encode_batch, own, wanted, _own_stream(own[0].device)) for own in turns]
     with contextlib.closing(batches), contextlib.closing(dealt(batches, lanes)) as encoded:
         yield from encoded
+
+
+def crops_by_source(views: Sequence[View], picture: Image.Image | PlainJpeg) -> Crops:
+    """Return what views need of a picture, by their sources: pixels, or the picture itself where a decoder takes it."""
+    crops: Crops = {}
+    image = None if isinstance(picture, PlainJpeg) else picture
+    for view in views:
+        if view.source in crops:
+            continue
+        if view.decoder and isinstance(picture, PlainJpeg):
+            crops[view.source] = picture
+            continue
+        if image is None:
+            assert isinstance(picture, PlainJpeg)
+            image = decode_plain(picture)
+        crops[view.source] = view.crops(image)
+    return crops
 
 
 def _own_stream(device: str) -> torch.cuda.Stream | None:
@@ -184,7 +209,7 @@ def _encode_batch(
     views: Sequence[View],
     wanted: Mapping[str, NDArray[np.bool_]],
     stream: torch.cuda.Stream | None,
-    batch: ImageBatch[dict[str, torch.Tensor]],
+    batch: ImageBatch[Crops],
 ) -> EncodedBatch:
     import torch
 
@@ -203,7 +228,7 @@ def _encode_batch(
 
 
 def _too_many(
-    views: Sequence[View], crops_of: Mapping[int, Mapping[str, torch.Tensor]], wanted_by: Mapping[str, Sequence[int]]
+    views: Sequence[View], crops_of: Mapping[int, Crops], wanted_by: Mapping[str, Sequence[int]]
 ) -> MachineError:
     """Find by trying how many images the memory of a GPU holds, with all that others have there now."""
     import torch
@@ -221,22 +246,24 @@ def _too_many(
 
 def encode_views(
     views: Sequence[View],
-    crops_of: Mapping[int, Mapping[str, torch.Tensor]],
+    crops_of: Mapping[int, Crops],
     entries_of: Mapping[str, Sequence[int]],
 ) -> dict[str, Embeddings]:
     """Return the vectors of images by view; views of the same images and pixels go through in one forward pass.
 
     Args:
         views: what to compute.
-        crops_of: by entry and source, the pixels.
+        crops_of: by entry and source, the pixels, or what a view's decoder makes them of.
         entries_of: by view, the images of which it is wanted; one that is wanted of none is left out.
     """
+    wanted = [view for view in views if entries_of[view.name]]
+    on_device = _on_device(wanted, crops_of, entries_of)
 
     def crops(view: View) -> list[torch.Tensor]:
-        return [crops_of[entry][view.source] for entry in entries_of[view.name]]
+        pictures = {(entry, view.source): crops_of[entry][view.source] for entry in entries_of[view.name]}
+        return [on_device[place] if isinstance(one, PlainJpeg) else one for place, one in pictures.items()]
 
     found: dict[str, Embeddings] = {}
-    wanted = [view for view in views if entries_of[view.name]]
     for view in wanted:
         if view.with_center and entries_of[view.name] == entries_of.get(CENTER):
             found[CENTER], found[view.name] = view.with_center(crops(view))
@@ -246,17 +273,41 @@ def encode_views(
     return {view.name: found[view.name] for view in wanted}
 
 
+def _on_device(
+    views: Sequence[View], crops_of: Mapping[int, Crops], entries_of: Mapping[str, Sequence[int]]
+) -> dict[tuple[int, str], torch.Tensor]:
+    """Return the pixels of pictures that were left to decoders, (1, 3, h, w) by entry and source, decoded once."""
+    found: dict[tuple[int, str], torch.Tensor] = {}
+    for view in views:
+        places = [(entry, view.source) for entry in entries_of[view.name] if (entry, view.source) not in found]
+        left = {place: crop for place in places if isinstance(crop := crops_of[place[0]][place[1]], PlainJpeg)}
+        if left:
+            assert view.decoder is not None, "only what has one leaves pictures to it"
+            found |= dict(zip(left, view.decoder.pixels(list(left.values())).split(1), strict=True))
+    return found
+
+
+def _decoder(backbone: Backbone) -> DeviceDecoder | None:
+    """Return what decodes on the backbone's device, None where it is the host that decodes: said if it should not."""
+    if backbone.decode != "gpu":
+        return None
+    if missing := missing_decoder(backbone.device):
+        say(f"{OPTION}, as the cache was made: {missing}, so pictures are decoded as by --decode fast")
+        return None
+    return DeviceDecoder(backbone)
+
+
 def file_opener(backbone: Backbone, *, max_pixels: int | None = None) -> Callable[[bytes], Image.Image]:
-    """Return what makes an RGB image of a file's bytes, in the way that the backbone decodes."""
+    """Return what makes an RGB image of a file's bytes on the host, in the way that the backbone decodes."""
     return functools.partial(
-        open_decoded, decode=backbone.decode, short_side=max(input_size(backbone)), max_pixels=max_pixels
+        open_decoded, decode=on_host(backbone.decode), short_side=max(input_size(backbone)), max_pixels=max_pixels
     )
 
 
 def _stages_view(
     backbone: Backbone,
     preprocessed: Callable[[Image.Image], torch.Tensor],
-    open_file: Callable[[bytes], Image.Image],
+    open_file: Callable[..., Image.Image | PlainJpeg],
     *,
     batch_size: int,
 ) -> View:

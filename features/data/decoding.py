@@ -11,8 +11,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # `exact`: Pillow decodes and resizes, as open_clip does. `fast`: torchvision resizes, in 8 bits. `draft`: JPEG files
-# are decoded at a fraction of their size. Part of a cache's identity, all but `exact`; docs/speed.md has their effects.
-Decode = Literal["exact", "fast", "draft"]
+# are decoded at a fraction of their size. `gpu`: JPEG files are decoded and resized on a GPU, all that it is not given
+# as by `fast`. Part of a cache's identity, all but `exact`; docs/speed.md has their effects.
+Decode = Literal["exact", "fast", "draft", "gpu"]
+
+
+def on_host(decode: Decode) -> Decode:
+    """Return the way that processors take where a cache was decoded in this one."""
+    return "fast" if decode == "gpu" else decode
 
 
 def open_decoded(content: bytes, *, decode: Decode, short_side: int, max_pixels: int | None = None) -> Image.Image:

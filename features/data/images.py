@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from deltaclip.base.progress import Progress
+from deltaclip.features.data.jpeg import PlainJpeg, plain_stream
 from deltaclip.features.data.jxl import size_of
 from deltaclip.features.data.png import SIGNATURE, picture_only
 from deltaclip.features.data.sources import UnreadableFile, UnreadableImage, open_source, read_image_bytes
@@ -82,14 +83,38 @@ def open_image(content: bytes, *, short_side: int | None = None, max_pixels: int
         UnreadableImage: not an image, truncated, over `max_pixels`, a strip longer than 100:1, pixels
             without a known range (float, 32 bits), or a transparent colour that cannot be told from others.
     """
-    from deltaclip.features.data.pillow import as_public, decode
-
     with _refusing():
         image = _look(io.BytesIO(content), header=False, max_pixels=max_pixels).image
         if short_side is not None and image.format in {"JPEG", "MPO"}:  # HEIC would give the preview of a camera
             image.draft(None, (short_side, short_side))
-        decode(image)
-        return as_public(_to_rgb(_upright(image)))
+        return _decoded(image)
+
+
+def open_undecoded(content: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image | PlainJpeg:
+    """Return a whole plain JPEG as it is, for another decoder; of every other file what `open_image` gives of it.
+
+    Raises:
+        UnreadableImage: as `open_image`, which takes whatever comes back undecoded.
+    """
+    with _refusing():
+        image = _look(io.BytesIO(content), header=False, max_pixels=max_pixels).image
+        if image.format == "JPEG" and (stream := plain_stream(content)) is not None:
+            return PlainJpeg(stream, image.width, image.height, _orientation(image))
+        return _decoded(image)
+
+
+def decode_plain(jpeg: PlainJpeg) -> Image.Image:
+    """Return what `open_image` gives of the file."""
+    image = open_image(jpeg.stream)
+    turn = TURNS.get(jpeg.orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _decoded(image: Any) -> Image.Image:
+    from deltaclip.features.data.pillow import as_public, decode
+
+    decode(image)
+    return as_public(_to_rgb(_upright(image)))
 
 
 @contextlib.contextmanager

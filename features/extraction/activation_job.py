@@ -20,6 +20,7 @@ from deltaclip.base.transfers import Leaving, Sender
 from deltaclip.features.backbone.decode_ahead import ImageFile, dealt, default_workers, image_batches
 from deltaclip.features.backbone.pixels import input_size, normalise, pixels_ahead
 from deltaclip.features.backbone.view_vectors import file_opener
+from deltaclip.features.data.decoding import on_host
 from deltaclip.features.data.views import CENTER, boundary_recipe, view_pixels
 from deltaclip.features.store.activation_file import BoundaryReader, BoundaryWriter, boundary_path
 from deltaclip.features.store.schema import text_key
@@ -67,7 +68,7 @@ def boundary_identity(backbone: Backbone, tower: CutTower, *, view: str, precisi
     """Return all that changes an entry of a boundary file but its content, as JSON values."""
     facts = {name: backbone.facts[name] for name in FACTS}
     cut = {"tower": tower.kind, "frozen_blocks": tower.frozen_blocks, "shape": list(tower.boundary_shape)}
-    recipe = boundary_recipe(view) | {"decode": backbone.decode} if tower.kind == "image" else {}
+    recipe = boundary_recipe(view) | {"decode": on_host(backbone.decode)} if tower.kind == "image" else {}
     return {**facts, **cut, "view": recipe, "precision": precision, "weights_in": backbone.precision}
 
 

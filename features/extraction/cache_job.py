@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -221,6 +222,7 @@ class _Job:
                 done.encode_seconds = time.monotonic() - started
                 done.stages, done.workers = encoder.shares, encoder.workers
                 done.batch_size = encoder.batch_size
+                done.notes += encoder.notes
             if self.plan.num_images and not writer.has_images() and not self._others_are_images():
                 reason = writer.first_reason()
                 writer.discard()
@@ -319,7 +321,8 @@ class Encoder:
     `image_root` is where the files of the plan lie, `root` the folder that they may not leave (None permits every
     place); `views` names the views to compute, and learns from `layouts` which of the default the backbone cannot give;
     `refuse` is told of every image that cannot be read, and may raise.
-    `workers` None picks their number by the first batches; `shares` then says how busy the stages were. `probe` are
+    `workers` None picks their number by the first batches; `shares` then says how busy the stages were, and `notes`
+    what was decoded otherwise than asked for. `probe` are
     the images to measure on where they are not to be the plan's; `local_rank` numbers this process on its machine.
     """
 
@@ -335,6 +338,7 @@ class Encoder:
     workers: int | None
     refuse: Callable[[list[tuple[str, str]]], None]
     shares: dict[str, float] = field(default_factory=dict, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
     probe: Sequence[str] = ()
     local_rank: int | None = None
     backbone: Backbone | None = None
@@ -346,17 +350,22 @@ class Encoder:
             UserError: the weights do not fit, or there is no such device.
         """
         if self.backbone is None or precision not in {"auto", self.backbone.precision}:
+            from deltaclip.features.backbone.device_decoding import require_decoder
             from deltaclip.features.backbone.precision import load_in_best_precision
 
+            devices = choose_devices(self.device, local_rank=self.local_rank)
+            for device in devices:
+                require_decoder(self.decode, device)
             self.backbone, reason = load_in_best_precision(
                 self.source,
-                device=choose_devices(self.device, local_rank=self.local_rank)[0],
+                device=devices[0],
                 precision=precision,
                 quick_gelu=self.quick_gelu,
                 decode=self.decode,
                 probe=self._probe,
             )
-            libraries = ("deltaclip", "torch", "open_clip_torch", "pillow", "h5py")
+            libraries = ["deltaclip", "torch", "open_clip_torch", "pillow", "h5py"]
+            libraries += ["torchcodec"] if self.decode == "gpu" else []
             self.backbone.facts["versions"] = {name: importlib.metadata.version(name) for name in libraries}
             self.backbone.facts["precision_reason"] = reason
         return self.backbone
@@ -423,6 +432,7 @@ class Encoder:
         Raises:
             UserError: some could not be read just now; the others are stored.
         """
+        from deltaclip.features.backbone.device_decoding import decoding_notes
         from deltaclip.features.backbone.load import replicate
 
         wanted, num_encoded = self.todo(writer), 0
@@ -447,6 +457,7 @@ class Encoder:
                 later += [failure for failure in batch.failed if failure[0] in batch.passing]
                 num_encoded += batch.num_images
                 progress.advance(batch.num_images + len(batch.failed), share_words(self.shares))
+        self.notes += decoding_notes(view.decoder for view in itertools.chain(*sets))
         if later:  # they stay to do: what could not be read now says nothing of the image
             first = f"{self.plan.image_files[later[0][0]]}: {later[0][1]}"
             message = f"{len(later):,} images could not be read just now (first: {first})"

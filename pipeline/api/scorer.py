@@ -24,7 +24,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
 from deltaclip.features.backbone.encode import text_batches
-from deltaclip.features.backbone.view_vectors import encode_views, file_opener, make_views
+from deltaclip.features.backbone.view_vectors import crops_by_source, encode_views, make_views
 from deltaclip.features.backbone.weights import LOCAL_DIR
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
@@ -49,7 +49,7 @@ from deltaclip.pipeline.runs.run_backbone import Recorded, image_files, load_rec
 from deltaclip.pipeline.runs.trust import COVERAGE, PROMPT
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
-    from deltaclip.features.backbone.view_vectors import View
+    from deltaclip.features.backbone.view_vectors import Crops, View
+    from deltaclip.features.data.jpeg import PlainJpeg
     from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.runs.folder import RunFolder
@@ -267,7 +268,7 @@ class Scorer:
             root=root,
             batch_size=batch_size,
             workers=default_workers(),
-            open_file=file_opener(self.backbone),
+            open_file=self.open_file,
         )
         with contextlib.closing(batches), Progress(len(pairs.sources), "scoring", unit="images") as progress:
             for batch in batches:
@@ -284,18 +285,19 @@ class Scorer:
                 progress.advance(len(batch.entries) + len(batch.failed))
         return ScoredPairs(scores=scores, failed=failed, truncated_prompts=int(truncated_T.sum()))
 
-    def crops(self, image: Image) -> dict[str, Tensor]:
-        """Return what the backbone needs of an RGB image, by source of the views; may be called in any thread."""
-        crops: dict[str, Tensor] = {}
-        for number, views in enumerate(self._views):
-            for view in views:
-                if (source := f"{number}:{view.source}") not in crops:
-                    crops[source] = view.crops(image)
-        return crops
+    @property
+    def open_file(self) -> Callable[..., Image | PlainJpeg]:
+        """What makes of a file's bytes what `crops` takes, in any thread; raises `UnreadableImage`."""
+        return self._views[0][0].open_file
+
+    def crops(self, picture: Image | PlainJpeg) -> Crops:
+        """Return what the backbones need of an RGB image, or of what `open_file` gives; may be called in any thread."""
+        found = [crops_by_source(views, picture) for views in self._views]
+        return {f"{number}:{source}": each for number, crops in enumerate(found) for source, each in crops.items()}
 
     def score_crops(
         self,
-        crops: Sequence[dict[str, Tensor]],
+        crops: Sequence[Crops],
         t_BD: Tensor | None,
         image_B: Sequence[int],
         *,

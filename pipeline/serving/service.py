@@ -7,6 +7,7 @@ asyncio. Must not know HTTP.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from deltaclip.features.backbone.decode_ahead import default_workers
-from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.sources import UnreadableImage, container_of, read_image_bytes
@@ -26,8 +26,7 @@ from deltaclip.pipeline.runs.trust import flagged_words, together_words
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
+    from deltaclip.features.backbone.view_vectors import Crops
     from deltaclip.pipeline.api.scorer import Scorer
 
 
@@ -65,7 +64,7 @@ class Pair(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    crops: dict[str, Tensor]
+    crops: Crops
     prompt: str | None
     image: str
 
@@ -100,7 +99,7 @@ class Service:
     ) -> None:
         self.scorer, self.root, self.coverage = scorer, root, coverage
         self.max_bytes, self.max_prompt_chars = max_bytes, max_prompt_chars
-        self._open = file_opener(scorer.backbone, max_pixels=max_pixels)
+        self._open = functools.partial(scorer.open_file, max_pixels=max_pixels)
         self.queue_size, self._most_held, self._num_held = queue_size, queue_size + batch_size, 0
         self.batcher: MicroBatcher[_Ready, Scored] = MicroBatcher(
             self._score, batch_size=batch_size, wait_s=wait_s, queue_size=queue_size

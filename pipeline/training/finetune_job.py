@@ -116,6 +116,8 @@ class TuningJob:
             pretrained=config.pretrained,
             precision="fp32",
         )
+        if self.backbone.decode == "gpu" and processes.is_first:
+            say("decoding      on the host, as by --decode fast: crops and boundary files need pixels there")
         choice = self._choose_precision()
         self.precision, self.precision_reason = choice
         self.image, self.text = self._cut()
