@@ -25,7 +25,8 @@ from deltaclip.pipeline.model.heads import HeadSpec, ResidualHeads, TargetSpec
 from deltaclip.pipeline.model.losses import weighted_loss
 from deltaclip.pipeline.model.scores import score_rows
 from deltaclip.pipeline.scoring.agreement import pearson, srocc
-from deltaclip.pipeline.scoring.groups import known_groups
+from deltaclip.pipeline.scoring.groups import group_keys
+from deltaclip.pipeline.scoring.splits import VAL, deal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,12 +207,13 @@ def _label_range(given: Any, y: FloatArray) -> tuple[float, float]:
 
 def _sides(num_rows: int, groups: Any, fraction: float, seed: int) -> tuple[IndexArray, IndexArray]:
     """Return the rows to train on and those to choose the epoch by, which are none where they would be too few."""
-    code_N = np.arange(num_rows) if groups is None else np.unique(known_groups(groups), return_inverse=True)[1]
-    if len(code_N) != num_rows:
-        raise ValueError(f"{num_rows} rows but {len(code_N)} groups")
-    order_G = np.random.default_rng(seed).permutation(int(code_N.max()) + 1)
-    filled = np.cumsum(np.bincount(code_N)[order_G]) <= round(fraction * num_rows)
-    is_val_N = np.isin(code_N, order_G[filled])
+    key_N = group_keys(np.arange(num_rows) if groups is None else groups)
+    if len(key_N) != num_rows:
+        raise ValueError(f"{num_rows} rows but {len(key_N)} groups")
+    keys_G, code_N, size_G = np.unique(key_N, return_inverse=True, return_counts=True)
+    is_val_N = np.zeros(num_rows, dtype=bool)
+    if fraction and len(keys_G) > 1:
+        is_val_N = deal(keys_G, size_G, np.array([1 - fraction, fraction, 0.0]), seed=seed)[code_N] == VAL
     if is_val_N.sum() < MIN_VALIDATION_ROWS:
         is_val_N[:] = False
     return np.flatnonzero(~is_val_N), np.flatnonzero(is_val_N)

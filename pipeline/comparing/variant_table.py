@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # What both the interval and the p-value of a difference come from.
-BOOTSTRAP = "paired bootstrap of whole prompts on the test rows of the first split"
+BOOTSTRAP = "paired bootstrap of whole prompts on the test rows"
 CORRECTED = "corrected resampled t over the splits, which share rows (Nadeau and Bengio 2003)"
 # Of ablate.csv: figures, each as its mean and its SD.
 CSV_FIGURES = ("srocc", "plcc", "main", "rmse")

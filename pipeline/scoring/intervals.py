@@ -94,8 +94,25 @@ def paired_difference(
     2 * min(#(d <= 0) + 1, #(d >= 0) + 1) / (resamples + 1), at most 1 (Davison and Hinkley 1997, section 4).
     Arguments are those of `srocc_interval`.
     """
-    point, drawn = _resampled([pred_a_N, pred_b_N], label_N, resamples=resamples, seed=seed, groups=groups)
-    difference, differences = point[0] - point[1], drawn[0] - drawn[1]
+    return _mean_paired_difference(
+        [(pred_a_N, pred_b_N)], label_N, groups=groups, resamples=resamples, seed=seed, level=level
+    )
+
+
+def _mean_paired_difference(
+    pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    label_N: npt.ArrayLike,
+    *,
+    groups: npt.ArrayLike | None = None,
+    resamples: int = 1000,
+    seed: int,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Compare pairs of predictions of the same rows, a less b in each resample, and in the mean of the pairs."""
+    flat = [predicted for both in pairs for predicted in both]
+    point, drawn = _resampled(flat, label_N, resamples=resamples, seed=seed, groups=groups)
+    difference = float(np.mean(point[::2]) - np.mean(point[1::2]))
+    differences = np.mean(drawn[::2], axis=0) - np.mean(drawn[1::2], axis=0)
     lo, hi = _percentiles(difference, differences, level=level)
     finite = differences[np.isfinite(differences)]
     tail = 1 + min(int((finite <= 0).sum()), int((finite >= 0).sum()))
@@ -107,8 +124,10 @@ def _percentiles(point: float, drawn_R: FloatArray, *, level: float) -> tuple[fl
     finite = drawn_R[np.isfinite(drawn_R)]  # a resample of equal values has no SROCC
     if finite.size == 0 or not math.isfinite(point):
         return math.nan, math.nan
-    lo, hi = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
+    # Values that were drawn, as many beyond each as the p-value counts: between two of them both could disagree.
+    beyond = max(1, math.floor((finite.size + 1) * (1 - level) / 2 + 1e-9))
+    ordered = np.sort(finite)
+    return float(ordered[beyond - 1]), float(ordered[-beyond])
 
 
 def _resampled(
@@ -299,14 +318,14 @@ class Trial(NamedTuple):
 def judged_difference(trials: Sequence[Trial], *, over: Over) -> tuple[list[float], PairedDifference | MeanDifference]:
     """Return the difference in SROCC of each trial, ours minus the other's, and how far it could have been another.
 
-    Over 'rows': the paired bootstrap over the groups of the first trial. Over 'splits' of the same rows: the
-    corrected t of `difference_over_splits`. Over 'weights' on one split, which do not make each other's training: the
-    plain t.
+    Over 'rows': the paired bootstrap over groups of the rows, which all trials have, of their mean difference. Over
+    'splits' of the same rows: the corrected t of `difference_over_splits`. Over 'weights' on one split, which do not
+    make each other's training: the plain t.
     """
     values = [srocc(one.ours_N, one.label_N) - srocc(one.other_N, one.label_N) for one in trials]
     if over == "rows":
-        first = trials[0]
-        return values, paired_difference(first.ours_N, first.other_N, first.label_N, groups=first.group_N, seed=0)
+        first, pairs = trials[0], [(one.ours_N, one.other_N) for one in trials]
+        return values, _mean_paired_difference(pairs, first.label_N, groups=first.group_N, seed=0)
     if over == "weights":
         return values, mean_difference(values)
     num_test = [int((~np.isnan(one.label_N)).sum()) for one in trials]

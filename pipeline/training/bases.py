@@ -178,9 +178,11 @@ class _Fitter:
     def of_pair(self, candidates: Sequence[Candidate], score: Score, label_N: Tensor) -> _Fit:
         """Fit the base of a pair target with its line; without two groups to fit to it is the line, or (s + 1)/2."""
         if not _two_groups(label_N, self.groups_N):
-            sums = Sums.zeros(1, self.z_N.device)
-            sums.add(self.z_N.double()[:, None], label_N.double())
-            slope, offset = fit_line(sums) if sums.num_rows else (1.0, 0.0)
+            sums, known = Sums.zeros(1, self.z_N.device), torch.nonzero(~torch.isnan(label_N))[:, 0]
+            sums.add(self.z_N[known].double()[:, None], label_N[known].double())
+            slope, offset = fit_line(sums) if len(known) else (1.0, 0.0)
+            if len(known):
+                offset += clamp_shift(slope * self.z_N[known] + offset, label_N[known])
             return _Fit([], torch.zeros_like(self.z_N), np.empty(0, dtype=np.int64), label_N[:0], slope, offset)
         nested = Nested.of(score, label_N, self.groups_N, seed=self.seed)
 

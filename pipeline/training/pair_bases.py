@@ -25,6 +25,7 @@ from deltaclip.pipeline.model.kernel import (
     chosen_rows,
     with_left_out,
 )
+from deltaclip.pipeline.model.level import clamp_shift
 from deltaclip.pipeline.model.pair_ridge import PairNoise, PairRidge, Said, said_loss
 from deltaclip.pipeline.model.preference import PairScale, fit_scale
 from deltaclip.pipeline.training.base_choice import Candidate, image_candidates, pair_candidates
@@ -200,7 +201,7 @@ class PairFitter:
         )
 
     def _base(self, found: list[_Trial], rows_M: NDArray[np.int64], trials: Sequence[_Trial]) -> PairBase:
-        """Mix candidates, as left-out rows like it best, and give scores their unit."""
+        """Mix candidates, as left-out rows like it best, and give scores their unit and, with ratings, their mean."""
         said = self._said_of(rows_M)
         noise = found[0].solved.noise
         shares = mixture([one.solved.left_out_M for one in found], said, noise)
@@ -213,8 +214,10 @@ class PairFitter:
         left_out_M, own_M = torch.zeros_like(said.label_M), torch.zeros_like(said.label_M)
         for share, one in best:
             left_out_M, own_M = left_out_M + share * one.solved.left_out_M, own_M + share * one.solved.own_M
-        gain, shift = 1.0, 0.0
-        if not said.has_ratings:
+        gain, shift, known_M = 1.0, 0.0, ~torch.isnan(said.label_M)
+        if said.has_ratings:
+            shift = clamp_shift(own_M[known_M], said.label_M[known_M])
+        else:
             gain = min(SD / max(float(left_out_M.std()), 1e-12), MOST_OF_LOGIT)
             shift = MEAN - gain * float(left_out_M.mean())
         left_out_M, own_M = gain * left_out_M + shift, gain * own_M + shift
@@ -226,7 +229,6 @@ class PairFitter:
         scale = best[0][1].solved.noise.scale
         if len(said.a_P):
             scale = fit_scale(left_out_M[said.a_P] - left_out_M[said.b_P], said.preferred_P)
-        known_M = ~torch.isnan(said.label_M)
         errors = (left_out_M - said.label_M)[known_M].square()
         about = {
             "pairs": len(said.a_P),

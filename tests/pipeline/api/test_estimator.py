@@ -118,3 +118,16 @@ def test_groups_must_be_as_many_as_rows(quality):
     v, y = quality
     with pytest.raises(ValueError, match="300 rows but 2 groups"):
         DeltaclipRegressor().fit(v, y, groups=["a", "b"])
+
+
+def test_rows_that_choose_the_epoch_are_of_groups_of_any_size():
+    """One large group does not keep all others from choosing, and small ones do not do it more often."""
+    sizes = np.array([60, *[8] * 10, *[2] * 30])
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    chosen = np.zeros(len(sizes))
+    for seed in range(300):
+        train, val = _sides(len(groups), groups, 0.2, seed)
+        assert 0.15 < len(val) / len(groups) < 0.25
+        assert not set(groups[train]) & set(groups[val])
+        chosen[np.unique(groups[val])] += 1 / 300
+    assert abs(chosen[1:11].mean() - chosen[11:].mean()) < 0.05

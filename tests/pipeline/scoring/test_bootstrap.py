@@ -9,7 +9,13 @@ import pytest
 
 from deltaclip.pipeline.scoring import intervals as bootstrap
 from deltaclip.pipeline.scoring.agreement import srocc
-from deltaclip.pipeline.scoring.intervals import PairedDifference, paired_difference, srocc_interval
+from deltaclip.pipeline.scoring.intervals import (
+    PairedDifference,
+    Trial,
+    judged_difference,
+    paired_difference,
+    srocc_interval,
+)
 from deltaclip.tests import reference
 
 
@@ -146,6 +152,30 @@ def test_a_better_prediction_is_found_better_and_the_sign_is_a_minus_b():
     assert found.p_value == pytest.approx(2 / 1001)
     assert [-swapped.hi, -swapped.lo] == pytest.approx([found.lo, found.hi])
     assert set(found.to_json()) == {"difference", "lo", "hi", "p_value"}
+
+
+@pytest.mark.parametrize("resamples", [39, 40, 199])
+def test_an_interval_leaves_out_0_where_the_p_value_is_below_its_level(resamples):
+    """Differences near the edge, where an interval between two draws and a count of draws would disagree."""
+    verdicts = set()
+    for seed in range(150):
+        _, label = draw(seed, 60)
+        noise = np.random.default_rng(1000 + seed).normal(size=(2, 60))
+        found = paired_difference(label + noise[0], label + 1.25 * noise[1], label, resamples=resamples, seed=seed)
+        verdicts.add(found.p_value <= 0.05)
+        assert (found.p_value <= 0.05) == (found.lo > 0 or found.hi < 0)
+    assert verdicts == {True, False}
+
+
+def test_trials_on_the_same_rows_are_one_difference_with_one_interval():
+    label = draw(1, 80)[1]
+    noise = np.random.default_rng(0).normal(size=(6, 80))
+    trials = [Trial(label + noise[at], label + 1.5 * noise[at + 3], label, np.arange(80), 100) for at in range(3)]
+    values, judged = judged_difference(trials, over="rows")
+    assert judged.difference == pytest.approx(np.mean(values))
+    alone = [judged_difference([one], over="rows")[1] for one in trials]
+    assert [alone[0].difference, alone[0].lo] != [judged.difference, judged.lo]
+    assert judged.hi - judged.lo < np.mean([one.hi - one.lo for one in alone])
 
 
 def test_equal_predictions_differ_by_nothing():

@@ -13,6 +13,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.vocabulary import CONSISTENCY, QUALITY
 from deltaclip.pipeline.model.heads import HeadSpec, TargetSpec, build_heads
 from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.pair_rows import RowPairs
 from deltaclip.pipeline.runs.prediction_table import base_terms
 from deltaclip.pipeline.scoring.splits import Split
 from deltaclip.pipeline.training import bases as bases_module
@@ -244,6 +245,21 @@ def test_labels_of_every_kind(rows, view, kind, *, with_view):
             assert bases[name][known].mean() == pytest.approx(mean, abs=1e-4 if name == "quality" else 5e-3)
         if kind.startswith("all"):
             assert said == pytest.approx(np.full(240, labels[name][0]), abs=1e-3)
+
+
+def test_a_base_of_pairs_and_few_ratings_has_the_mean_of_these(rows, view):
+    split, group = split_of(rows), rows.rows.text["group"].codes
+    truth = np.clip(0.7 + 0.4 * view[:, 0], 0, 1)  # they pile up at an end, which clamping moves
+    label_N = np.where(np.arange(240) % 4, np.nan, truth)
+    other = labelled(rows, quality=label_N, consistency=np.full(240, np.nan))
+    seen = np.concatenate([split.train, split.val])
+    a_P, b_P = seen[:-1], seen[1:]
+    kept = group[a_P] == group[b_P]
+    pairs = RowPairs(a_P[kept], b_P[kept], (truth[a_P] > truth[b_P])[kept].astype(np.float64))
+    found = fitted(other, split, labels=("quality",), pairs={"quality": pairs})
+    assert found.pairs
+    base, known = base_of(other, found)["quality"], seen[~np.isnan(label_N[seen])]
+    assert base[known].mean() == pytest.approx(label_N[known].mean(), abs=1e-4)
 
 
 def test_a_target_that_is_not_trained_is_as_if_missing(rows, view):
