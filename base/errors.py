@@ -155,6 +155,8 @@ def ending_of(error: BaseException) -> Ending:
 
 def _of_system(error: BaseException) -> Ending:
     number, place = system_number(error), getattr(error, "filename", None)
+    if place is None and (loop := re.match(r"Symlink loop from '(.+)'", str(error))):
+        place = loop[1]
     if number is None:  # an OSError of a library about what is in a file: Pillow's, h5py's
         return Ending(INPUT, f"a file cannot be read ({one_line(str(error))}); it is damaged: make or fetch it again")
     words = getattr(error, "strerror", None) or os.strerror(number)

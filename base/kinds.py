@@ -84,6 +84,8 @@ def kind_of(path: Path) -> Kind | None:
     Raises:
         OSError: it cannot be read.
     """
+    if path.is_fifo():  # it would wait for a writer
+        return None
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     found = kind_of_bytes(head)

@@ -192,7 +192,9 @@ def open_run(path: Path) -> RunFolder:
     check_run(path)
     (checkpoint,) = checkpoints(path)
     heads, header = load_heads(checkpoint)
-    config = _read_json(path / "config.json")
+    config = _read_json(path / "config.json", ("labels", "backbone", "request"))
+    if "shared" not in config:
+        _read_json(path / "config.json", ("stage", "settings", "cache"))
     if isinstance(config.get("scales"), list):
         config["scales"] = scales_of_two_targets(config["scales"])
     return RunFolder(
@@ -207,13 +209,18 @@ def open_run(path: Path) -> RunFolder:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         if path.is_file():
             refuse_other(path, {"json", "text"}, what="JSON file")
         raise UserError(f"cannot be read ({error})", place=path, remedy="train again") from error
+    if not isinstance(found, dict):
+        raise UserError("holds no object of JSON", place=path, remedy="train again")
+    if lacking := [name for name in needed if name not in found]:
+        raise UserError(f"lacks {lacking[0]!r}", place=path, remedy="train again")
+    return found
 
 
 def surroundings() -> dict[str, Any]:
@@ -295,6 +302,8 @@ def load_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
         refuse_other(path, {"safetensors"}, what="checkpoint")
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error
+    if odd := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise UserError(f"holds weights that are not finite ({odd[0]})", place=path, remedy="train again")
     return heads.eval(), header
 
 

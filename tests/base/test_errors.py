@@ -68,7 +68,7 @@ def raised(work):
         (ConnectionResetError(errno.ECONNRESET, "Reset", "h"), Ending(1, "h: Reset; check the network")),
         (
             RuntimeError("Symlink loop from 'a'"),
-            Ending(2, "input/output: Too many levels of symbolic links; check the path"),
+            Ending(2, "a: Too many levels of symbolic links; check the path"),
         ),
         (
             RuntimeError("Unable to flush (errno = 28, error message = 'x')"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import tarfile
@@ -97,3 +98,9 @@ def test_text_in_place_of_a_file_without_a_mark_of_its_own(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 4095 + "\N{EURO SIGN}".encode())  # cut inside a letter by the look
     with pytest.raises(UserError, match="is text"):
         refuse_other(tmp_path / "a", {"hdf5"})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    assert kind_of(tmp_path / "a.csv") is None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report_parts.panels import read_history
@@ -68,6 +72,34 @@ def test_a_missing_file_is_named(copied_run, name):
     place = copied_run / name
     reason = f"[Errno 2] No such file or directory: {str(place)!r}"
     assert refused(copied_run) == f"{place}: cannot be read ({reason}); train again"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[]", "holds no object of JSON"), ("5", "holds no object of JSON"), ("{}", "lacks 'labels'")],
+)
+def test_json_of_another_shape_is_named(copied_run, text, words):
+    place = copied_run / "config.json"
+    place.write_text(text)
+    assert refused(copied_run) == f"{place}: {words}; train again"
+
+
+def test_a_run_without_what_its_training_recorded_is_named(copied_run):
+    place = copied_run / "config.json"
+    recorded = json.loads(place.read_text())
+    del recorded["cache"]
+    place.write_text(json.dumps(recorded))
+    assert refused(copied_run) == f"{place}: lacks 'cache'; train again"
+
+
+def test_weights_that_are_not_finite_are_named(copied_run):
+    place = copied_run / CHECKPOINT
+    with safe_open(place, framework="pt") as file:
+        header = file.metadata()
+    weights = load_file(place)
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    save_file(weights | {name: weights[name] * torch.nan}, place, metadata=header)
+    assert refused(copied_run) == f"{place}: holds weights that are not finite ({name}); train again"
 
 
 def test_broken_json_is_named(copied_run):
