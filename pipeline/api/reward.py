@@ -47,6 +47,8 @@ class Reward(nn.Module):
         precision: of the backbone. fp32 is what gradients are right in; bf16 and fp16 need a GPU.
     """
 
+    __call__: Callable[..., dict[str, Tensor]]  # which nn.Module leaves open
+
     @own_modes(learns=True)
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaclip.base.device import arithmetic
+from deltaclip.base.errors import UserError
 from deltaclip.base.options import settings_to_json
 from deltaclip.features.data.views import CENTER, RECIPES, STATISTICS
 from deltaclip.features.store.texts import TextColumn, Texts
@@ -115,6 +116,11 @@ def judge(
         batches = (embedded or rows).batches(None, batch_size=1, columns=learned.columns).in_order(SCORE_BATCH)
         scores = score(learned.heads, batches, total=len(rows.rows) if shown else 0)
     labels = task.trained
+    for label in labels:
+        known_N = ~np.isnan(rows.label(label))
+        if not np.isfinite(scores.of(label)[known_N]).all():
+            message = f"training diverged: its last step left weights that score {label} as no number"
+            raise UserError(message, remedy=f"lower --lr, which is {task.config.lr:g}")
     sees_all = learned.spec.bases is not None and task.config.base == "auto"
     lacks_views = lacking_views(rows) if sees_all else []
     trust = _trust_of(task, learned, scores, embedded)

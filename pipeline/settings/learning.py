@@ -17,6 +17,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 ScaleMode = Literal["fixed", "learned", "curriculum"]
 SplitKind = Literal["grouped", "random", "column"]
 Preset = Literal["quick", "small", "balanced", "auto"]
+MAX_REPEATS = 1000  # more tell nothing more of a mean
 MAX_SEED = 2**32 - 1  # what every generator takes: torch has 64 bits, scikit-learn 32
 
 
@@ -161,7 +162,7 @@ class LearningSettings:
         None, help="Seed of the split and of the order of rows; default --seed.", ge=0, le=MAX_SEED
     )
     repeats: int = setting(
-        1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1
+        1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1, le=MAX_REPEATS
     )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
 

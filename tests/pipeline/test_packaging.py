@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from deltaclip import DeltaclipMetric, DeltaclipRegressor, Scorer, UserError, __version__
+from deltaclip import DeltaclipMetric, DeltaclipRegressor, Reward, Scorer, UserError, __version__
 from deltaclip.pipeline.api.scorer import ScoredPairs
 from deltaclip.pipeline.settings import TrainConfig
 from deltaclip.pipeline.runs.save_run import TrainedResult
@@ -50,6 +50,11 @@ def score(run: Path, picture: Path) -> list[float]:
     model = DeltaclipRegressor(epochs=1).fit(np.eye(8), np.linspace(0, 1, 8))
     said: list[float] = model.predict(np.eye(8)).tolist()
     return [*found.q.tolist(), mean.item(), *said]
+
+
+def steer(run: Path, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    reward = Reward(run, device=torch.device("cpu"), clamp=False)
+    return reward(pixels, ["a red circle"])
 
 
 def learn(cache: Path) -> TrainedResult:

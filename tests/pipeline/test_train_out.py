@@ -81,6 +81,13 @@ def test_a_diverging_run_is_one_line_and_leaves_nothing(train_demo, tmp_path):
     assert not list(tmp_path.glob("run*"))
 
 
+def test_a_last_step_that_diverges_is_one_line_too(train_demo, tmp_path):
+    """No loss comes after it that could tell."""
+    with pytest.raises(UserError, match=r"^training diverged: its last step left .*; lower --lr, which is 1e\+38$"):
+        train_demo(lr=1e38, base="identity", epochs=1, batch_size=1024, fractions="0.8,0,0.2")
+    assert not list(tmp_path.glob("run*"))
+
+
 def test_result_as_json_is_the_metrics_with_the_run(train_demo):
     run = train_demo(epochs=1)
     printed = json.loads(json.dumps(run.to_json()))
