@@ -162,7 +162,10 @@ class LearningSettings:
         None, help="Seed of the split and of the order of rows; default --seed.", ge=0, le=MAX_SEED
     )
     repeats: int = setting(
-        1, help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.", ge=1, le=MAX_REPEATS
+        1,
+        help="Train this often, with seeds --seed, --seed + 1, ..., and report mean and SD of every figure.",
+        ge=1,
+        le=MAX_REPEATS,
     )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N.", names="device")
 

@@ -90,7 +90,9 @@ class AblateConfig(FrozenClip):
         help="For --finetune: folder of the images; default the one that the cache recorded.",
         names="folder",
     )
-    repeats: int = setting(5, help="Splits, with seeds --seed, --seed + 1, ..., the same for all variants.", ge=1, le=MAX_REPEATS)
+    repeats: int = setting(
+        5, help="Splits, with seeds --seed, --seed + 1, ..., the same for all variants.", ge=1, le=MAX_REPEATS
+    )
     epochs: int = setting(20, help="Passes over the training rows.", ge=1)
     batch_size: int = setting(64, help="Rows per step.", ge=1)
     lr: float = setting(1e-3, help="Peak learning rate; sane for heads: 1e-3 to 5e-3.", ge=0)
