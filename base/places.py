@@ -44,7 +44,7 @@ def absent(path: Path, what: str, remedy: str) -> UserError:
 def no_such_cache(path: Path) -> UserError:
     """Return what is said of a cache that is not there, or where something else is."""
     if path.is_dir():
-        is_run = any(path.glob(CHECKPOINT))
+        is_run = bool(checkpoints(path))
         remedy = "give the cache that it was trained on" if is_run else _extract(path)
         return UserError(f"is a {'run' if is_run else 'folder'}, no cache", place=path, remedy=remedy)
     return absent(path, "cache", "make it with `deltaclip extract`")
@@ -96,7 +96,7 @@ def check_run(path: Path, option: str = "") -> None:
     if is_address(path):
         raise UserError("is no folder here", place=path, remedy="fetch it first: deltaclip pull ORG/NAME DIR")
     if path.is_file():
-        is_inside = any(path.parent.glob(CHECKPOINT))
+        is_inside = bool(checkpoints(path.parent))
         remedy = f"give the folder that it lies in: {path.parent}" if is_inside else "make one with `deltaclip train`"
         raise UserError("is a file, no run directory", place=path, remedy=remedy)
     if not path.is_dir():

@@ -30,7 +30,7 @@ from deltaclip.pipeline.runs.trust import FILE as TRUST_FILE
 from deltaclip.pipeline.runs.trust import load_trust, save_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
