@@ -27,7 +27,7 @@ from typer.main import get_command
 from deltaclip.base.device import ask_for_large_pages, share_processors
 from deltaclip.base.errors import INPUT, MACHINE, UserError, did_you_mean, ending_of
 from deltaclip.base.options import field_types, is_optional, option_name
-from deltaclip.base.places import check_places
+from deltaclip.base.places import check_places, understood_places
 from deltaclip.base.progress import say
 from deltaclip.features.settings import CheckConfig, ExtractConfig, ImportConfig, InspectConfig
 from deltaclip.pipeline.settings import (
@@ -148,7 +148,8 @@ def command(
             # `debug` is read by `main`, which tells of errors. Only what was given: settings know their own defaults,
             # and a preset what it may change.
             with _told_by_the_first() if together else contextlib.nullcontext():
-                config = settings(**{name: value for name, value in values.items() if _is_given(context, name)})
+                given = {name: value for name, value in values.items() if _is_given(context, name)}
+                config = settings(**understood_places(settings, given))
                 check_places(config)  # before the stage is imported, which takes seconds
             result = stage(config)
             if not getattr(result, "is_silent", False):

@@ -53,8 +53,8 @@ def setting(
         help: one sentence for the help page, with the unit.
         argument: a positional argument of the command instead of an option.
         names: what the value names, for `base.places.CHECKS`: `cache`, `run`, another file (`input`) or `folder` of
-            images that must be there; what is to be written, `new` or a `file` that may replace one or things `within`
-            a folder; or a `device`, `backbone` or its `pretrained` weights.
+            images that must be there; `data`, which may be more than a file; what is to be written, `new` or a `file`
+            that may replace one or things `within` a folder; or a `device`, `backbone` or its `pretrained` weights.
         spelling: another option that sets it, such as one of before.
         limits: `ge`, at least this; `gt`, above; `le`, at most; `lt`, below.
     """

@@ -1,7 +1,7 @@
 """What can be said of the files that a command was given before anything is imported that takes seconds.
 
 A setting declares what it names (`setting(names=...)`). Knows the file system and the names of things that commands
-make. Must not read what is in them: stages do, and refuse by the same words.
+make, and how people write a place. Must not read what is in them: stages do, and refuse by the same words.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,88 @@ from deltaclip.base.kinds import HEAD_BYTES, kind_of, wrong_kind
 from deltaclip.base.options import option_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Schemes of addresses that files are fetched from; `memory` is a place in this process, of fsspec.
 SCHEMES = ("https", "http", "s3", "gs", "gcs", "hf", "memory")
 ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(?=[^/])", re.IGNORECASE)
 CHECKPOINT = "*_best.safetensors"  # of a run
 EXTRACTED = ("json", "parquet", "arrow", "xlsx", "tar")  # kinds of files that `extract` takes
+QUOTED = re.compile(r"""\s*(?:"(?P<a>.*)"|'(?P<b>.*)'|<(?P<c>.*)>|(?P<d>.*?))\s*""", re.DOTALL)
+FILE_ADDRESS = re.compile(r"file:(?://localhost(?=/))?/*", re.IGNORECASE)
+DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+AT_HOME = re.compile(r"(|[^/\\~]*[=:])(~[^/\\]*(?:[/\\].*)?)")  # `~/x`, `NAME=~/x`, `local-dir:~/x`
+MADE = ("new", "file", "within")  # what a setting names that need not be there
+PREFIXED = ("data", "backbone")
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
     """Tell whether a text, or a path that was made of one, is an address that files are fetched from."""
     return ADDRESS.match(os.fspath(text)) is not None
+
+
+# ---- A place as people write it
+
+
+def readings(written: str) -> Iterator[tuple[str, str]]:
+    """Yield readings of a text, each on top of the last, with words for how."""
+    reading, hows = written, list[str]()
+    steps: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("leaving out spaces or quotes around them", lambda text: next(filter(None, _inside_quotes(text)), text)),
+        ("their file: address", lambda text: _of_address(text) if FILE_ADDRESS.match(text) else text),
+        ("taking backslashes for slashes", lambda text: text.replace("\\", "/")),
+        ("percent-encoding", urllib.parse.unquote),
+        ("the home folder for ~", lambda text: os.path.expanduser(text) if text.startswith("~") else text),  # noqa: PTH111
+    )
+    yield "", reading  # as it stands, perhaps in another Unicode form
+    for how, step in steps:
+        changed = step(reading)
+        if changed != reading:
+            reading, hows = changed, [*hows, how]
+            yield " and ".join(hows), reading
+
+
+def _inside_quotes(text: str) -> tuple[str, ...]:
+    match = QUOTED.fullmatch(text)
+    return tuple(part or "" for part in match.groups()) if match else ()
+
+
+def _of_address(text: str) -> str:
+    path = urllib.parse.unquote(FILE_ADDRESS.sub("", text, count=1))
+    return path if DRIVE.match(path) else f"/{path}"
+
+
+def understood_places(settings: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for settings with the places that they name as they are here.
+
+    Shells leave `--out=~/x` as it is, and quotes, backslashes and `file:` addresses come from other programs. A text
+    that names something that is there is taken as it stands, then each reading of it that does.
+    """
+    kinds = {field.name: field.metadata["names"] for field in dataclasses.fields(settings)}
+    return {
+        name: [_understood(one, kinds[name]) for one in value]
+        if isinstance(value, list)
+        else _understood(value, kinds[name])
+        for name, value in given.items()
+    }
+
+
+def _understood(value: Any, kind: str | None) -> Any:
+    if kind is None or not isinstance(value, str | Path) or os.path.lexists(value) or is_address(value):
+        return value
+    text = str(value)
+    if kind not in MADE:
+        found = next((reading for how, reading in readings(text) if how and os.path.lexists(reading)), None)
+        if found is not None:
+            return type(value)(found)
+    at_home = AT_HOME.fullmatch(text)
+    if at_home is None or (at_home[1] and kind not in PREFIXED):
+        return value
+    return type(value)(at_home[1] + os.path.expanduser(at_home[2]))  # noqa: PTH111 - of a part of a text
+
+
+# ---- What is there, and what is not
 
 
 def absent(path: Path, what: str, remedy: str) -> UserError:
@@ -191,6 +261,11 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise UserError(f"unknown suffix {path.suffix!r}", place=path, remedy=f"use one of {', '.join(suffixes)}")
 
 
+def _check_data(text: str, option: str) -> None:
+    if DRIVE.match(text) and not os.path.lexists(text):
+        raise UserError("is a path of Windows, and not here", place=text, remedy="give it as it is on this machine")
+
+
 CHECKS: dict[str, Callable[[Any, str], None]] = {
     "cache": check_cache,
     "run": check_run,
@@ -199,6 +274,7 @@ CHECKS: dict[str, Callable[[Any, str], None]] = {
     "file": check_file,
     "within": _check_within,
     "input": _check_input,
+    "data": _check_data,
     "folder": _check_folder,
     "device": check_device_words,
     "backbone": _check_backbone,

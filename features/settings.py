@@ -24,7 +24,9 @@ class ExtractConfig:
     """Settings of `extract`."""
 
     data: str = setting(
-        help="demo, ADAPTER:DIR (agiqa-3k:DIR), a table (CSV, JSONL, Parquet, Excel, ...), or a folder.", argument=True
+        help="demo, ADAPTER:DIR (agiqa-3k:DIR), a table (CSV, JSONL, Parquet, Excel, ...), or a folder.",
+        argument=True,
+        names="data",
     )
     out: Path | None = setting(None, help="Cache file to write; default cache/DATA_BACKBONE.h5.", names="file")
     backbone: str = setting(
@@ -64,7 +66,9 @@ class ExtractConfig:
         "mean", help="Of several ratings of an image and prompt: their mean, or that of z-scores of each rater."
     )
     pairs: str | None = setting(
-        None, help="Beside DATA a table of pairs that people chose between: image_a, image_b, prompt, preferred."
+        None,
+        help="Beside DATA a table of pairs that people chose between: image_a, image_b, prompt, preferred.",
+        names="data",
     )
     pairs_target: str | None = setting(
         None,
@@ -141,7 +145,9 @@ class InspectConfig:
 class CheckConfig:
     """Settings of `data check`."""
 
-    data: str = setting(help="What extract would be given: demo, ADAPTER:DIR, a table or a folder.", argument=True)
+    data: str = setting(
+        help="What extract would be given: demo, ADAPTER:DIR, a table or a folder.", argument=True, names="data"
+    )
     images: Literal["header", "full", "none"] = setting(
         "header", help="How to look at images: header reads their first bytes, full decodes all, none leaves them."
     )

@@ -17,20 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from deltaclip.base.places import is_address
+from deltaclip.base.places import DRIVE, is_address, readings
 from deltaclip.features.data.addresses import RemotePath
 from deltaclip.features.data.cells import spelled_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # Only of texts that start or end so, or hold \ or % or letters of other alphabets, is asked whether their file is
 # there: a million plain names cost half a second and no look at the disk.
 STARTS, ENDS = frozenset("~\"'< \t\r\n"), frozenset("\"'> \t\r\n")
-QUOTED = re.compile(r"""\s*(?:"(?P<a>.*)"|'(?P<b>.*)'|<(?P<c>.*)>|(?P<d>.*?))\s*""", re.DOTALL)
-FILE_ADDRESS = re.compile(r"file:(?://localhost(?=/))?/*", re.IGNORECASE)
 WEB_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
-DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 NUMBER = re.compile(r"\d+")
 NEAREST_NAMES = 2000  # of a folder that the nearest name is looked for in: 5 ms
 MOST_NEAREST = 50  # files of a table that it is looked for: all others have the same fault
@@ -60,7 +57,7 @@ def understood(written: str, root: Path, *, allow_outside: bool = False) -> tupl
         return written, ""
     if (downloaded := _downloaded(written, root)) is not None:
         return downloaded, "the name of the file behind their address"
-    for how, reading in _readings(written):
+    for how, reading in readings(written):
         if not (allow_outside or is_inside(reading, root)):
             return reading, how
         if (found := _in_any_form(root, reading)) is not None:
@@ -144,6 +141,12 @@ def _no_path(image: str) -> Cause | None:
     return None
 
 
+def other_name(path: Path) -> str | None:
+    """Return the one name in the folder of a path that is not there which is its own in another case or suffix."""
+    found = (_index(path.parent, what).get(KEYS[what](path.name)) for what in KEYS)
+    return next(filter(None, found), None)
+
+
 def _why_not_in_folder(parts: list[str], root: Path, *, near: bool) -> Cause | None:
     folder = root
     for place, part in enumerate(parts):
@@ -187,24 +190,6 @@ def _is_plain(written: str) -> bool:
     )
 
 
-def _readings(written: str) -> Iterator[tuple[str, str]]:
-    """Yield readings of a text, each on top of the last, with words for how."""
-    reading, hows = written, list[str]()
-    steps: tuple[tuple[str, Callable[[str], str]], ...] = (
-        ("leaving out spaces or quotes around them", lambda text: next(filter(None, _inside_quotes(text)), text)),
-        ("their file: address", lambda text: _of_address(text) if FILE_ADDRESS.match(text) else text),
-        ("taking backslashes for slashes", lambda text: text.replace("\\", "/")),
-        ("percent-encoding", urllib.parse.unquote),
-        ("the home folder for ~", lambda text: os.path.expanduser(text) if text.startswith("~") else text),  # noqa: PTH111
-    )
-    yield "", reading  # in another Unicode form
-    for how, step in steps:
-        changed = step(reading)
-        if changed != reading:
-            reading, hows = changed, [*hows, how]
-            yield " and ".join(hows), reading
-
-
 def _downloaded(text: str, root: Path) -> str | None:
     """Return the file that was at a web address, or uploaded to a program, as it lies in the root; None without."""
     web = WEB_ADDRESS.match(text)
@@ -217,16 +202,6 @@ def _downloaded(text: str, root: Path) -> str | None:
     last = parts[-1] if parts else ""
     names = [*tails, *([last[match.end() :]] if (match := UPLOAD.match(last)) else [])]
     return next((name for name in names if name and _is_file(root, name)), None)
-
-
-def _inside_quotes(text: str) -> tuple[str, ...]:
-    match = QUOTED.fullmatch(text)
-    return tuple(part or "" for part in match.groups()) if match else ()
-
-
-def _of_address(text: str) -> str:
-    path = urllib.parse.unquote(FILE_ADDRESS.sub("", text, count=1))
-    return path if DRIVE.match(path) else f"/{path}"
 
 
 def _is_file(root: Path, image: str) -> bool:

@@ -18,6 +18,7 @@ from deltaclip.features.data.cells import as_column, sharing
 from deltaclip.features.data.manifest import ALIASES, plain_name
 from deltaclip.features.data.own_prompts import own_prompt
 from deltaclip.features.data.table import Part, Table, json_reason
+from deltaclip.features.data.text import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -34,7 +35,8 @@ class Known:
     """What was found of N pictures.
 
     `prompts` are '' where there is none; `values` are by column of the objects, None without; `used` are the names of
-    the files that were read; `origins` counts where prompts come from, `differing` those whose object has another.
+    the files that were read; `origins` counts where prompts come from, `differing` those whose object has another,
+    `encodings` files in another than UTF-8.
     """
 
     prompts: list[str] = field(default_factory=list)
@@ -42,6 +44,13 @@ class Known:
     used: set[str] = field(default_factory=set)
     origins: Counter[str] = field(default_factory=Counter)
     differing: int = 0
+    encodings: Counter[str] = field(default_factory=Counter)
+
+    def text_of(self, content: bytes, place: str) -> str:
+        """Return what a file beside a picture says, and count those that are not in UTF-8."""
+        text, encoding = decoded(content, place)
+        self.encodings.update([encoding] if encoding else [])
+        return text.strip()
 
     def notes(self) -> list[str]:
         """Say where the prompts come from."""
@@ -52,7 +61,10 @@ class Known:
         notes = [f"prompts: {words[0]}"] if words else []
         if self.differing:
             notes.append(f"{self.differing:,} pictures have another prompt in NAME.json than in NAME.txt, which counts")
-        return notes
+        named = (
+            ("Windows-1252" if name == "cp1252" else name.upper(), count) for name, count in self.encodings.items()
+        )
+        return [*notes, *(f"{count:,} files beside pictures are read as {name}" for name, count in named)]
 
 
 def find_known(
@@ -80,8 +92,8 @@ def find_known(
         for row, image in enumerate(images):
             text, record = _text_beside(image, names), _object_beside(image, names)
             found.used |= {name for name in (text, record) if name}
-            prompt = _text(read(text), place(text)) if text else ""
-            fields = _object(read(record), place(record)) if record else {}
+            prompt = found.text_of(read(text), place(text)) if text else ""
+            fields = _object(found.text_of(read(record), place(record)), place(record)) if record else {}
             said = next((value.strip() for name, value in fields.items() if _is_prompt(name, value)), "")
             found.differing += bool(prompt and said and prompt != said)
             origin = "NAME.txt" if prompt else "NAME.json" if said else NO_PROMPT
@@ -160,18 +172,9 @@ def _object_beside(image: str, names: Collection[str]) -> str | None:
     return next((name for stem in _stems(image) if (name := stem + OBJECT) in names), None)
 
 
-def _text(content: bytes, place: str) -> str:
+def _object(text: str, place: str) -> dict[str, Any]:
     try:
-        return content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise UserError("is no UTF-8 text", place=place, remedy="save the prompt as UTF-8") from None
-
-
-def _object(content: bytes, place: str) -> dict[str, Any]:
-    try:
-        found = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError("is no UTF-8 text", place=place, remedy="save it as UTF-8") from None
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"broken JSON ({json_reason(error)})", place=place, remedy="write it again") from error
     if not isinstance(found, dict):

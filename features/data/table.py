@@ -6,6 +6,8 @@ Knows file formats: what a file holds decides, not what it is called. Must not k
 from __future__ import annotations
 
 import bisect
+import codecs
+import contextlib
 import itertools
 import json
 import re
@@ -36,7 +38,7 @@ from deltaclip.base.progress import Progress
 from deltaclip.features.data.cells import Column, as_column
 from deltaclip.features.data.delimited import WORDS, read_delimited, rows_above, watched
 from deltaclip.features.data.sheets import read_rows
-from deltaclip.features.data.text import DAMAGED, open_bytes, open_text, unpack
+from deltaclip.features.data.text import DAMAGED, find_encoding, open_bytes, open_text, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,6 +57,7 @@ TEXT_SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES)
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow", ".xlsx")
 CALLED = {".parquet": PARQUET, ".arrow": ARROW, ".feather": ARROW, ".xlsx": XLSX}
 WANTED = {".parquet": "Parquet file", ".arrow": "Arrow file", ".feather": "Arrow file", ".xlsx": "Excel workbook"}
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32-LE begins like the first
 PACKED = ".gz"  # behind the suffix of a text file
 EXPORTS = (b'"annotations"', b'"images"', b'"data"')  # at the beginning of exports that are no list of rows
 ROWS_OF_JSON = re.compile(rb"\s*\[\s*\{")
@@ -287,7 +290,7 @@ def read_table(path: Path, *, names: Sequence[str] = (), delimiter: str = "") ->
         raise UserError("has no rows", place=path, remedy="a manifest needs a header and at least one row")
     refuse_no_text(table)
     named = CALLED.get(suffix, JSON if suffix in JSON_SUFFIXES else None)
-    if kind is named or delimiter:
+    if kind is named or delimiter or (kind is None and named is JSON):  # JSON of a wide encoding has no mark
         return table
     words = kind.words if kind else "text between separators"
     return replace(table, notes=(f"{path.name} is {words} and is read as that", *table.notes))
@@ -332,12 +335,16 @@ def _kind(path: Path) -> Kind | None:
 
 
 def _head(path: Path) -> bytes:
-    """Return the first bytes of a file, unpacked; those of a damaged archive are none."""
+    """Return the first bytes of a file, unpacked, of text in UTF-8; those of a damaged archive are none."""
     with open_bytes(path) as file:
         try:
-            return file.read(HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
         except DAMAGED:
             return b""
+    if head.startswith(WIDE_MARKS) or 0 in head[:2]:
+        with contextlib.suppress(UserError):
+            return head.decode(find_encoding(path).name, errors="ignore").encode()
+    return head
 
 
 def _begins_as_json(path: Path) -> bool:

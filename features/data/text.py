@@ -10,13 +10,11 @@ import gzip
 import io
 import itertools
 import zlib
-from typing import IO, TYPE_CHECKING, NamedTuple, cast
+from pathlib import Path
+from typing import IO, NamedTuple, cast
 
 from deltaclip.base.errors import UserError
 from deltaclip.base.kinds import GZIP, kind_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)  # what reading a broken archive raises
 BLOCK_BYTES = 1 << 20
@@ -64,6 +62,16 @@ def unpack(path: Path, target: Path) -> None:
         raise UserError(f"is a damaged gzip file ({error})", place=path, remedy="compress it again") from error
 
 
+def decoded(content: bytes, place: str) -> tuple[str, str]:
+    """Return the text of a small file by the rule of `find_encoding`, and the encoding where it is not UTF-8, else ''.
+
+    Raises:
+        UserError: it is in no encoding that is known.
+    """
+    found = _encoding_of(io.BytesIO(content), Path(place))
+    return content.decode(found.name), "" if found.name.startswith("utf-8") else found.name
+
+
 def open_text(path: Path) -> tuple[IO[str], str]:
     """Open a text file, line ends as they are; returns what is to be said of its encoding too.
 
@@ -93,20 +101,22 @@ def find_encoding(path: Path) -> Encoding:
     """
     try:
         with open_bytes(path) as file:
-            head = file.read(PROBED_BYTES)
-            marked = next((name for mark, name in MARKS if head.startswith(mark)), None)
-            if marked and not _holds(file, marked):
-                raise UserError(
-                    f"is marked as {marked.upper()} text and is none", place=path, remedy="save it as UTF-8"
-                )
-            if marked:
-                return Encoding(marked)
-            if (wide := _wide(head)) and _holds(file, wide):
-                return Encoding(wide, f"{path.name} is read as {wide.upper()}, which it does not say itself")
-            file.seek(0)
-            return _narrow(path, file)
+            return _encoding_of(file, path)
     except DAMAGED as error:
         raise UserError(f"is a damaged gzip file ({error})", place=path, remedy="compress it again") from error
+
+
+def _encoding_of(file: IO[bytes], path: Path) -> Encoding:
+    head = file.read(PROBED_BYTES)
+    marked = next((name for mark, name in MARKS if head.startswith(mark)), None)
+    if marked and not _holds(file, marked):
+        raise UserError(f"is marked as {marked.upper()} text and is none", place=path, remedy="save it as UTF-8")
+    if marked:
+        return Encoding(marked)
+    if (wide := _wide(head)) and _holds(file, wide):
+        return Encoding(wide, f"{path.name} is read as {wide.upper()}, which it does not say itself")
+    file.seek(0)
+    return _narrow(path, file)
 
 
 def _wide(head: bytes) -> str:

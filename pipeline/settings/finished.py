@@ -92,11 +92,15 @@ class PredictConfig:
 
     run: Path | None = setting(None, help="Run directory made by `deltaclip train`.", argument=True, names="run")
     target: str | None = setting(
-        None, help="An image, a folder of images, a manifest, demo or ADAPTER:DIR.", argument=True
+        None,
+        help="An image, a folder of images, a manifest, demo or ADAPTER:DIR.",
+        argument=True,
+        names="data",
     )
     zero_shot: str | None = setting(
         None,
         help="Instead of RUN and TARGET, a target to score without any run: cosine and antonym prompts of --backbone.",
+        names="data",
     )
     prompt: str | None = setting(None, help="Prompt of the image, or of every image of the folder.")
     prompts: Path | None = setting(

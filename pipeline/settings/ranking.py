@@ -23,6 +23,7 @@ class RankConfig:
         help="NAME=DATA of each generator (folder, manifest, demo or ADAPTER:DIR), or one DATA whose column source "
         "names them.",
         argument=True,
+        names="data",
     )
     baseline: str | None = setting(
         None, help="Generator that the others are measured against, such as the build of before."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaclip.base.errors import UserError, did_you_mean
-from deltaclip.base.places import is_address
+from deltaclip.base.places import SCHEMES, is_address
 from deltaclip.features.data.adapters.agiqa_1k import read_agiqa_1k
 from deltaclip.features.data.adapters.agiqa_3k import read_agiqa_3k
 from deltaclip.features.data.adapters.aigciqa2023 import read_aigciqa2023
@@ -28,6 +28,7 @@ from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.addresses import RemotePath, as_place
 from deltaclip.features.data.manifest import parse_label_ranges
+from deltaclip.features.data.paths import WEB_ADDRESS, other_name
 from deltaclip.features.data.preferences import OPTION, holds_pairs, moved_images, read_pair_table, with_preferences
 from deltaclip.features.data.sources import is_there
 from deltaclip.features.data.table import SUFFIXES, below
@@ -163,6 +164,7 @@ def _open(data: str) -> DataTables:
                 "no such folder", place=folder or data, remedy=f"give {name}:DIR with the folder of the set"
             )
         return FOLDER_ADAPTERS[name](Path(folder))
+    _refuse_address(data)
     if colon and not Path(data).exists() and not is_pattern(data):
         raise UserError(f"unknown adapter {name!r}", place=data, remedy=did_you_mean(name, FOLDER_ADAPTERS))
     path = Path(data)
@@ -177,8 +179,20 @@ def _open(data: str) -> DataTables:
             remedy=did_you_mean(data, ["demo", *(f"{a}:DIR" for a in FOLDER_ADAPTERS)]),
         )
     if not path.exists():
-        raise UserError("no such file", place=path, remedy="check the path of the manifest")
+        alike = other_name(path)
+        raise UserError(
+            "no such file",
+            place=path,
+            remedy=f"there is {alike} in that folder" if alike else "check the path of the manifest",
+        )
     return open_files([path], folder=path.parent, name=path.stem)
+
+
+def _refuse_address(data: str) -> None:
+    web = WEB_ADDRESS.match(data)
+    if web and len(web[1]) > 1 and not Path(data).exists():  # one letter is a drive of Windows
+        what = "no such file" if web[1].lower() == "file" else "is at an address of a kind that is not fetched"
+        raise UserError(what, place=data, remedy=f"download it, or give one of {', '.join(SCHEMES[:-1])}")
 
 
 def data_name(data: str) -> str:

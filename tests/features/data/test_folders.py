@@ -89,11 +89,27 @@ def test_a_table_among_loose_pictures_is_named(folder):
     assert notes[1] == "ratings.csv is not read: give it in place of the folder if it says what the pictures are of"
 
 
+OTHERS = "save it as UTF-8; it may be in GB18030, Shift-JIS or damaged"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_what_lies_beside_is_read_in_the_encodings_that_tables_are(folder, encoding):
+    prompt = "\N{LATIN SMALL LETTER E WITH ACUTE}clair and tea"
+    (folder / "p0.txt").write_bytes(prompt.encode(encoding))
+    (folder / "p1.json").write_bytes(json.dumps({"caption": f"{prompt} 1"}, ensure_ascii=False).encode(encoding))
+    found = read_manifest(str(folder))
+    prompts = dict(zip(found.images, found.prompts, strict=True))
+    assert (prompts["p0.png"], prompts["p1.png"]) == (prompt, f"{prompt} 1")
+    name = "Windows-1252" if encoding == "cp1252" else encoding.upper()
+    words = f"2 files beside pictures are read as {name}"
+    assert (words in found.notes) == (not encoding.startswith("utf-8"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("p0.txt", b"\xff\xfe\x00", "{at}/p0.txt: is no UTF-8 text; save the prompt as UTF-8"),
-        ("p0.json", b"\xff", "{at}/p0.json: is no UTF-8 text; save it as UTF-8"),
+        ("p0.txt", b"\xff\xfe\x00", "{at}/p0.txt: is marked as UTF-16 text and is none; save it as UTF-8"),
+        ("p0.json", b"\x8f\x8f", f"{{at}}/p0.json: is no UTF-8 text (byte 0x8F at 0, line 1); {OTHERS}"),
         ("p0.json", b"{'a': 1}", f"{{at}}/p0.json: broken JSON ({EXPECTING}); write it again"),
         ("p0.json", b"[1]", "{at}/p0.json: is no JSON object; give one object with the columns of its picture"),
         ("p0.json", b'{"mos": "good"}', "{at}/p0.png, column mos: 'good' is no number; leave a missing label empty"),
