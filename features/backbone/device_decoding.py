@@ -102,7 +102,7 @@ def _trial(device: str) -> str:
     content = io.BytesIO()
     Image.new("RGB", (16, 16)).save(content, "JPEG")
     try:
-        _decode([content.getvalue()], device)
+        decode_streams([content.getvalue()], device)
     except (RuntimeError, ImportError, OSError) as error:
         return first_line(error)
     return ""
@@ -113,7 +113,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _decode(streams: Sequence[bytes], device: str) -> list[torch.Tensor]:
+def decode_streams(streams: Sequence[bytes], device: str) -> list[torch.Tensor]:
     """Return pictures as they lie in their files, (1 or 3, H, W) uint8 each.
 
     Raises:
@@ -198,7 +198,7 @@ class DeviceDecoder:
 
 
 def _natives(pictures: Sequence[PlainJpeg], device: str) -> list[torch.Tensor]:
-    found = _decode([picture.stream for picture in pictures], device)
+    found = decode_streams([picture.stream for picture in pictures], device)
     for native, picture in zip(found, pictures, strict=True):
         if native.shape[-2:] != (picture.height, picture.width) or len(native) not in {1, 3}:
             raise RuntimeError(f"{picture.width} x {picture.height} came as {tuple(native.shape)}")

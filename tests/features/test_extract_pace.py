@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_a_run_scores_as_its_cache_was_decoded(photos, tmp_path, tiny_backbone):
         rows = list(csv.DictReader(file))
     found = scorer.score([photos / row["image"] for row in rows], [row["prompt"] for row in rows])
     np.testing.assert_allclose(found.q, [float(row["q"]) for row in rows], atol=2e-6)
+
+
+def test_a_run_of_a_gpu_scores_without_one_and_says_how(photos, tmp_path, tiny_backbone, capsys):
+    """Of a cache that was decoded `fast`, said to be of a GPU: without one these are its pixels."""
+    cache = run(photos, tmp_path / "fast.h5", tiny_backbone, decode="fast").cache
+    folder = train(TrainConfig(cache=cache, out=tmp_path / "run", epochs=1, base="identity")).run
+    pictures, prompts = [sorted(photos.glob("*.jpg"))[0]] * 2, ["a red circle", "two blue squares"]
+    expected = Scorer.load(folder, device="cpu").score(pictures, prompts)
+    config = json.loads((folder / "config.json").read_text())
+    config["request"]["decode"] = "gpu"
+    (folder / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    found = Scorer.load(folder, device="cpu").score(pictures, prompts)
+    line = "--decode gpu, as the cache was made: there is no CUDA GPU, so pictures are decoded as by --decode fast"
+    assert capsys.readouterr().err.splitlines() == [line]
+    np.testing.assert_array_equal(found.q, expected.q)
+    assert Scorer.load(folder, device="cpu").open_file(pictures[0].read_bytes()).mode == "RGB"
 
 
 @pytest.mark.parametrize("views", ["tiles", "stages", "statistics"])

@@ -20,7 +20,7 @@ from deltaclip.features.backbone.device_decoding import (
     require_decoder,
     upright,
 )
-from deltaclip.features.backbone.pixels import center_crops
+from deltaclip.features.backbone.pixels import center_crops, pixels_ahead
 from deltaclip.features.backbone.view_vectors import file_opener
 from deltaclip.features.data.images import TURNS
 from deltaclip.features.data.jpeg import PlainJpeg
@@ -92,7 +92,7 @@ def test_what_is_decoded_together_changes_nothing(monkeypatch):
 @needs_torchcodec
 def test_what_the_device_does_not_decode_the_host_does(monkeypatch, capsys):
     """A decoder that gives up on grey pictures, and spoils the call for the others as TorchCodec does."""
-    decoder, decode = DeviceDecoder(make_backbone("tiny", "gpu")), device_decoding._decode
+    decoder, decode = DeviceDecoder(make_backbone("tiny", "gpu")), device_decoding.decode_streams
 
     def choosy(streams, device):
         found = decode(streams, device)
@@ -100,7 +100,7 @@ def test_what_the_device_does_not_decode_the_host_does(monkeypatch, capsys):
             raise RuntimeError("Failed to get image info: 3\nand much more")
         return found
 
-    monkeypatch.setattr(device_decoding, "_decode", choosy)
+    monkeypatch.setattr(device_decoding, "decode_streams", choosy)
     contents = [content for content in files()[:-2] for _ in range(2)]
     found = decoder.pixels([decoder.open(content) for content in contents])
     grey = [number for number, content in enumerate(contents) if content == files()[-4]]
@@ -117,7 +117,7 @@ def test_what_the_device_does_not_decode_the_host_does(monkeypatch, capsys):
 @needs_torchcodec
 def test_a_picture_of_another_size_than_its_file_says_is_not_taken(monkeypatch, capsys):
     decoder, content = DeviceDecoder(make_backbone("tiny", "gpu")), files()[0]
-    monkeypatch.setattr(device_decoding, "_decode", lambda *_: [torch.zeros(3, 8, 8, dtype=torch.uint8)])
+    monkeypatch.setattr(device_decoding, "decode_streams", lambda *_: [torch.zeros(3, 8, 8, dtype=torch.uint8)])
     assert torch.equal(decoder.pixels([decoder.open(content)]), of_host(make_backbone("tiny", "fast"), [content]))
     assert "300 x 225 came as (3, 8, 8)" in capsys.readouterr().err
 
@@ -129,7 +129,7 @@ def test_a_full_device_is_no_picture_that_it_does_not_decode(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(device_decoding, "_decode", full)
+    monkeypatch.setattr(device_decoding, "decode_streams", full)
     with pytest.raises(torch.OutOfMemoryError):
         decoder.pixels([decoder.open(files()[0])])
 
@@ -142,6 +142,13 @@ def test_refused_files_are_refused_with_the_same_words():
                 decoder.open(content)
             assert without_count(str(caught.value)) == reason
     assert decoder.on_host == 0
+
+
+def test_a_training_takes_the_pixels_of_the_host():
+    image = picture(300, 225)
+    one, other = (pixels_ahead(make_backbone("tiny", decode))(image) for decode in ("gpu", "fast"))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, pixels_ahead(make_backbone("tiny"))(image))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
