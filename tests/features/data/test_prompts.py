@@ -28,6 +28,13 @@ from deltaclip.features.data.prompts import prompt_group
         ('"A cat!"', "a cat"),
         ("一只猫。", "一只猫"),
         ("a\u200b cat\ufeff", "a cat"),
+        ("a \u2764\ufe0f cat", "a \u2764 cat"),
+        ("a cat\u3164\u2800", "a cat"),
+        ("\u300ca cat\u300d", "a cat"),
+        ("\u2039a cat\u203a \u203d", "a cat"),
+        ("\u2022 a cat |", "a cat"),
+        ("\u00bd of a cat", "1/2 of a cat"),
+        ("\u0642\u0637\u0629\u061f", "\u0642\u0637\u0629"),
     ],
 )
 def test_spellings_of_one_prompt(one, other):
@@ -35,7 +42,16 @@ def test_spellings_of_one_prompt(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("a cat", "acat"), ("C++", "C"), ("a cat, a dog", "a cat a dog"), ("?", "!"), ("1 %", "1")]
+    ("one", "other"),
+    [
+        ("a cat", "acat"),
+        ("C++", "C"),
+        ("a cat, a dog", "a cat a dog"),
+        ("?", "!"),
+        ("1 %", "1"),
+        ("1 \u2030", "1"),
+        ("#cat", "cat"),
+    ],
 )
 def test_other_prompts(one, other):
     assert prompt_group(one) != prompt_group(other)
