@@ -214,7 +214,7 @@ def test_rows_that_were_taken_out_of_the_table_leave_it_to_names(demo_run, rows,
 def test_keys_that_are_damaged_are_named(demo_run, rows, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(demo_run, run)
-    (run / "rows.safetensors").write_bytes(b"nothing")
+    (run / "rows.safetensors").write_bytes(b"\0nothing")
     with pytest.raises(UserError, match=r"rows\.safetensors: cannot be read \(.*\); train again$"):
         split_of_run(open_run(run), rows)
 
