@@ -126,6 +126,9 @@ from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.reader import FeatureStore
 from deltaclip.features.store.writer import StoreWriter
+from deltaclip.pipeline.api.scorer import Scorer
+from deltaclip.pipeline.settings import TrainConfig
+from deltaclip.pipeline.train import train
 from deltaclip.tests.pretended_stages import per_call
 
 folder, backbone = Path(sys.argv[1]), sys.argv[2]
@@ -173,6 +176,17 @@ gpu.DECODER.widest = 250
 narrow = made("narrow", gpu.DEVICE, "gpu")
 gpu.DECODER.widest = None
 said["fallen back"] = [apart(vectors("whole"), vectors("narrow")), [each for each in narrow.notes if "GPU" in each]]
+with open(folder / "set" / "rows.csv", "w") as file:
+    file.write("image,quality\\n" + "".join(f"p{number:02}.jpg,0.{number:02}\\n" for number in range(12)))
+cache = extract(ExtractConfig(data=str(folder / "set" / "rows.csv"), out=folder / "rows.h5", backbone=backbone,
+                              device=gpu.DEVICE, precision="fp32", decode="gpu", views="center")).cache
+learned = train(TrainConfig(cache=cache, out=folder / "run", epochs=1, base="identity", device="cpu")).run
+pictures = [folder / "set" / f"p{number:02}.jpg" for number in range(12)]
+scorers = [Scorer.load(learned, device=device) for device in (gpu.DEVICE, "cpu")]
+there, here = (scorer.score(pictures).q.astype(float) for scorer in scorers)
+said["scores"] = [float(np.abs(there - here).max()), float(there.std())]
+opened = scorers[0].open_file(pictures[0].read_bytes())
+said["scorer"] = [type(opened).__name__, scorers[1].open_file(pictures[0].read_bytes()).mode]
 for name, device, decode in (("whole", "cpu", "fast"), ("fast", gpu.DEVICE, "gpu"), ("other", "cpu", "gpu")):
     try:
         made(name, device, decode)
@@ -239,6 +253,9 @@ def test_pictures_are_decoded_there(mixed_set, tiny_backbone):
     # The two forward passes of a batch, and its pictures, decoded together.
     assert max(each["decoded"] for each in said["waits"]) == 1
     assert max(each["waits"] for each in said["waits"]) <= 3
+    assert said["scorer"] == ["PlainJpeg", "RGB"]
+    assert said["scores"][0] < 1e-4
+    assert said["scores"][1] > 1e-6
     assert said["killed"] == 9
     assert 0 < said["rest"][0] < said["rest"][1]
     assert max(said["resumed"].values()) < 1e-5

@@ -288,7 +288,7 @@ class Scorer:
     @property
     def open_file(self) -> Callable[..., Image | PlainJpeg]:
         """What makes of a file's bytes what `crops` takes, in any thread; raises `UnreadableImage`."""
-        return self._views[0][0].open_file
+        return next((views[0] for views in self._views if views[0].decoder), self._views[0][0]).open_file
 
     def crops(self, picture: Image | PlainJpeg) -> Crops:
         """Return what the backbones need of an RGB image, or of what `open_file` gives; may be called in any thread."""
