@@ -26,9 +26,8 @@ from deltaclip.features.data.manifest import (
     rater_column,
     rows_outside,
     sparse_words,
-    without_missing,
 )
-from deltaclip.features.data.numbers import Numbers, is_missing_word, read_numbers
+from deltaclip.features.data.numbers import Numbers, is_missing_word, read_numbers, without_missing
 from deltaclip.features.data.prompts import prompt_group
 
 if TYPE_CHECKING:

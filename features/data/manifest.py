@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from deltaclip.features.data.numbers import (
     is_missing_word,
     is_numeric,
     read_numbers,
-    says_nothing,
+    without_missing,
 )
 from deltaclip.features.data.paths import understood_all
 from deltaclip.features.data.prompts import prompt_group
@@ -220,19 +220,6 @@ def manifest_from_table(  # noqa: PLR0913 - what a user may say of a table
     return average_ratings(whole, people.cells, how=raters)
 
 
-class Said(NamedTuple):
-    """Cells of names or texts, '' where there is none, and the words that stood for none, counted."""
-
-    cells: list[str]
-    missing: Mapping[str, int]
-
-
-def without_missing(cells: list[str]) -> Said:
-    """Return cells without words for nothing: rows that share one have nothing in common."""
-    missing = Counter(cell for cell in cells if cell and len(cell) <= LONGEST_WORD and says_nothing(cell))
-    return Said(["" if cell in missing else cell for cell in cells] if missing else cells, missing)
-
-
 def _named(table: Table, field: str, column: str) -> list[str]:
     return table.texts(column) if field == "explanation" else table.names(column)
 
@@ -301,8 +288,15 @@ def field_like(name: str, cells: Sequence[str]) -> str | None:
     A column of numbers can be a label or its SD alone, one of other texts never: what the name is closest to must fit
     the values, and no other field is proposed in its place. Short names are near to everything and are left out.
     """
-    known = {alias: field for field in ALIASES for alias in _plain_aliases(field) if len(alias) >= SHORTEST_GUESS}
-    close = nearest(plain_name(name), known) if any(cells) else None  # of lists and pictures nothing is known
+    plain = plain_name(name)
+    known = {
+        alias: field
+        for field in ALIASES
+        for alias in _plain_aliases(field)
+        if len(alias) >= SHORTEST_GUESS
+        and alias[0] == plain[:1]  # `resource` is no source, `negative_prompt` no prompt
+    }
+    close = nearest(plain, known) if any(cells) else None  # of lists and pictures nothing is known
     if close is None or (known[close] in NUMERIC) != is_numeric(cells):
         return None
     return known[close]

@@ -18,12 +18,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -60,6 +60,19 @@ def is_missing_word(cell: str) -> bool:
 def says_nothing(cell: str) -> bool:
     """Tell whether a cell is what programs or people write for a value that is not there: a word, or a dash."""
     return cell in DASHES or is_missing_word(cell)
+
+
+class Said(NamedTuple):
+    """Cells of names or texts, '' where there is none, and the words that stood for none, counted."""
+
+    cells: list[str]
+    missing: Mapping[str, int]
+
+
+def without_missing(cells: list[str]) -> Said:
+    """Return cells without words for nothing: rows that share one have nothing in common."""
+    missing = Counter(cell for cell in cells if cell and len(cell) <= LONGEST_WORD and says_nothing(cell))
+    return Said(["" if cell in missing else cell for cell in cells] if missing else cells, missing)
 
 
 def is_numeric(cells: Iterable[str]) -> bool:

@@ -290,6 +290,10 @@ def test_usual_names_of_images(pictures, column):
         ("spilt", WORDS, "split"),
         ("models", WORDS, "source"),
         ("models", NUMBERS, None),
+        ("negative_prompt", WORDS, None),
+        ("resource", WORDS, None),
+        ("season", WORDS, None),
+        ("images", ["", ""], None),
     ],
 )
 def test_a_column_is_proposed_for_what_it_can_be(name, cells, field):
