@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from deltaclip.base import files
 from deltaclip.base.errors import UserError
 from deltaclip.base.files import is_abandoned, one_writer, prove_space, reserve, sync_file, sync_folder
 from deltaclip.features.store.reader import FeatureStore
+from deltaclip.pipeline.serve import listen
 
 ROOT = Path(deltaclip.__file__).parent
 # Modules and functions that Linux has and macOS or Windows lacks; `posix_fallocate` and the like.
@@ -193,3 +195,13 @@ def test_a_lock_that_cannot_be_made_is_an_error_of_the_disk(tmp_path):
     with pytest.raises((OSError, UserError)) as caught, one_writer(tmp_path / "file" / "c.h5"):
         pass
     assert caught.value.filename == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("system", "reused"), [("posix", True), ("nt", False)])
+def test_an_address_is_not_taken_from_another_program(monkeypatch, system, reused):
+    """On Windows two programs may listen on one address, where one asks for it so."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "name", system)
+        bound = listen("127.0.0.1", 0)
+    with bound:
+        assert bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) is reused
