@@ -160,11 +160,14 @@ def _stands_in(classes: dict[str, Any], words: str) -> bool:
     Not for classes of torch, which are modules with weights in them, nor of Python, some of which run programs.
     """
     named = re.search(r"GLOBAL ([\w.]+)", words)
-    if named and named[1].partition(".")[0] not in {"torch", *sys.stdlib_module_names}:
-        classes[named[1]] = type(named[1], (_Inert,), {})
+    if named:
+        module, _, name = named[1].rpartition(".")  # of what is built in, torch leaves the module out
+        if not module or module.partition(".")[0] in {"torch", *sys.stdlib_module_names} or named[1] in classes:
+            return False
+        classes[named[1]] = type(name, (_Inert,), {})
         return True
     for name, kind in classes.items():
-        if kind not in (dict, list) and repr(kind) in words:
+        if kind not in (dict, list) and repr(kind) in words and re.search("SETITEM|extend|append", words):
             classes[name] = dict if "SETITEM" in words else list
             return True
     return False

@@ -281,6 +281,10 @@ NO_NAMES = "holds a {}, no tensors by name; save a state dict, or safetensors"
         ({"epoch": 3}, NO_TENSORS),
         ({"state_dict": {}}, NO_TENSORS),
         ([1, 2], NO_NAMES.format("list")),
+        (
+            {"w": torch.ones(2), "x": object()},
+            "holds more than tensors (object); convert it to safetensors where it comes from: a pickle can run code",
+        ),
         (torch.zeros(3), NO_NAMES.format("Tensor")),
         (
             torch.nn.Linear(2, 2),
