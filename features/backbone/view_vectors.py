@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from deltaclip.features.data.decoding import Decode
 
     Crops = dict[str, "torch.Tensor | PlainJpeg"]  # of a picture, by source
+    Opened = Image.Image | PlainJpeg | tuple[Image.Image | PlainJpeg, ...]  # the latter by backbone
 
 
 # Whole images go through a processor's caches best one or two at a time: MobileNetV2 at 384 pixels on one core does
@@ -180,6 +181,18 @@ def encoded_batches(
     lanes = [functools.partial(_encode_batch, own, wanted, _own_stream(own[0].device)) for own in turns]
     with contextlib.closing(batches), contextlib.closing(dealt(batches, lanes)) as encoded:
         yield from encoded
+
+
+def opener_of(backbones: Sequence[Backbone], views_of: Sequence[Sequence[View]]) -> Callable[..., Opened]:
+    """Return what opens files for several backbones, each with its views: once for all, or once for each.
+
+    A picture that one takes at a fraction of its size (`draft`) is none for another.
+    """
+    sizes = {input_size(backbone) if backbone.decode == "draft" else () for backbone in backbones}
+    openers = [views[0].open_file for views in views_of]
+    if len(sizes) > 1:
+        return lambda content, **limits: tuple(opened(content, **limits) for opened in openers)
+    return next((views[0].open_file for views in views_of if views[0].decoder), openers[0])
 
 
 def crops_by_source(views: Sequence[View], picture: Image.Image | PlainJpeg) -> Crops:

@@ -24,7 +24,7 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.progress import Progress
 from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, default_workers, image_batches, spread
 from deltaclip.features.backbone.encode import text_batches
-from deltaclip.features.backbone.view_vectors import crops_by_source, encode_views, make_views
+from deltaclip.features.backbone.view_vectors import crops_by_source, encode_views, make_views, opener_of
 from deltaclip.features.backbone.weights import LOCAL_DIR
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
@@ -52,13 +52,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from numpy.typing import NDArray
-    from PIL.Image import Image
     from torch import Tensor
 
     from deltaclip.base.device import Precision
     from deltaclip.features.backbone.load import Backbone
-    from deltaclip.features.backbone.view_vectors import Crops, View
-    from deltaclip.features.data.jpeg import PlainJpeg
+    from deltaclip.features.backbone.view_vectors import Crops, Opened, View
     from deltaclip.pipeline.model.heads import Heads
     from deltaclip.pipeline.rows.cached_rows import CacheRows
     from deltaclip.pipeline.runs.folder import RunFolder
@@ -286,13 +284,14 @@ class Scorer:
         return ScoredPairs(scores=scores, failed=failed, truncated_prompts=int(truncated_T.sum()))
 
     @property
-    def open_file(self) -> Callable[..., Image | PlainJpeg]:
+    def open_file(self) -> Callable[..., Opened]:
         """What makes of a file's bytes what `crops` takes, in any thread; raises `UnreadableImage`."""
-        return next((views[0] for views in self._views if views[0].decoder), self._views[0][0]).open_file
+        return opener_of(self._backbones, self._views)
 
-    def crops(self, picture: Image | PlainJpeg) -> Crops:
+    def crops(self, picture: Opened) -> Crops:
         """Return what the backbones need of an RGB image, or of what `open_file` gives; may be called in any thread."""
-        found = [crops_by_source(views, picture) for views in self._views]
+        pictures = picture if isinstance(picture, tuple) else (picture,) * len(self._views)
+        found = [crops_by_source(views, each) for views, each in zip(self._views, pictures, strict=True)]
         return {f"{number}:{source}": each for number, crops in enumerate(found) for source, each in crops.items()}
 
     def score_crops(

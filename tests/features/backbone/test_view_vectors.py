@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torchvision.transforms.functional import hflip, normalize, to_tensor
 from deltaclip.features.backbone.decode_ahead import ImageFile
 from deltaclip.features.backbone.encode import encode_images
 from deltaclip.features.backbone.load import load_backbone
-from deltaclip.features.backbone.view_vectors import encode_views, encoded_batches, make_views
+from deltaclip.features.backbone.view_vectors import encode_views, encoded_batches, make_views, opener_of
 from deltaclip.features.backbone.weights import find_weights
 from deltaclip.features.data.views import RECIPES, tile_corners
 
@@ -182,3 +183,20 @@ def test_views_say_what_they_are(backbone):
     assert [(view.name, view.width, view.recipe) for view in views] == [
         (name, backbone.dim, RECIPES[name]) for name in NAMES
     ]
+
+
+def test_each_backbone_gets_what_its_own_way_decodes(tiny_backbone, side):
+    """A JPEG file that one cache has decoded at a quarter of its size is whole for the backbone of another."""
+    weights, content = find_weights(tiny_backbone, None), io.BytesIO()
+    Image.effect_noise((8 * side, 8 * side), 80).convert("RGB").save(content, "JPEG")
+    ways = {
+        decode: load_backbone(weights, device="cpu", precision="fp32", decode=decode) for decode in ("draft", "exact")
+    }
+    views = {decode: make_views(each, ["center"], batch_size=2) for decode, each in ways.items()}
+    alone = {decode: views[decode][0].open_file(content.getvalue()) for decode in ways}
+    assert alone["draft"].width < alone["exact"].width == 8 * side
+    for order in (("draft", "exact"), ("exact", "draft")):
+        opened = opener_of([ways[each] for each in order], [views[each] for each in order])(content.getvalue())
+        assert [picture.size for picture in opened] == [alone[each].size for each in order]
+    shared = opener_of([ways["draft"]] * 2, [views["draft"]] * 2)(content.getvalue(), max_pixels=1 << 24)
+    assert shared.size == alone["draft"].size
