@@ -44,7 +44,7 @@ TAR = Kind("tar", "a tar archive", UNPACK)
 HDF5 = Kind("hdf5", "an HDF5 file")
 CACHE = Kind("cache", "a feature cache", "give it to `deltaclip train`")
 PICKLE = Kind("pickle", "a Python pickle", "save it in another format: a pickle can run any program")
-TORCH = Kind("torch", "a checkpoint as torch.save writes it", "name it .pt")
+TORCH = Kind("torch", "a checkpoint as torch.save writes it")
 SAFETENSORS = Kind("safetensors", "a safetensors file")
 NPY = Kind("npy", "a NumPy array")
 TEXT = Kind("text", "text", "download it again: what a server answers in place of a file is often text")
@@ -145,13 +145,15 @@ def refuse_other(path: Path, expected: Collection[str], *, what: str = "") -> No
     """Refuse a file that is surely of another kind than one of those expected; what is not known passes.
 
     Args:
-        path: of a file that is there.
+        path: of a file; of one that is not there nothing is said.
         expected: names of kinds; "text" for what has no mark and is read as text.
         what: words for what was expected, such as "Excel workbook".
 
     Raises:
         UserError: names what it is.
     """
+    if not path.is_file():
+        return
     kind = kind_of(path) or (TEXT if _is_text(path) else None)
     if kind is not None and kind.name not in expected:
         raise wrong_kind(path, kind, what)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaclip.base.errors import UserError
-from deltaclip.base.kinds import SAFETENSORS, kind_of, refuse_other
+from deltaclip.base.kinds import SAFETENSORS, TORCH, kind_of, refuse_other
 from deltaclip.features.backbone.library import first_line, library_call
 
 if TYPE_CHECKING:
@@ -109,9 +109,12 @@ def _tensors(content: Any, place: str, keys: set[str]) -> Iterator[tuple[str, to
 def _content(path: Path, strange: list[str]) -> Any:
     """Return what a file holds, whatever it is called; classes whose objects were not made go into `strange`."""
     refuse_other(path, WEIGHTS, what="file of weights")
-    if path.suffix == ".safetensors":
+    kind, is_named_so = kind_of(path), path.suffix == ".safetensors"
+    if is_named_so and kind is TORCH:
+        raise UserError(f"is {TORCH.words}, no safetensors file", place=path, remedy="name it .pt")
+    if is_named_so:
         refuse_other(path, {SAFETENSORS.name}, what="safetensors file")
-    if path.suffix == ".safetensors" or kind_of(path) is SAFETENSORS:
+    if is_named_so or kind is SAFETENSORS:
         from safetensors.torch import load_file
 
         with library_call(path, "is no safetensors file", FETCH):

@@ -299,7 +299,7 @@ def load_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
         heads = build_heads(HeadSpec.from_json(header["spec"]))
         heads.load_state_dict({today_name(name): tensor for name, tensor in state.items()})
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
-        refuse_other(path, {"safetensors"}, what="checkpoint")
+        refuse_other(path, {"safetensors"}, what="file of heads")
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error
     if odd := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
@@ -320,6 +320,6 @@ def load_tuned(path: Path) -> dict[str, Tensor]:
             names = [name for name in file.keys() if name.startswith(BACKBONE)]  # noqa: SIM118 - no dict
             return {name.removeprefix(BACKBONE): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        refuse_other(path, {"safetensors"}, what="checkpoint")
+        refuse_other(path, {"safetensors"}, what="file of heads")
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error

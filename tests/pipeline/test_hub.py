@@ -148,7 +148,7 @@ def test_what_is_no_shared_folder_is_refused(folder, server, tmp_path, *, change
     wanted = {
         "too large": "hf://lab/scorer: config.json has 1,074 MB, more than the 4 MB of such a file",
         "missing": "hf://lab/scorer: has no metrics.json; give what `deltaclip share` wrote",
-        "no run": "is text, no checkpoint",
+        "no run": "is text, no file of heads",
         "not shared": "hf://lab/scorer: is no shared folder; give what `deltaclip share` wrote",
         "damaged": "cannot be read",
     }

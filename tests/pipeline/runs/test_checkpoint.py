@@ -83,8 +83,12 @@ def test_safetensors_of_others_are_refused(tmp_path):
 
 
 def test_a_pickle_is_refused(tmp_path):
-    torch.save({"w": torch.zeros(2)}, tmp_path / "x.safetensors")
-    assert refused(tmp_path / "x.safetensors")
+    path = tmp_path / "x.safetensors"
+    torch.save({"w": torch.zeros(2)}, path)
+    with pytest.raises(UserError) as error:
+        load_heads(path)
+    words = "is a checkpoint as torch.save writes it, no file of heads; give the file that belongs here"
+    assert str(error.value) == f"{path}: {words}"
 
 
 def test_heads_of_another_shape_are_refused(tmp_path):

@@ -145,7 +145,7 @@ def test_train_writes_intervals_and_flags_and_evaluate_finds_the_same(demo_run):
 def test_runs_of_before_have_none_and_a_damaged_file_is_named(demo_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(demo_run, run)
-    (run / FILE).write_bytes(b"nothing of the kind")
+    (run / FILE).write_bytes(b"\0nothing of the kind")
     with pytest.raises(UserError, match="cannot be read") as refused:
         open_run(run)
     assert str(refused.value).startswith(f"{run / FILE}: cannot be read (")
