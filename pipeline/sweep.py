@@ -19,8 +19,8 @@ from deltaclip.base.errors import UserError
 from deltaclip.base.options import settings_to_json
 from deltaclip.base.progress import say
 from deltaclip.pipeline.rows.beside import with_caches_beside
-from deltaclip.pipeline.rows.cached_rows import load_rows, row_keys
-from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.cached_rows import load_rows
+from deltaclip.pipeline.rows.split_rows import row_groups, split_cache
 from deltaclip.pipeline.rows.task import Task, of_rows, rankable_labels, trainable_labels
 from deltaclip.pipeline.runs.folder import free_run_path
 from deltaclip.pipeline.runs.prediction_table import SCORE_BATCH, score
@@ -154,7 +154,7 @@ def _over_default(done: Finished, default: Task[TrainConfig], stacked: Stacked) 
     """Return of each target how far the winner is ahead of the default setting on the test rows, paired."""
     learned, rows, test = stacked.learned(default), default.rows, default.split.test
     batches = rows.batches(test, batch_size=1, columns=of_rows(learned.columns, test))
-    scores, group_M = score(learned.heads, batches.in_order(SCORE_BATCH)), row_keys(rows.rows.text["group"])[test]
+    scores, group_M = score(learned.heads, batches.in_order(SCORE_BATCH)), row_groups(rows)[test]
     return {
         label: margin(done.scores.of(label)[test], scores.of(label), rows.label(label)[test], groups=group_M).to_json()
         for label in done.labels

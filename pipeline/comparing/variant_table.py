@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltaclip.pipeline.rows.split_rows import row_groups
 from deltaclip.pipeline.rows.task import rankable_labels
 from deltaclip.pipeline.runs.measure import spread
 from deltaclip.pipeline.scoring.agreement import agreement, json_number
@@ -92,7 +93,7 @@ def _figures(
 def _difference(
     rows: CacheRows, splits: Sequence[Split], pairs: Sequence[tuple[Predicted, Predicted]], label: str
 ) -> dict[str, Any]:
-    truth, groups = rows.label(label), rows.rows.text["group"]
+    truth, groups = rows.label(label), row_groups(rows)
     trials = [
         Trial(
             ours.score_M,

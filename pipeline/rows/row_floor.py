@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltaclip.pipeline.rows.cached_rows import row_keys
+from deltaclip.pipeline.rows.split_rows import row_groups
 from deltaclip.pipeline.scoring.floors import Floor, Prompts, no_image_floor
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def floor_of(rows: CacheRows, label: str, *, train: NDArray[np.int64], test: NDA
     source, prompt = rows.rows.text["source"], rows.rows.text["prompt"]
     return no_image_floor(
         rows.label(label),
-        groups=row_keys(rows.rows.text["group"]),
+        groups=row_groups(rows),
         train=train,
         test=test,
         sources=source.codes if source.some() else None,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deltaclip.pipeline.rows.cached_rows import CacheRows
+    from deltaclip.pipeline.scoring.groups import KeyArray
 
 
 FEW = 0.1  # of the images: where more have near copies, the backbone says little of them, and no groups are joined
@@ -41,9 +42,18 @@ def split_cache(rows: CacheRows, kind: str, *, fractions: str, seed: int) -> Spl
     if column is not None and not column.some():
         remedy = "add one to the manifest and extract again, or give --split grouped"
         raise UserError("has no split column", place=rows.path, remedy=remedy)
-    groups = name_keys(rows.rows.text["group"])[joined_groups(rows)]
-    split = split_rows(kind, groups=groups, seed=seed, fractions=shares, column=None if column is None else column[:])
+    split = split_rows(
+        kind, groups=row_groups(rows), seed=seed, fractions=shares, column=None if column is None else column[:]
+    )
     return _with_leaks(split, rows)
+
+
+def row_groups(rows: CacheRows) -> KeyArray:
+    """Return the key of each row's group, (N,) uint64, as `joined_groups` finds them.
+
+    What is drawn, left out or averaged as a whole is this, or rows that depend on each other would count as more.
+    """
+    return np.asarray(name_keys(rows.rows.text["group"])[joined_groups(rows)])
 
 
 def joined_groups(rows: CacheRows) -> NDArray[np.int64]:

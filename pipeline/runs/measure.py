@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from deltaclip.pipeline.rows.cached_rows import row_keys
 from deltaclip.pipeline.rows.pair_rows import count_across, pairs_of
 from deltaclip.pipeline.rows.row_floor import floor_of
+from deltaclip.pipeline.rows.split_rows import row_groups
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.trust import COVERAGE
 from deltaclip.pipeline.scoring.agreement import agreement, agreement_by, json_number, srocc
@@ -67,7 +67,7 @@ def measure(
         coverage: that the intervals of the scores were asked for.
     """
     trained, labels = labels, [label for label in labels if label in present_labels(rows)]
-    group_N = row_keys(rows.rows.text["group"])
+    group_N = row_groups(rows)
     judged = _judged(split)
     metrics: dict[str, Any] = {"split": judged.to_json() | {"rows": split.to_json()["rows"]}}
     for side in ("test", "val", "train"):

@@ -9,10 +9,11 @@ import pytest
 
 from deltaclip.features.store.texts import TextColumn
 from deltaclip.pipeline.rows.cached_rows import load_rows
-from deltaclip.pipeline.rows.split_rows import split_cache
+from deltaclip.pipeline.rows.split_rows import row_groups, split_cache
 from deltaclip.pipeline.rows.task import present_labels
 from deltaclip.pipeline.runs.measure import measure
 from deltaclip.pipeline.runs.prediction_table import ScoreColumns, Scores
+from deltaclip.pipeline.scoring.intervals import srocc_interval
 from deltaclip.pipeline.words.result_words import metrics_table
 
 LABELS = ["quality", "consistency"]
@@ -49,6 +50,26 @@ def test_perfect_scores_have_perfect_metrics(rows):
             assert figures["plcc"] == pytest.approx(1, abs=1e-9)
     assert metrics["test"]["quality"]["srocc_ci"] == pytest.approx([1, 1], abs=1e-9)
     assert max(figures["srocc"] for figures in metrics["floors"]["cosine"].values()) < 1
+
+
+def test_groups_that_belong_together_are_drawn_together(rows):
+    """Six prompts have the same tokens, and their pictures the same label: an interval knows 8 groups, not 48."""
+    random, names = np.random.default_rng(0), TextColumn.of([f"prompt {place}" for place in range(240)])
+    label_2N = 0.5 + 0.1 * np.repeat(random.normal(size=(2, 40)), 6, axis=1) + 0.001 * random.normal(size=(2, 240))
+    label_2N[1] += label_2N[0] - 0.5
+    told = with_columns(rows, quality=label_2N[0])
+    text = told.rows.text | {"prompt": names, "group": names}
+    number_T = np.array([int(name.split()[1]) for name in names.names.take(np.arange(240))])
+    told = replace(
+        told, rows=replace(told.rows, text=text, prompt=names.codes), tokens_T=number_T.astype("u8") // 6 + 1
+    )
+    assert len(np.unique(row_groups(told))) == 40
+    split = split_of(told)
+    nothing = np.zeros(240, dtype=np.float32)
+    scores = Scores({"quality": ScoreColumns(label_2N[1].astype(np.float32), nothing, nothing)})
+    found = measure(told, scores, split, labels=["quality"], scales={})
+    apart = srocc_interval(label_2N[1][split.test], label_2N[0][split.test], seed=0, groups=split.test)
+    assert np.ptp(found["test"]["quality"]["srocc_ci"]) > 1.5 * np.ptp(apart)
 
 
 def test_saturated_corrections_are_found_and_advised_against(rows):
