@@ -302,9 +302,15 @@ def load_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
         refuse_other(path, {"safetensors"}, what="file of heads")
         detail = str(error).splitlines()[0][:160]
         raise UserError(f"is no checkpoint of deltaclip heads ({detail})", place=path, remedy="train again") from error
-    if odd := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+    if odd := [name for name, tensor in state.items() if not _is_sound(name, tensor)]:
         raise UserError(f"holds weights that are not finite ({odd[0]})", place=path, remedy="train again")
     return heads.eval(), header
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.isfinite().all():
+        return True
+    return name.endswith("scale.theta") and not tensor.isnan().any()  # a learned scale of 0, before its sigmoid
 
 
 def load_tuned(path: Path) -> dict[str, Tensor]:
