@@ -75,7 +75,7 @@ def as_picture(given: Any, place: str) -> Picture:
     if (row := as_row(given)) is not None:
         return as_picture(_of_row(row, place), place)
     if isinstance(given, (str, os.PathLike)):
-        return Path(given)
+        return given if isinstance(given, Path) else Path(given)  # an address stays one
     if _is_file(given) and not _is_pillow(given):
         given = given.read()
     if isinstance(given, (bytes, bytearray, memoryview)):

@@ -26,6 +26,7 @@ from deltaclip.features.backbone.decode_ahead import ImageFile, MemoryImage, def
 from deltaclip.features.backbone.encode import text_batches
 from deltaclip.features.backbone.view_vectors import crops_by_source, encode_views, make_views, opener_of
 from deltaclip.features.backbone.weights import LOCAL_DIR
+from deltaclip.features.data.addresses import RemotePath
 from deltaclip.features.data.paths import understood
 from deltaclip.features.data.prompts import prompt_fault
 from deltaclip.features.data.views import CENTER, RECIPES
@@ -446,7 +447,7 @@ def pair(images: Any, prompts: Any) -> Pairs:
     sources: list[ImageFile | MemoryImage] = []
     image_N = []
     for place, image in enumerate(given):
-        key = Path(image) if isinstance(image, (str, os.PathLike)) else id(image)
+        key = str(as_picture(image, "")) if isinstance(image, (str, os.PathLike)) else id(image)
         if key not in entry_of:
             entry_of[key] = len(sources)
             sources.append(_source(len(sources), image, f"images[{place}]"))
@@ -503,6 +504,8 @@ def _source(entry: int, image: Any, place: str) -> ImageFile | MemoryImage:
     picture = as_picture(image, place)
     if not isinstance(picture, Path):
         return MemoryImage(entry, picture)
+    if isinstance(picture, RemotePath):  # which is fetched where it is read
+        return ImageFile(entry, picture, None)
     # The caller is the one who says where a file may lie: `root` holds for what is opened.
     return ImageFile(entry, Path(understood(str(picture), Path(), allow_outside=True)[0]), None)
 

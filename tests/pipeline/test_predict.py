@@ -20,6 +20,7 @@ from deltaclip.features.settings import ExtractConfig
 from deltaclip.pipeline.predict import predict
 from deltaclip.pipeline.settings import PredictConfig, TrainConfig
 from deltaclip.pipeline.train import train
+from deltaclip.tests.features.file_server import serving
 from deltaclip.tests.features.forms import write_form
 from deltaclip.tests.pipeline.conftest import read_csv, write_csv
 
@@ -489,3 +490,13 @@ def test_pictures_inside_files_score_as_files_do(scored, demo_folder, demo_rows,
         assert result.columns[score] == pytest.approx(of_files.columns[score], abs=BATCH_NOISE)
     one = scored(tmp_path / form / result.columns["image"][2], prompt=rows[2]["prompt"])
     assert one.columns["quality"] == pytest.approx(of_files.columns["quality"][2:3], abs=BATCH_NOISE)
+
+
+def test_a_picture_at_an_address_scores_what_its_file_does(scored, demo_folder, demo_rows):
+    pytest.importorskip("aiohttp", reason="the extra remote is not installed")
+    name = demo_rows[0]["image"]
+    with serving(demo_folder) as server:
+        found = scored(f"http://127.0.0.1:{server.server_port}/{name}", prompt="a red circle")
+    here = scored(demo_folder / name, prompt="a red circle")
+    for column in SCORES:
+        assert found.columns[column] == here.columns[column]
