@@ -468,12 +468,7 @@ def _images(images: Any) -> tuple[list[Any], bool]:
 
 
 def texts_of(prompts: Any) -> tuple[list[str] | None, bool]:
-    """Return prompts as a list, None where there are none, and whether a single one was given.
-
-    Raises:
-        ValueError: a prompt is empty.
-        TypeError: something is no text.
-    """
+    """Return prompts as a list, None where there are none, and whether it is a single one; refuse what is no text."""
     prompts = plain(prompts)
     if prompts is None:
         return None, False
@@ -504,10 +499,10 @@ def _source(entry: int, image: Any, place: str) -> ImageFile | MemoryImage:
     picture = as_picture(image, place)
     if not isinstance(picture, Path):
         return MemoryImage(entry, picture)
-    if isinstance(picture, RemotePath):  # which is fetched where it is read
-        return ImageFile(entry, picture, None)
-    # The caller is the one who says where a file may lie: `root` holds for what is opened.
-    return ImageFile(entry, Path(understood(str(picture), Path(), allow_outside=True)[0]), None)
+    # The caller is the one who says where a file may lie: `root` holds for what is opened. An address stays one.
+    is_address = isinstance(picture, RemotePath)
+    path = picture if is_address else Path(understood(str(picture), Path(), allow_outside=True)[0])
+    return ImageFile(entry, path, None)
 
 
 # ---- Scores of a run that changed its backbone, on the rows of a cache whose embeddings its heads do not know
