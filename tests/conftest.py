@@ -26,6 +26,13 @@ def pytest_make_parametrize_id(config, val, argname) -> str | None:
     return argname if is_content else None
 
 
+def pytest_generate_tests(metafunc) -> None:
+    """Refuse sets as parameters: their order, and so that of the tests, is another in each process."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        if isinstance(mark.args[1], (set, frozenset)):
+            raise TypeError(f"{metafunc.definition.nodeid} takes its parameters from a set: give a list")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_folder(tmp_path_factory):
     """Keep the user's cache folder out of the tests, in this process and in those that it starts."""

@@ -104,7 +104,7 @@ def test_a_plain_file_stays_undecoded_and_gives_what_it_always_gave(name):
     assert (found.width, found.height) == noisy().size
 
 
-@pytest.mark.parametrize("name", other_files().keys() - {"an end too early"})
+@pytest.mark.parametrize("name", [name for name in other_files() if name != "an end too early"])
 def test_other_files_go_the_usual_way(name):
     content = other_files()[name]
     assert plain_stream(content) is None
