@@ -91,6 +91,12 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def check_more(self) -> None:
+        """Refuse data that is not there, where settings come from a command line: before a stage is imported."""
+        from deltaclip.features.data.paths import check_plain_data  # help texts need none of it
+
+        check_plain_data(self.data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
@@ -160,3 +166,9 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def check_more(self) -> None:
+        """Refuse data that is not there, where settings come from a command line: before a stage is imported."""
+        from deltaclip.features.data.paths import check_plain_data  # help texts need none of it
+
+        check_plain_data(self.data)

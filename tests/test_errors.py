@@ -714,3 +714,15 @@ def test_what_needs_no_model_is_said_before_torch_is_imported(place, tmp_path):
     assert len(found) == len(calls)
     assert [entry for entry in found if entry[1:] != [2, False]] == []
     assert len([line for line in done.stderr.splitlines() if line.startswith("deltaclip: ")]) >= len(calls) - 1
+
+
+def test_what_is_not_there_is_said_before_numpy_is_imported(tmp_path):
+    """Then a slip of the pen costs less than half a second."""
+    given = ["extract gone.csv", "data check gone.csv", "train gone.h5", "predict gone a.png", "rank a=gone b=gone"]
+    given += ["evaluate gone", "report gone", "share gone out", "serve gone", "extract gone.csv --out gone/gone/x.h5"]
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY_PROGRAM.replace('"torch"', '"numpy"')],
+        input=json.dumps([call.split() for call in given]), capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert found == [[call, 2, False] for call in given]

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from deltaclip.base.errors import UserError
 from deltaclip.base.places import DRIVE, is_address, readings
 from deltaclip.features.data.addresses import RemotePath
 from deltaclip.features.data.cells import spelled_out
@@ -141,10 +142,29 @@ def _no_path(image: str) -> Cause | None:
     return None
 
 
-def other_name(path: Path) -> str | None:
-    """Return the one name in the folder of a path that is not there which is its own in another case or suffix."""
-    found = (_index(path.parent, what).get(KEYS[what](path.name)) for what in KEYS)
-    return next(filter(None, found), None)
+def refuse_absent(path: Path) -> None:
+    """Refuse a file of data that is not there.
+
+    Raises:
+        UserError: with the one name in its folder that is its own in another case or suffix, where there is one.
+    """
+    if path.exists():
+        return
+    alike = next(filter(None, (_index(path.parent, what).get(KEYS[what](path.name)) for what in KEYS)), None)
+    remedy = f"there is {alike} in that folder" if alike else "check the path of the manifest"
+    raise UserError("no such file", place=path, remedy=remedy)
+
+
+def check_plain_data(data: str) -> None:
+    """Refuse a table that is not there, sooner than the readers of data are imported.
+
+    What can be anything else than a path of a table, such as an adapter, a pattern or an address, passes.
+
+    Raises:
+        UserError: see `refuse_absent`.
+    """
+    if Path(data).suffix and not set(data) & set(":*?[]{}"):
+        refuse_absent(Path(data))
 
 
 def _why_not_in_folder(parts: list[str], root: Path, *, near: bool) -> Cause | None:

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from deltaclip.pipeline.api.scorer import Scorer
 from deltaclip.pipeline.report import report
-from deltaclip.pipeline.serve import _application
+from deltaclip.pipeline.serve import _application, listen
 from deltaclip.pipeline.settings import ReportConfig, ServeConfig
 
 server_of = pytest.importorskip("deltaclip.pipeline.serving.app", reason="the extra serve is not installed")
@@ -44,7 +44,7 @@ def serve_page(browser, demo_run, demo_folder, demo_rows):
     """The page of a real server, with the scores of a picture on it."""
     app = _application(ServeConfig(run=demo_run), Scorer.load(demo_run, device="cpu"))
     ready = threading.Event()
-    with server_of.listen("127.0.0.1", 0) as bound:
+    with listen("127.0.0.1", 0) as bound:
         server = server_of.make_server(app, on_ready=ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()

@@ -28,7 +28,7 @@ from deltaclip.features.data.adapters.koniq_10k import read_koniq_10k
 from deltaclip.features.data.adapters.pku_i2iqa import read_pku_i2iqa
 from deltaclip.features.data.addresses import RemotePath, as_place
 from deltaclip.features.data.manifest import parse_label_ranges
-from deltaclip.features.data.paths import WEB_ADDRESS, other_name
+from deltaclip.features.data.paths import WEB_ADDRESS, refuse_absent
 from deltaclip.features.data.preferences import OPTION, holds_pairs, moved_images, read_pair_table, with_preferences
 from deltaclip.features.data.sources import is_there
 from deltaclip.features.data.table import SUFFIXES, below
@@ -178,13 +178,7 @@ def _open(data: str) -> DataTables:
             place=path,
             remedy=did_you_mean(data, ["demo", *(f"{a}:DIR" for a in FOLDER_ADAPTERS)]),
         )
-    if not path.exists():
-        alike = other_name(path)
-        raise UserError(
-            "no such file",
-            place=path,
-            remedy=f"there is {alike} in that folder" if alike else "check the path of the manifest",
-        )
+    refuse_absent(path)
     return open_files([path], folder=path.parent, name=path.stem)
 
 
