@@ -395,7 +395,9 @@ def test_images_that_are_gone_or_have_changed_are_named(tune_few, tmp_path, few_
     shutil.copytree(few_folder, folder)
     image = next(iter(sorted((folder / "images").iterdir())))
     image.write_bytes(sorted((folder / "images").iterdir())[1].read_bytes())
-    assert f"{image}: cannot be read (changed since its content was recorded" in refused(tune_few, image_root=folder, freeze_layers=0)
+    assert f"{image}: cannot be read (changed since its content was recorded" in refused(
+        tune_few, image_root=folder, freeze_layers=0
+    )
     image.unlink()
     assert refused(tune_few, image_root=folder) == (
         f"{folder}: 1 of 48 images are not there, the first: {image.name}; "
