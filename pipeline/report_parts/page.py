@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 PARTS = "deltaclip.pipeline.report_parts"
-_OPTION = re.compile(r"--[a-z][a-z-]*")
+_CODE = re.compile(r"`([^`]+)`|(--[a-z][a-z-]*)")  # a command, or an option
 # What no page may hold as it is; the replacement character shows that something was there.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -96,8 +96,8 @@ def _signed(value: float | None) -> str:
 
 
 def _options(words: str) -> Markup:
-    """Return a sentence in which options are marked as code, so that none breaks at its hyphens."""
-    return Markup(_OPTION.sub(r"<code>\g<0></code>", str(escape(words))))  # noqa: S704 - escaped just now
+    """Return a sentence in which commands and options are marked as code, so that none breaks at its hyphens."""
+    return Markup(_CODE.sub(r"<code>\1\2</code>", str(escape(words))))  # noqa: S704 - escaped just now
 
 
 def _part(name: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from deltaclip.base.errors import UserError
 from deltaclip.pipeline.report import report
-from deltaclip.pipeline.report_parts.page import MAX_POINTS
+from deltaclip.pipeline.report_parts.page import MAX_POINTS, _options
 from deltaclip.pipeline.report_parts.panels import Rows
 from deltaclip.pipeline.report_parts.shown_rows import Picture, missing_words, pictures, sample, show_rows
 from deltaclip.pipeline.settings import ReportConfig, SweepConfig, newest_run
@@ -617,3 +617,8 @@ def test_what_is_no_table_of_scores(scores_table, demo_run, demo_folder, tmp_pat
         with pytest.raises(UserError) as error:
             report(ReportConfig(**settings, out=tmp_path / "page.html"))
         assert str(error.value) == words
+
+
+def test_commands_and_options_are_marked_as_code():
+    found = _options("the same `deltaclip extract` again with --views stages & <b>")
+    assert found == "the same <code>deltaclip extract</code> again with <code>--views</code> stages &amp; &lt;b&gt;"
