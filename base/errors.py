@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 
@@ -172,6 +172,12 @@ def one_line(text: str, most: int = 300) -> str:
     """Return the first line of a text that says something, cut where it is very long."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
     return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def and_more(names: Sequence[str], count: int | None = None) -> str:
+    """Return the first of some names, and how many more there are: of `count` in all, or of those given."""
+    others = (len(names) if count is None else count) - 1
+    return names[0] + (f" and {others} more" if others > 0 else "")
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

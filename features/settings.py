@@ -19,8 +19,20 @@ TARGET_HELP = (
 )
 
 
+class _OfData:
+    """Settings of a stage that reads `data`."""
+
+    data: str
+
+    def check_more(self) -> None:
+        """Refuse data that is not there, where settings come from a command line: before a stage is imported."""
+        from deltaclip.features.data.paths import check_plain_data  # help texts need none of it
+
+        check_plain_data(self.data)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(_OfData):
     """Settings of `extract`."""
 
     data: str = setting(
@@ -91,12 +103,6 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def check_more(self) -> None:
-        """Refuse data that is not there, where settings come from a command line: before a stage is imported."""
-        from deltaclip.features.data.paths import check_plain_data  # help texts need none of it
-
-        check_plain_data(self.data)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
@@ -148,7 +154,7 @@ class InspectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(_OfData):
     """Settings of `data check`."""
 
     data: str = setting(
@@ -166,9 +172,3 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-    def check_more(self) -> None:
-        """Refuse data that is not there, where settings come from a command line: before a stage is imported."""
-        from deltaclip.features.data.paths import check_plain_data  # help texts need none of it
-
-        check_plain_data(self.data)

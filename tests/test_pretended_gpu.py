@@ -122,6 +122,7 @@ from pathlib import Path
 from deltaclip.tests import pretended_gpu as gpu
 gpu.install()
 import numpy as np
+from deltaclip.base.errors import UserError
 from deltaclip.features.extract import extract
 from deltaclip.features.settings import ExtractConfig
 from deltaclip.features.store.reader import FeatureStore
@@ -190,7 +191,7 @@ said["scorer"] = [type(opened).__name__, scorers[1].open_file(pictures[0].read_b
 for name, device, decode in (("whole", "cpu", "fast"), ("fast", gpu.DEVICE, "gpu"), ("other", "cpu", "gpu")):
     try:
         made(name, device, decode)
-    except Exception as error:
+    except UserError as error:
         said[f"{decode} for {name}"] = str(error)
 print(json.dumps(said))
 """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deltaclip.base.errors import UserError
 from deltaclip.base.progress import say
 from deltaclip.base.transfers import overlaps
+from deltaclip.features.backbone.library import first_line
 from deltaclip.features.backbone.pixels import as_batch, center_crops, device_crops
 from deltaclip.features.data.images import MAX_PIXELS, decode_plain, open_undecoded
 from deltaclip.features.data.jpeg import PlainJpeg
@@ -106,11 +107,6 @@ def _trial(device: str) -> str:
     except (RuntimeError, ImportError, OSError) as error:
         return first_line(error)
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error of a library says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def decode_streams(streams: Sequence[bytes], device: str) -> list[torch.Tensor]:

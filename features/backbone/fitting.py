@@ -8,11 +8,11 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, and_more
 from deltaclip.features.backbone.naming import Naming, find_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import torch
 
@@ -150,7 +150,7 @@ def _require_all(naming: Naming, weights: StoredTensors, own: Mapping[str, Any],
             f"does not fit {source.model}: {found} of its {len(own)} tensors are there; the file's first is {first!r}"
         )
     else:
-        message = f"does not fit {source.model}: lacks {_some(missing, count)}"
+        message = f"does not fit {source.model}: lacks {and_more(missing, count)}"
     raise UserError(message, place=place, remedy=_remedy(weights, source))
 
 
@@ -180,9 +180,9 @@ def _left_out(naming: Naming, weights: StoredTensors, own: Mapping[str, Any], so
         if name.split(".")[0] in parts or ("." not in name and _is_computed_with(weights.by_name[raw]))
     ]
     if inside:
-        message = f"does not fit {source.model}, which has no {_some(inside, len(inside))}"
+        message = f"does not fit {source.model}, which has no {and_more(inside)}"
         raise UserError(message, place=source.weights, remedy=_remedy(weights, source))
-    return [f"left out, as no part of the model: {_some([*unused.values()], len(unused))}"] if unused else []
+    return [f"left out, as no part of the model: {and_more([*unused.values()])}"] if unused else []
 
 
 def _is_computed_with(tensor: torch.Tensor) -> bool:
@@ -284,10 +284,6 @@ def _numbers(by_name: Mapping[str, Any]) -> tuple[int, ...] | None:
     count = len(positions) if positions is not None else 0
     shape = by_name[conv].shape
     return (shape[0], len(blocks["visual."]), shape[-1], count, width, len(blocks[""]))
-
-
-def _some(names: Sequence[str], count: int) -> str:
-    return names[0] + (f" and {count - 1} more" if count > 1 else "")
 
 
 def _shape(tensor: Any) -> str:

@@ -10,7 +10,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.errors import UserError, did_you_mean
+from deltaclip.base.errors import UserError, and_more, did_you_mean
 from deltaclip.features.backbone.fitting import put_weights
 from deltaclip.features.backbone.library import library_call, read_json
 from deltaclip.features.backbone.tensors import StoredTensors
@@ -110,8 +110,7 @@ def _converted(
     tokens = {name: tensor for name, tensor in everything.items() if "." not in name and name.endswith("token")}
     found = StoredTensors(by_name=changed | tokens, keys=frozenset({""}), is_openai=False)
     left = [name for name in everything if name not in found.by_name]
-    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-    words = [f"left out in converting: {left[0]}{more}"] if left else []
+    words = [f"left out in converting: {and_more(left)}"] if left else []
     return found, ["names converted by timm", *words]
 
 

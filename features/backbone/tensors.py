@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, and_more
 from deltaclip.base.kinds import SAFETENSORS, TORCH, kind_of, refuse_other
 from deltaclip.features.backbone.library import first_line, library_call
 
@@ -83,8 +83,7 @@ def read_tensors(files: Sequence[Path]) -> StoredTensors:
     is_openai = last >= OPENAI_NUMBERS
     if is_openai:
         by_name = {name: tensor for name, tensor in by_name.items() if name.rpartition(".")[2] not in OPENAI_NUMBERS}
-    more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-    notes = (f"left out, as no weights: objects of {strange[0]}{more}",) if strange else ()
+    notes = (f"left out, as no weights: objects of {and_more(strange)}",) if strange else ()
     return StoredTensors(by_name=by_name, keys=frozenset(keys), is_openai=is_openai, notes=notes)
 
 

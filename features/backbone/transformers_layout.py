@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltaclip.base.errors import UserError
+from deltaclip.base.errors import UserError, and_more
 from deltaclip.features.backbone.library import read_json
 from deltaclip.features.backbone.naming import find_names
 from deltaclip.features.backbone.tensors import StoredTensors
@@ -521,20 +521,18 @@ def to_open_clip(
     naming = find_names(weights, wanted, place=source.weights)
     missing = [name for name in wanted if name not in naming.stored and not name.startswith("logit_")]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         if len(missing) > len(wanted) / 2:
             first = next(iter(weights.by_name))
             message = f"{len(wanted) - len(missing)} of {len(wanted)} tensors are there; the file's first is {first!r}"
             remedy = "give the weights that were saved with config.json"
         else:
-            message, remedy = f"lacks {missing[0]}{more}", "correct config.json, or save the weights again, whole"
+            message, remedy = f"lacks {and_more(missing)}", "correct config.json, or save the weights again, whole"
         raise UserError(f"does not fit {source.config}: {message}", place=source.weights, remedy=remedy)
-    unused = [raw for name, raw in naming.unused.items() if not name.endswith("position_ids")]
+    unused = {name: raw for name, raw in naming.unused.items() if not name.endswith("position_ids")}
     parts = {name.split(".")[0] for name in wanted}
-    inside = [raw for name, raw in naming.unused.items() if raw in unused and name.split(".")[0] in parts]
+    inside = [raw for name, raw in unused.items() if name.split(".")[0] in parts]
     if inside:
-        more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
-        message = f"does not fit {source.config}, which has no {inside[0]}{more}"
+        message = f"does not fit {source.config}, which has no {and_more(inside)}"
         raise UserError(message, place=source.weights, remedy="correct config.json: num_hidden_layers and model_type")
     by_name: dict[str, torch.Tensor] = {}
     for same in foreign.same:
@@ -542,8 +540,7 @@ def to_open_clip(
             by_name |= _ours(same, [weights.by_name[naming.stored[name]] for name in same.theirs], own)
     notes = [*naming.words, "converted from the layout of transformers"]
     if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        notes.append(f"left out, as no part of the model: {unused[0]}{more}")
+        notes.append(f"left out, as no part of the model: {and_more([*unused.values()])}")
     return StoredTensors(by_name=by_name, keys=frozenset({""}), is_openai=False), notes
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from deltaclip.base.errors import UserError, did_you_mean, nearest
+from deltaclip.base.errors import UserError, and_more, did_you_mean, nearest
 from deltaclip.base.files import sha256_file, user_cache, whole_file
 from deltaclip.features.backbone.hf_tokens import require_tokens
 from deltaclip.features.backbone.library import first_line, read_json
@@ -239,8 +239,7 @@ def _weights_in(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
     others = [path.name for path in found[1:] if path not in of_first]
     if not others:
         return found[0], ()
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return found[0], (f"weights read from {found[0].name}, not from {others[0]}{more} beside it",)
+    return found[0], (f"weights read from {found[0].name}, not from {and_more(others)} beside it",)
 
 
 def _shards_of(weights: Path) -> tuple[Path, ...]:

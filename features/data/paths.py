@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Only of texts that start or end so, or hold \ or % or letters of other alphabets, is asked whether their file is
 # there: a million plain names cost half a second and no look at the disk.
 STARTS, ENDS = frozenset("~\"'< \t\r\n"), frozenset("\"'> \t\r\n")
-WEB_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+WEB_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # one letter is a drive of Windows
 NUMBER = re.compile(r"\d+")
 NEAREST_NAMES = 2000  # of a folder that the nearest name is looked for in: 5 ms
 MOST_NEAREST = 50  # files of a table that it is looked for: all others have the same fault
@@ -136,8 +136,7 @@ def why_gone(image: str, root: Path, *, near: bool = True) -> Cause | None:
 def _no_path(image: str) -> Cause | None:
     if spelled := spelled_out(image):
         return Cause("Python's spelling of another value", f"it is {spelled} made text: write the path alone")
-    web = WEB_ADDRESS.match(image)
-    if web and len(web[1]) > 1:  # one letter is a drive of Windows
+    if WEB_ADDRESS.match(image):
         return Cause("a web address", "download the images and give their folder with --image-root")
     return None
 
@@ -213,7 +212,7 @@ def _is_plain(written: str) -> bool:
 def _downloaded(text: str, root: Path) -> str | None:
     """Return the file that was at a web address, or uploaded to a program, as it lies in the root; None without."""
     web = WEB_ADDRESS.match(text)
-    if not (text.startswith(UPLOADED) or (web and len(web[1]) > 1 and web[1].lower() != "file")):
+    if not (text.startswith(UPLOADED) or (web and web[1].lower() != "file")):
         return None
     there = urllib.parse.urlsplit(text)
     query = urllib.parse.parse_qs(there.query).get("d", [""])[0]

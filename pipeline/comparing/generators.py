@@ -23,7 +23,7 @@ from deltaclip.features.data.prompts import prompt_group
 from deltaclip.features.data.table import SUFFIXES, read_table
 from deltaclip.features.data.targets import AskedTarget
 from deltaclip.pipeline.api.scorer import pair
-from deltaclip.pipeline.rows.cached_rows import FILE, FILES, read_keys
+from deltaclip.pipeline.rows.cached_rows import FILE, FILES, image_key, read_keys
 from deltaclip.pipeline.runs.run_split import SIDES, read_sides
 from deltaclip.pipeline.settings import no_such_generator
 
@@ -211,7 +211,7 @@ def without_learned(generators: Sequence[Generator], run: RunFolder, *, allow_ou
 def _content_keys(each: Generator, *, allow_outside: bool) -> KeyArray:
     """Return the first 64 bits of the SHA-256 of each picture's file, (N,) uint64, as caches key them; 0 without."""
     contents = hash_images(each.paths, None if allow_outside else each.rows.image_root)
-    keys = [0 if one.sha256 is None else int.from_bytes(one.sha256[:8], "little") for one in contents]
+    keys = [0 if one.sha256 is None else image_key(one.sha256) for one in contents]
     return np.array(keys, dtype=np.uint64)
 
 

@@ -22,6 +22,7 @@ from deltaclip.features.data.sources import OUTSIDE, UnreadableImage, read_image
 from deltaclip.pipeline.report_parts import panels
 from deltaclip.pipeline.report_parts.charts import number as shown_number
 from deltaclip.pipeline.report_parts.panels import TEXT
+from deltaclip.pipeline.rows.cached_rows import image_key
 from deltaclip.pipeline.runs.trust import flagged_words
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def pictures(
     def one(image: str, key: int | None) -> Picture:
         try:
             content = read_image_bytes(address(root, image), bound)
-            if key is not None and key != int.from_bytes(hashlib.sha256(content).digest()[:8], "little"):
+            if key is not None and key != image_key(hashlib.sha256(content).digest()):
                 return Picture(reason=RENAMED)
             small = thumbnail(content, side)
         except UnreadableImage as error:

@@ -307,6 +307,11 @@ def image_keys(store: FeatureStore) -> KeyArray:
     return np.ascontiguousarray(store.keys("images")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
 
 
+def image_key(content: bytes) -> int:
+    """Return the key of one image, as `image_keys`, by its content address."""
+    return int.from_bytes(content[:8], "little")
+
+
 VECTORS_OF: dict[str, Kind] = {"v_ID": "images", "t_TD": "texts"}
 
 

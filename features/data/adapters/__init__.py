@@ -184,7 +184,7 @@ def _open(data: str) -> DataTables:
 
 def _refuse_address(data: str) -> None:
     web = WEB_ADDRESS.match(data)
-    if web and len(web[1]) > 1 and not Path(data).exists():  # one letter is a drive of Windows
+    if web and not Path(data).exists():
         what = "no such file" if web[1].lower() == "file" else "is at an address of a kind that is not fetched"
         raise UserError(what, place=data, remedy=f"download it, or give one of {', '.join(SCHEMES[:-1])}")
 
